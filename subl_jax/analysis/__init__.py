@@ -1,0 +1,1 @@
+"""What is read off finished runs and stored models: statistics, divergence tokens, theory checks, audits."""

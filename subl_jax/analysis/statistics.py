@@ -1,0 +1,352 @@
+"""Means, intervals and tests over base seeds: the summary table.
+
+The unit of replication is the base that wrote the data, with everything that came from it. Runs that share a base are
+averaged before anything else, so more students, prompts or samples of one base never narrow an interval. Comparisons
+are paired by base: both arms learn from the same base's lineage.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from subl_jax.errors import InputError
+
+CORE_ARMS = ("same_init", "cross_init", "control")
+POOLED = "all"
+
+_METHODS = ("t", "bca")
+# Differences closer together than this are taken as equal: rounding, not variance.
+_ROUNDING = 1e-12
+
+
+def references(arm: str) -> tuple[str, ...]:
+    """The arms that `arm` is compared with; every arm beyond the three core ones is a defence against `same_init`."""
+    if arm == "same_init":
+        return ("cross_init", "control")
+    return () if arm in CORE_ARMS else ("same_init", "control")
+
+
+def ordered_arms(runs: pd.DataFrame) -> list[str]:
+    """The arms that occur: the core ones first, then the others as they come."""
+    present = list(dict.fromkeys(runs["arm"]))
+    return [arm for arm in CORE_ARMS if arm in present] + [arm for arm in present if arm not in CORE_ARMS]
+
+
+# --- swept fields and cells ---
+
+
+def swept_columns(runs: pd.DataFrame) -> list[str]:
+    """Lineage fields (dotted columns) that vary within a (world, arm, trait), seeds and traits aside.
+
+    A field that only differs between arms or worlds, such as a teacher's field that controls lack, is not swept.
+    """
+    lineage = [name for name in runs.columns if "." in name and not name.endswith((".seed", ".trait"))]
+    if not lineage or runs.empty:
+        return []
+    # A missing value counts as one: full fine-tuning (no rank) and rank 8 are two cells.
+    groups = _hashable(runs).groupby(["world", "arm", "trait"], dropna=False)
+    varies = (groups[lineage].nunique(dropna=False) > 1).any()
+    return [name for name in lineage if varies[name]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The combinations of world and swept fields that occur, and which runs belong to each.
+
+    A run belongs to a cell when it has the cell's values. Two kinds of fields do not count for an arm: a field that no
+    run of the arm has (a control has no teacher, so it belongs to every setting of the teacher), and, for the core
+    arms, a field that only other arms vary (a defence's strength: every strength is compared with the undefended arms).
+
+    Attributes:
+      swept: the swept fields.
+      cells: one mapping from "world" and every swept field to its value each; cells whose every run also belongs to
+        another cell are left out.
+      free: (world, arm, field) of the fields that do not count.
+    """
+
+    swept: tuple[str, ...]
+    cells: tuple[dict[str, Any], ...]
+    free: frozenset[tuple[str, str, str]]
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame) -> Self:
+        runs, swept = _hashable(runs), tuple(swept_columns(runs))
+        free = {
+            (world, arm, field)
+            for (world, arm), rows in runs.groupby(["world", "arm"])
+            for field in swept
+            if rows[field].isna().all()
+        }
+        core = runs[runs["arm"].isin(CORE_ARMS)]
+        for world, rows in core.groupby("world"):
+            for field in swept:
+                within = rows.groupby("arm")[field].nunique(dropna=False)
+                if rows[field].nunique() <= 1 and within.max() == 1:
+                    free |= {(world, arm, field) for arm in rows["arm"].unique()}
+        cells = distinct_cells(runs, swept)
+        return cls(swept, tuple(_uncovered(runs, cells, swept, free)), frozenset(free))
+
+    def select(self, rows: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
+        """The rows of `rows` (runs, or lines of a summary) that belong to `cell`."""
+        world = cell["world"]
+        keep = rows["world"] == world
+        for field in self.swept:
+            free_arms = [arm for (at, arm, name) in self.free if (at, name) == (world, field)]
+            keep &= _equals(rows[field], cell[field]) | rows["arm"].isin(free_arms)
+        return rows[keep]
+
+
+def distinct_cells(runs: pd.DataFrame, swept: Sequence[str]) -> list[dict[str, Any]]:
+    """Every combination of world and swept values that a run has, sorted where the values can be."""
+    fields = ["world", *swept]
+    table = _hashable(runs)[fields].drop_duplicates()
+    table = table.sort_values(fields, key=lambda column: column if _sortable(column) else column.astype(str))
+    return [dict(zip(fields, values, strict=True)) for values in table.itertuples(index=False, name=None)]
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    """The swept fields of a cell in words, such as "student.train.lr = 0.001, data.size = 4000"; "" for none."""
+    return ", ".join(
+        f"{field} = {_plain(value)}" for field, value in cell.items() if field != "world" and not _missing(value)
+    )
+
+
+def _uncovered(
+    runs: pd.DataFrame, cells: list[dict[str, Any]], swept: Sequence[str], free: set[tuple[str, str, str]]
+) -> list[dict[str, Any]]:
+    """The cells with at least one run that belongs to no other cell."""
+    keyed = [tuple(_key(value) for value in cell.values()) for cell in cells]
+    fields = ["world", *swept]
+    arms = collections.defaultdict(set)
+    for *values, arm in runs[[*fields, "arm"]].drop_duplicates().itertuples(index=False, name=None):
+        arms[tuple(map(_key, values))].add(arm)
+    kept = []
+    for cell, key in zip(cells, keyed, strict=True):
+        fixed = [
+            i
+            for i, field in enumerate(fields)
+            if field == "world" or any((cell["world"], arm, field) not in free for arm in arms[key])
+        ]
+        alike = sum(all(other[i] == key[i] for i in fixed) for other in keyed) if len(fixed) < len(fields) else 1
+        if alike == 1:
+            kept.append(cell)
+    return kept
+
+
+def _hashable(runs: pd.DataFrame) -> pd.DataFrame:
+    """`runs` with lists and arrays (which tuples become in a file) as text, so that they can be grouped."""
+    mixed = [name for name in runs.columns if runs[name].dtype == object]
+    return runs.assign(**{name: runs[name].map(_text) for name in mixed})
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return str(tuple(value)) if isinstance(value, list | tuple) else str(value) if isinstance(value, dict) else value
+
+
+def _sortable(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
+
+
+def _key(value: Any) -> Any:
+    return None if _missing(value) else value
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _equals(column: pd.Series, value: Any) -> pd.Series:
+    if _missing(value):
+        return column.isna()
+    return (column.map(_text) if column.dtype == object else column).eq(value).fillna(False).astype(bool)
+
+
+# --- values per base ---
+
+
+def replication_unit(runs: pd.DataFrame) -> pd.Series:
+    """The base seed each run counts for: of the data's base, or of the student's own where the data was imported."""
+    return runs["base_seed"].where(runs["base_seed"].notna(), runs["student_base_seed"])
+
+
+def by_base(runs: pd.DataFrame, value: str = "target_end") -> pd.DataFrame:
+    """Mean of `value` over the ok runs of each trait and base: (traits, bases), NaN where there is none."""
+    ok = runs[runs["status"] == "ok"]
+    units = replication_unit(ok).rename("base")
+    return ok[value].astype(float).groupby([ok["trait"], units], sort=False).mean().unstack("base").sort_index(axis=1)
+
+
+# --- intervals and tests ---
+
+
+def t_intervals(values: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Student's t interval of the mean of each row.
+
+    Args:
+      values: (rows, bases); NaN is left out.
+
+    Returns:
+      (rows, 3): mean, lower and upper end; the ends are NaN with fewer than 2 values.
+    """
+    table = pd.DataFrame(np.asarray(values, float))
+    count, mean = table.count(axis=1), table.mean(axis=1)
+    # ppf of 0 degrees of freedom is NaN, which is what an interval from one value should be.
+    half = scipy.stats.t.ppf((1 + confidence) / 2, (count - 1).clip(lower=0)) * table.std(axis=1, ddof=1) / count**0.5
+    return np.stack([mean, mean - half, mean + half], axis=1)
+
+
+def interval(values: Sequence[float], confidence: float = 0.95, method: str = "t") -> tuple[float, float, float]:
+    """Mean of `values` (one per base) and its confidence interval.
+
+    Args:
+      method: "t", or "bca": the bias-corrected and accelerated bootstrap (Efron 1987) over the bases, 9,999 resamples
+        of a fixed seed. Below about 10 bases the bootstrap is too narrow; prefer "t" there.
+
+    Returns:
+      mean, lower end, upper end; the ends are NaN with fewer than 2 values, and the mean too with none.
+    """
+    if method not in _METHODS:
+        raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if method == "bca" and len(values) >= 2 and not _identical(values):
+        result = scipy.stats.bootstrap(
+            (values,), np.mean, confidence_level=confidence, method="BCa", rng=np.random.default_rng(0)
+        )
+        return float(values.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high)
+    mean, low, high = t_intervals(values[None], confidence)[0]
+    return float(mean), float(low), float(high)
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t test, from one difference per base.
+
+    NaN with fewer than 2 differences. Where all are equal the t statistic has no finite value: p is 1 if they are
+    zero and 0 otherwise.
+    """
+    differences = np.asarray(differences, float)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) < 2:
+        return float("nan")
+    if _identical(differences):
+        return 1.0 if abs(differences[0]) <= _ROUNDING else 0.0
+    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's (1979) step-down adjustment, in the order given; NaN is passed through and not counted as a test."""
+    p = np.asarray(p_values, float)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def _identical(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= _ROUNDING * max(1.0, np.abs(values).max()))
+
+
+# --- the summary table ---
+
+_REFERENCES = ("cross_init", "control", "same_init")
+_NEEDED = ("sweep", "world", "arm", "trait", "base_seed", "student_base_seed", "status", "target_start", "target_end")
+
+
+def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -> pd.DataFrame:
+    """The summary table: one row per (sweep, world, swept fields, trait, arm), trait "all" first.
+
+    Columns:
+      n_runs, n_diverged, n_failed: all runs, and those of them that did not end well and enter nothing else.
+      n_bases: bases behind the mean.
+      target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
+      diff_R, diff_R_low, diff_R_high, p_R, pairs_R: this arm minus arm R over the bases that both have, with the
+        interval of the paired difference, the p-value of the paired t test and the number of pairs. R is `cross_init`
+        and `control` for same_init, `same_init` and `control` for a defence; NaN elsewhere and where R is missing.
+      p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
+      confidence, interval: the level and the method of all intervals.
+
+    "all" averages over traits within a base first; its differences use only the (trait, base) pairs that both arms
+    have, so that a missing run does not shift the mix of traits. Runs without a trait are left out.
+    """
+    missing = [name for name in _NEEDED if name not in runs.columns]
+    if missing:
+        raise InputError(f"runs table: lacks the columns {', '.join(missing)}")
+    if method not in _METHODS:
+        raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
+    runs = _hashable(runs[runs["trait"].notna()])
+    grid = Cells.of(runs)
+    lines = []
+    for sweep, rows in runs.groupby("sweep", sort=False):
+        for cell in distinct_cells(rows, grid.swept):
+            exact = rows[np.logical_and.reduce([_equals(rows[field], value) for field, value in cell.items()])]
+            # Every arm's runs that this cell may be compared with, those of free fields included.
+            around = grid.select(rows, cell)
+            in_cell = []
+            for arm in ordered_arms(exact):
+                label = {"sweep": sweep, **cell, "arm": arm}
+                in_cell += _arm_lines(label, exact[exact["arm"] == arm], around, confidence, method)
+            order = [POOLED, *dict.fromkeys(exact["trait"])]
+            lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
+    columns = [
+        *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n_bases", "n_diverged", "n_failed"),
+        *("target_start", "mean", "ci_low", "ci_high"),
+        *(name for arm in _REFERENCES for name in _difference_columns(arm)),
+    ]
+    return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
+
+
+def _difference_columns(arm: str) -> tuple[str, ...]:
+    return f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm", f"pairs_{arm}"
+
+
+def _arm_lines(
+    label: dict[str, Any], own: pd.DataFrame, around: pd.DataFrame, confidence: float, method: str
+) -> list[dict[str, Any]]:
+    """The summary rows of one arm in one cell: one per trait, then "all"."""
+    traits = list(dict.fromkeys(own["trait"]))
+    end = by_base(own).reindex(traits)
+    start = by_base(own, "target_start").reindex(traits)
+    other = {arm: by_base(around[around["arm"] == arm]) for arm in references(label["arm"])}
+    differences = {arm: (end - table).reindex(traits) for arm, table in other.items()}
+
+    lines = []
+    for trait in [*traits, POOLED]:
+        of_trait = own if trait == POOLED else own[own["trait"] == trait]
+        mean, low, high = interval(_bases(end, trait), confidence, method)
+        line = label | {
+            "trait": trait,
+            "n_runs": len(of_trait),
+            "n_bases": int(_bases(end, trait).count()),
+            "n_diverged": int((of_trait["status"] == "diverged").sum()),
+            "n_failed": int((of_trait["status"] == "failed").sum()),
+            "target_start": _bases(start, trait).mean(),
+            **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
+        }
+        for arm, table in differences.items():
+            pairs = _bases(table, trait).dropna()
+            diff, diff_low, diff_high, p, _, count = _difference_columns(arm)
+            line |= dict(zip((diff, diff_low, diff_high), interval(pairs, confidence, method), strict=True))
+            line |= {p: paired_p(pairs), count: len(pairs)}
+        lines.append(line)
+    for arm in differences:
+        adjusted = holm([line[f"p_{arm}"] for line in lines[:-1]])
+        for line, p in zip(lines, adjusted, strict=False):
+            line[f"p_{arm}_holm"] = p
+    return lines
+
+
+def _bases(table: pd.DataFrame, trait: str) -> pd.Series:
+    """One value per base: of a trait, or averaged over traits."""
+    return table.mean(axis=0) if trait == POOLED else table.loc[trait]

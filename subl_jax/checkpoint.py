@@ -1,0 +1,217 @@
+"""Checkpoints of a batch of lanes that is still running. The only file that imports orbax.
+
+    <directory>/saves/<id>/         one save, written by orbax in the background and shown once it is whole
+    <directory>/seals/<id>.json     its round, its meta, and the shape, dtype and hash of what it holds
+
+The seal is written just before the save is shown, so every save has one. It is there because orbax casts to a dtype
+that differs from the saved one without a word, and does not notice a flipped bit in the arrays.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from subl_jax.atomic import storage_error, write_json_atomic
+from subl_jax.jsonl import file_sha256
+
+_KEPT = 2
+
+
+class Checkpoints:
+    """The saves of one running batch.
+
+    Saves are numbered 0, 1, 2, … whatever their rounds: orbax's preemption handling needs consecutive numbers.
+    In a program of several processes every method is called by all of them, on shared storage.
+
+    Args:
+      directory: used for this batch alone; made where it is missing.
+      warn: gets one line for each save that cannot be used.
+
+    Raises:
+      StorageError: the directory cannot be made.
+    """
+
+    def __init__(self, directory: epath.PathLike, warn: Callable[[str], None] = print) -> None:
+        _silence()
+        self._directory = epath.Path(directory)
+        self._warn = warn
+        self._seal: dict[str, Any] = {}  # of the save that is being written
+        self._manager = self._guarded(
+            ocp.CheckpointManager,
+            self._directory / "saves",
+            options=ocp.CheckpointManagerOptions(
+                save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+                preservation_policy=checkpoint_managers.LatestN(_KEPT),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_seal),
+            ),
+        )
+
+    def save(self, round: int, state: Any, records: Any, meta: dict[str, Any]) -> None:
+        """Starts to save, once the save before it is done; the arrays may be donated or changed on return.
+
+        Args:
+          round: the round that `state` has finished.
+          state: pytree of jax or numpy arrays.
+          records: dicts and lists of numpy arrays, the same in every process.
+          meta: JSON.
+
+        Raises:
+          StorageError: this save or the one before it failed; older ones are untouched.
+        """
+        self.wait()
+        latest = self._manager.latest_step()
+        leaves, skeleton = _skeleton(records)
+        self._seal = {
+            "id": 0 if latest is None else latest + 1,
+            "round": round,
+            "meta": meta,
+            "state": _layout(state),
+            "records": skeleton,
+            "arrays": [[leaf.dtype.name, leaf.shape] for leaf in leaves],
+        }
+        arrays = {**_named("state", jax.tree.leaves(state)), **_named("records", [np.array(leaf) for leaf in leaves])}
+        self._guarded(self._manager.save, self._seal["id"], args=ocp.args.StandardSave(arrays), force=True)
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any, Any, dict[str, Any]] | None:
+        """`(round, state, records, meta)` of the newest save that is whole and fits; None when there is none.
+
+        Saves that cannot be used are removed.
+
+        Args:
+          abstract_state: the state as `jax.ShapeDtypeStruct` leaves. A leaf without a sharding goes to the first
+            device; the devices need not be those that saved.
+        """
+        self.wait()
+        for id in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(id, abstract_state)
+            except Exception as error:  # a damaged file can fail anywhere in orbax
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                self._warn(f"checkpoint {self._directory / 'saves' / str(id)} cannot be used and is removed: {reason}")
+                self._manager.delete(id)
+        return None
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk. Raises StorageError when it failed."""
+        self._guarded(self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Ends the last save and the background threads. Raises StorageError when that save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def delete(self) -> None:
+        """Closes, and removes every save: the batch has finished."""
+        self.close()
+        if jax.process_index() == 0:
+            self._directory.rmtree(missing_ok=True)
+
+    def _restore(self, id: int, abstract_state: Any) -> tuple[int, Any, Any, dict[str, Any]]:
+        seal = json.loads(self._seal_path(id).read_bytes())
+        path = self._directory / "saves" / str(id)
+        if _hashes(path) != seal["files"]:
+            raise ValueError("it is damaged (checksum differs)")
+        needed = _layout(abstract_state)
+        if len(seal["state"]) != len(needed):
+            raise ValueError(f"it holds {len(seal['state'])} arrays, and this run needs {len(needed)}")
+        for saved, wanted in zip(seal["state"], needed, strict=True):
+            if saved != wanted:
+                raise ValueError(f"it holds {_text(saved)}, and this run needs {_text(wanted)}")
+        abstract, structure = jax.tree.flatten(abstract_state)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
+            for leaf in abstract
+        ]
+        arrays = [np.empty(shape, jnp.dtype(dtype)) for dtype, shape in seal["arrays"]]
+        target = {**_named("state", abstract), **_named("records", arrays)}
+        restored = self._manager.restore(id, args=ocp.args.StandardRestore(target))
+        state = [
+            restored[name] if name in restored else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+            for name, leaf in _numbered("state", abstract)
+        ]
+        records = [restored.get(name, array) for name, array in _numbered("records", arrays)]
+        return (
+            seal["round"],
+            jax.tree.unflatten(structure, state),
+            jax.tree.map(lambda index: records[index], seal["records"]),
+            seal["meta"],
+        )
+
+    def _write_seal(self) -> None:
+        """Called by orbax in its background thread, on the first process, when all but the last rename is done."""
+        id = self._seal["id"]
+        (path,) = (path for path in (self._directory / "saves").iterdir() if path.name.split(".")[0] == str(id))
+        write_json_atomic(self._seal_path(id), {**self._seal, "files": _hashes(path)})
+
+    def _seal_path(self, id: int) -> epath.Path:
+        return self._directory / "seals" / f"{id}.json"
+
+    def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # a full disk reaches us as an error of orbax's storage layer, of any type
+            raise storage_error(self._directory, error) from error
+
+
+def _numbered(kind: str, leaves: list[Any]) -> list[tuple[str, Any]]:
+    return [(f"{kind}_{i:04d}", leaf) for i, leaf in enumerate(leaves)]
+
+
+def _named(kind: str, leaves: list[Any]) -> dict[str, Any]:
+    """Leaves by number, without those that hold nothing: orbax refuses to save an array of size zero."""
+    return {name: leaf for name, leaf in _numbered(kind, leaves) if leaf.size}
+
+
+def _layout(state: Any) -> list[list[Any]]:
+    """[path, dtype, shape] of every leaf, as JSON gives it back."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [[jax.tree_util.keystr(path), jnp.dtype(leaf.dtype).name, list(leaf.shape)] for path, leaf in leaves]
+
+
+def _skeleton(records: Any) -> tuple[list[np.ndarray], Any]:
+    """The arrays, and the tree with their indices in their places."""
+    leaves, structure = jax.tree.flatten(records)
+    return [np.asarray(leaf) for leaf in leaves], jax.tree.unflatten(structure, range(len(leaves)))
+
+
+def _text(leaf: list[Any]) -> str:
+    path, dtype, shape = leaf
+    return f"{path or 'a state'} as {dtype}{shape}"
+
+
+def _hashes(save: epath.Path) -> dict[str, str]:
+    """SHA-256 of each file of a save, but for those that orbax adds or changes when it shows the save."""
+    hashes = {}
+
+    def walk(directory: epath.Path) -> None:
+        for path in directory.iterdir():
+            if path.is_dir():
+                walk(path)
+            elif path.name not in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+                hashes[str(path.relative_to(save))] = file_sha256(path)
+
+    walk(save)
+    return hashes
+
+
+def _silence() -> None:
+    """Drops orbax's log: it tells of every step of every save, and what goes wrong is raised as well."""
+    logger = logging.getLogger("absl")
+    if _not_of_orbax not in logger.filters:
+        logger.addFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname

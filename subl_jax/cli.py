@@ -1,0 +1,238 @@
+"""The command line of `launch/sweep.py`: a sweep file, overrides of its config, and an exit status.
+
+    --config FILE[:ARGUMENT]    a sweep file; the argument goes to its get_config()
+    --config.NAME=VALUE         another value for one of its settings
+    --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
+    --dry_run                   print the plan, compute nothing
+
+Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
+"""
+
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from subl_jax import specs
+from subl_jax.errors import InputError, Preempted, StorageError
+from subl_jax.settings import Settings
+
+PREEMPTED = 75
+
+
+class Command(NamedTuple):
+    name: str
+    students: list[specs.Student]
+    settings: Settings
+    config: dict[str, Any]
+    workdir: str
+    dry_run: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line (without the program's name in front) and returns its exit status."""
+    try:
+        if {"-h", "--help", "--helpfull"} & set(argv):
+            print(__doc__)
+            return 0
+        file, rest = split_config(argv)
+        module = load_sweep(file)
+        prepare_devices()
+        return _execute(command(file, module, rest))
+    except InputError as error:
+        return _said(f"error: {error}", 2)
+    except StorageError as error:
+        return _said(f"error: {error}", 1)
+    except Preempted:
+        return _said("preempted: what was computed is stored; run the same command again to go on", PREEMPTED)
+
+
+def _said(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+def _execute(command: Command) -> int:
+    # Imported late: the command line's mistakes are told before jax starts.
+    from rich.console import Console
+
+    from subl_jax import dry_run, running
+    from subl_jax.progress import Progress, print_outcome
+
+    console = Console()
+    if command.dry_run:
+        dry_run.show(console, command.students, command.workdir, command.settings)
+        return 0
+    outcome = running.run(
+        command.students,
+        command.workdir,
+        name=command.name,
+        settings=command.settings,
+        config=command.config,
+        progress=Progress(console),
+    )
+    results = outcome.results
+    files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
+    print_outcome(console, results.summary, files, outcome.lines)
+    return 0 if outcome.all_ok else 1
+
+
+# --- from arguments to a command ---
+
+
+def split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Takes `--config FILE` or `--config=FILE` out of the arguments.
+
+    Raises:
+      InputError: it is not there, or more than once.
+    """
+    found, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            found.append(value if equals else next(arguments, ""))
+        else:
+            rest.append(argument)
+    if len(found) != 1 or not found[0]:
+        raise InputError(f"expected one --config FILE, got {len(found)}; for example --config sweeps/traits.py")
+    return found[0], rest
+
+
+def load_sweep(file: str) -> types.ModuleType:
+    """The module of a sweep file (`FILE` or `FILE:ARGUMENT`), anywhere on the disk.
+
+    Raises:
+      InputError: no such file, not Python, or without `get_config` and `sweep`.
+    """
+    path = pathlib.Path(_path_of(file))
+    if not path.is_file():
+        here = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        raise InputError(f"--config {path}: no such file" + (f"; {specs.nearest(str(path), here)}" if here else ""))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--config {path}: not a Python file; expected a name that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    # Registered so that a world defined in the file can be found again by its name.
+    sys.modules.setdefault(path.stem, module)
+    _guarded(path, "import", lambda: spec.loader.exec_module(module))
+    for name in ("get_config", "sweep"):
+        if not callable(getattr(module, name, None)):
+            raise InputError(f"--config {path}: has no {name}(); a sweep file has get_config() and sweep(config)")
+    return module
+
+
+def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Command:
+    """All that the command line says.
+
+    Raises:
+      InputError: a mistake in the arguments, the sweep file, or the specs that it makes.
+    """
+    path, argument = pathlib.Path(_path_of(file)), file[len(_path_of(file)) + 1 :]
+    config = _guarded(path, "get_config", lambda: _get_config(path, module, argument))
+    if not isinstance(config, ConfigDict):
+        given = type(config).__name__
+        raise InputError(f"--config {path}: get_config() gives a {given}, expected an ml_collections.ConfigDict")
+    with config.unlocked():
+        config.engine = ConfigDict({**_engine_defaults(), **config.get("engine", ConfigDict()).to_dict()})
+        config.tracker = config.get("tracker", Settings().tracker)
+        config.project = config.get("project", Settings().project)
+    values, config = _parsed(arguments, config)
+    name = path.stem + (f"-{re.sub(r'[^A-Za-z0-9_.-]+', '-', argument)}" if argument else "")
+    for key in config.engine:
+        if key not in _engine_defaults():
+            raise InputError(f"config.engine.{key}: no such setting; {specs.nearest(key, _engine_defaults())}")
+    settings = Settings(**config.engine.to_dict(), tracker=config.tracker, project=config.project)
+    students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
+    return Command(name, students, settings, config.to_dict(), values.workdir or f"runs/{name}", values.dry_run)
+
+
+def _engine_defaults() -> dict[str, Any]:
+    return {
+        name: getattr(Settings(), name) for name in specs.roles(Settings) if name not in ("tracker", "project")
+    }
+
+
+def _path_of(file: str) -> str:
+    """FILE of FILE:ARGUMENT."""
+    match = re.match(r"(.*?\.py)(?::.*)?$", file, re.DOTALL)
+    return match[1] if match else file.partition(":")[0]
+
+
+def _get_config(path: pathlib.Path, module: types.ModuleType, argument: str) -> Any:
+    if not argument:
+        return module.get_config()
+    if not inspect.signature(module.get_config).parameters:
+        raise InputError(f"--config {path}: its get_config() takes no argument; leave out ':{argument}'")
+    return module.get_config(argument)
+
+
+def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagValues, ConfigDict]:
+    """The flags, and the config with its overrides."""
+    known = _names(config)
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if override and override[1] not in known:
+            raise InputError(f"--config.{override[1]}: no such setting; {specs.nearest(override[1], known)}")
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
+    argv = ["sweep", *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        left = values(argv)[1:]
+    except (flags.Error, ValueError, TypeError, SyntaxError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(line.replace("flag --config.", "--config.")) from None
+    if left:
+        raise InputError(f"{left[0]!r}: not understood; options begin with --, as in --config.seeds=8")
+    return values, values.config
+
+
+def _names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Every setting's dotted name."""
+    names = []
+    for name in config:
+        value = config[name]
+        names += _names(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+    return names
+
+
+def _guarded(path: pathlib.Path, what: str, call: Callable[[], Any]) -> Any:
+    """`call()`; an error of the user's file becomes one line that says where in it."""
+    try:
+        return call()
+    except InputError:
+        raise
+    except SyntaxError as error:
+        raise InputError(f"--config {error.filename}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"--config {path}{where}: {what} failed: {reason}") from None
+
+
+# --- the machine ---
+
+
+def prepare_devices() -> None:
+    """One virtual CPU device per core, and a cache of compiled programs. Must come before jax is first used."""
+    import jax
+
+    from subl_jax.layouts import cache_folder
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,393 @@
+"""The host loop: groups one after the other, batches of lanes, rounds; storing, logging and showing as they finish."""
+
+import contextlib
+import dataclasses
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from subl_jax import channel, lanes, layouts, specs, tables
+from subl_jax.checkpoint import Checkpoints
+from subl_jax.errors import Preempted
+from subl_jax.plan import Group, Plan, make_plan
+from subl_jax.progress import Progress
+from subl_jax.settings import Settings
+from subl_jax.stages import input_shapes
+from subl_jax.store import Row, Store
+from subl_jax.tracking import RunInfo, Tracker
+
+Tree = Any
+Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
+
+
+@dataclasses.dataclass
+class GroupTiming:
+    """What a group took. `waited_seconds` is the part of `run_seconds` that the host spent waiting for the device."""
+
+    stage: str
+    lanes: int
+    layout: str
+    batches: int
+    lane_steps: int
+    compile_seconds: float
+    layout_seconds: float
+    run_seconds: float
+    waited_seconds: float
+    lane_steps_per_second: float
+    flops_per_second: float
+    bytes_needed: int
+
+
+def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
+    """The plan of what is left, after checking that the stored nodes it builds on are whole."""
+    while True:
+        plan = make_plan(students, store.done())
+        if store.verify(plan.reused) == plan.reused.keys():
+            return plan
+
+
+class Engine:
+    """Computes a plan into a store.
+
+    Args:
+      sweep: the name under which students are tracked.
+      preempted: asked between rounds; true makes the engine save what runs and raise `Preempted`.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        sweep: str,
+        store: Store,
+        settings: Settings,
+        tracker: Tracker,
+        progress: Progress,
+        preempted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._workdir = workdir
+        self._sweep = sweep
+        self._store = store
+        self._settings = settings
+        self._tracker = tracker
+        self._progress = progress
+        self._preempted = preempted
+        self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
+        self._runs: dict[str, list[specs.Student]] = {}
+
+    def compute(self, plan: Plan) -> list[GroupTiming]:
+        """Computes every pending node.
+
+        Raises:
+          Preempted: `preempted` said so; what finished is stored, and what ran is saved.
+          StorageError: results could not be written; what was stored before is kept.
+        """
+        for student in plan.students:
+            self._runs.setdefault(student.key, []).append(student)
+        self._deliver([node for node in plan.reused.values() if node.key in self._runs])
+        self._progress.plan(len(plan.groups))
+        return [self._run_group(group) for group in plan.groups]
+
+    def _run_group(self, group: Group) -> GroupTiming:
+        rounds = group.stage.rounds(group.nodes[0])
+        alive, lost = self._split_by_parents(group)
+        if lost:
+            self._store.put(group.stage.name, lost)
+            self._deliver([node for node in group.nodes if node.key in {row.key for row in lost}])
+        layout = self._default_layout(max(len(alive), 1))
+        self._progress.begin(group.stage.name, len(group.nodes), sum(rounds) * len(alive), str(layout))
+        if not alive:
+            self._progress.end("none of its inputs are there")
+            return GroupTiming(group.stage.name, len(group.nodes), "none", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+        self._progress.compiling()
+        began = time.perf_counter()
+        program = self._program(group, alive)
+        layout, ready = program.layout, time.perf_counter()
+        self._progress.advance(0)
+        waited = 0.0
+        batches = [alive[i : i + layout.lanes] for i in range(0, len(alive), layout.lanes)]
+        for batch in batches:
+            waited += _Batch(self, group, program, batch).run()
+        seconds = time.perf_counter() - ready
+        lane_steps = sum(rounds) * len(alive)
+        self._progress.end()
+        return GroupTiming(
+            stage=group.stage.name,
+            lanes=len(alive),
+            layout=str(layout),
+            batches=len(batches),
+            lane_steps=lane_steps,
+            compile_seconds=program.compile_seconds,
+            layout_seconds=ready - began - program.compile_seconds,
+            run_seconds=seconds,
+            waited_seconds=waited,
+            lane_steps_per_second=lane_steps / seconds,
+            flops_per_second=group.flops / len(group.nodes) * len(alive) / seconds,
+            bytes_needed=program.bytes_needed,
+        )
+
+    def _split_by_parents(self, group: Group) -> tuple[list[specs.Node], list[Row]]:
+        """The nodes whose inputs are all ok, and rows that say why the others cannot be computed."""
+        alive, lost = [], []
+        for node in group.nodes:
+            parents = [p for p in group.stage.inputs(node).values() if not isinstance(p, specs.Imported)]
+            bad = next((p for p in parents if self._store.status(p.key) != "ok"), None)
+            if bad is None:
+                alive.append(node)
+            else:
+                row = self._store.row(bad.key)
+                why = f"its {type(bad).__name__.lower()} {row.status}: {row.why}"
+                lost.append(Row(node.key, specs.to_json(node), "failed", why))
+        return alive, lost
+
+    # --- programs ---
+
+    def _default_layout(self, count: int) -> lanes.Layout:
+        settings = self._settings
+        devices = settings.devices or jax.local_device_count()
+        return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch)
+
+    def _program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
+        """The group's program in the layout that is configured, remembered, measured, or known to be good."""
+
+        def compiled(layout: lanes.Layout) -> lanes.Program:
+            known = self._programs.get((group.form, layout))
+            if known is not None:
+                return dataclasses.replace(known, compile_seconds=0.0)
+            program = lanes.compile_program(group.stage, nodes[0], layout, input_shapes(nodes[0]))
+            self._programs[group.form, layout] = program
+            return program
+
+        settings, default = self._settings, self._default_layout(len(nodes))
+        fixed = settings.width or settings.lanes_a_batch or not settings.measure_layout
+        if fixed or default.lanes == 1:
+            return compiled(default)
+
+        def timed(layout: lanes.Layout) -> tuple[float, lanes.Program]:
+            program = compiled(layout)
+            few = nodes[: layout.lanes]
+            arguments = program.put(*self._arguments(group, few))
+            steps = min(layouts.TIMED_STEPS, max(group.stage.rounds(nodes[0]), default=0))
+            return lanes.seconds_per_lane_step(program, arguments, steps), program
+
+        candidates = lanes.candidates(len(nodes), settings.devices or jax.local_device_count())
+        total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
+        return layouts.choose(group.form, candidates, total_steps, settings.measure_above, timed, compiled)
+
+    # --- inputs ---
+
+    def _inputs(self, group: Group, node: specs.Node) -> dict[str, Tree]:
+        """The artefacts that one node builds on, by the names its stage knows them by."""
+        return {name: self._artefact(parent) for name, parent in group.stage.inputs(node).items()}
+
+    def _artefact(self, node: specs.Node) -> Tree:
+        return channel.read_imported(node) if isinstance(node, specs.Imported) else self._store.get(node.key)
+
+    def _arguments(self, group: Group, nodes: list[specs.Node]) -> tuple[np.ndarray, dict[str, np.ndarray], Tree]:
+        """Keys, traced values and inputs of a batch, each with a leading lane axis."""
+        inputs = [self._inputs(group, node) for node in nodes]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
+        return np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), stacked
+
+    # --- tracking ---
+
+    def _deliver(self, nodes: Sequence[specs.Node]) -> None:
+        """Sends the whole curves of stored students that the tracker has not had yet."""
+        for node in nodes:
+            for student in self._runs[node.key]:
+                run_id = specs.run_id(student)
+                if run_id not in self._tracker.delivered():
+                    self._tracker.start(run_info(self._sweep, student))
+                    steps, curves = self._store.curves(node.key)
+                    if curves:
+                        self._tracker.log(run_id, steps.tolist(), curves)
+                    self._finish_run(student)
+
+    def _finish_run(self, student: specs.Student) -> None:
+        row = self._store.row(student.key)
+        _, curves = self._store.curves(student.key)
+        last = {name: float(values[-1]) for name, values in curves.items()}
+        target = curves.get(f"trait/{specs.trait_of(student)}")
+        ends = {} if target is None else {"target_start": float(target[0]), "target_end": float(target[-1])}
+        summary = {**last, **ends, "status": row.status}
+        self._tracker.finish(specs.run_id(student), summary, exit_code=0 if row.status == "ok" else 1)
+
+
+def run_info(sweep: str, student: specs.Student) -> RunInfo:
+    """A student as its tracker sees it."""
+    arm, trait = specs.arm_of(student), specs.trait_of(student)
+    config: dict[str, Any] = {"arm": arm, "trait": trait, "key": student.key}
+    for name, value in specs.lineage(student).items():
+        *path, last = name.split(".")
+        place = config
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    name = f"{arm}-{trait}-base{specs.origin(student.start).seed}-{student.seed}"
+    return RunInfo(specs.run_id(student), name, sweep, arm, student.world.name, trait, config)
+
+
+class _Batch:
+    """One batch of lanes from start to store."""
+
+    def __init__(self, engine: Engine, group: Group, program: lanes.Program, nodes: list[specs.Node]) -> None:
+        self._engine = engine
+        self._group = group
+        self._program = program
+        self._nodes = nodes
+        self._rounds = group.stage.rounds(nodes[0])
+        self._history: list[Record] = []
+        self._collectors = [channel.Collector(node) for node in nodes] if group.stage.artefact is None else []
+        self._waited = 0.0
+        self._live = [node for node in nodes if node.key in engine._runs]
+        self._checkpoints = Checkpoints(engine._workdir / "checkpoints" / self._id, warn=engine._progress.warn)
+
+    @property
+    def _id(self) -> str:
+        named = "\n".join([self._group.form, *(node.key for node in self._nodes)])
+        return hashlib.sha256(named.encode()).hexdigest()[:24]
+
+    def run(self) -> float:
+        """Computes and stores the batch. Returns the seconds spent waiting for the device."""
+        engine, program = self._engine, self._program
+        for node in self._live:
+            for student in engine._runs[node.key]:
+                if specs.run_id(student) not in engine._tracker.delivered():
+                    engine._tracker.start(run_info(engine._sweep, student))
+        arguments = program.put(*engine._arguments(self._group, self._nodes))
+        first, state = self._resumed() or (0, program.start(arguments))
+        saved = time.monotonic()
+        running: Tree | None = None  # the record of the round that the device is busy with
+        for i in range(first, len(self._rounds)):
+            if self._collectors and all(collector.enough for collector in self._collectors):
+                break
+            state, record = program.advance(arguments, state, self._rounds[i])
+            if running is not None:
+                self._take(running, track=True)
+            running = record
+            due = time.monotonic() - saved > engine._settings.checkpoint_seconds
+            if (due and i + 1 < len(self._rounds)) or engine._preempted():
+                self._take(running, track=True)
+                running = None
+                self._save(i + 1, state)
+                saved = time.monotonic()
+                if engine._preempted():
+                    self._checkpoints.close()
+                    raise Preempted
+        if running is not None:
+            self._take(running, track=True)
+        self._store(state)
+        self._checkpoints.delete()
+        return self._waited
+
+    def _take(self, record: Tree, track: bool) -> None:
+        """Brings a round's record to the host, which waits for the device to finish it."""
+        began = time.perf_counter()
+        record = jax.device_get(record)
+        self._waited += time.perf_counter() - began
+        i = len(self._history)
+        self._history.append(jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], record))
+        for collector, samples in zip(self._collectors, self._history[i].get("samples", ()), strict=False):
+            collector.add(samples)
+        if track:
+            self._engine._progress.advance(self._rounds[i] * len(self._nodes))
+            self._log_round(i)
+
+    def _log_round(self, i: int) -> None:
+        if not self._live:
+            return
+        step = sum(self._rounds[: i + 1])
+        named = tables.named_metrics(self._nodes[0].world, self._history[i])
+        delivered = self._engine._tracker.delivered()
+        for lane, node in enumerate(self._nodes):
+            for student in self._engine._runs.get(node.key, ()):
+                if specs.run_id(student) not in delivered:
+                    row = {name: values[lane : lane + 1] for name, values in named.items()}
+                    self._engine._tracker.log(specs.run_id(student), [step], row)
+
+    # --- checkpoints ---
+
+    def _save(self, done: int, state: Tree) -> None:
+        records = {name: np.stack([r[name] for r in self._history]) for name in self._history[0]}
+        self._checkpoints.save(done, state, records, {"nodes": len(self._nodes)})
+
+    def _resumed(self) -> tuple[int, Tree] | None:
+        restored = self._checkpoints.restore(self._program.state)
+        if restored is None:
+            return None
+        done, state, records, _ = restored
+        for i in range(done):
+            self._take({name: values[i] for name, values in records.items()}, track=False)
+        self._engine._progress.advance(sum(self._rounds[:done]) * len(self._nodes))
+        return done, state
+
+    # --- results ---
+
+    def _store(self, state: Tree) -> None:
+        stage, engine = self._group.stage, self._engine
+        curves, steps, infos = None, None, [{} for _ in self._nodes]
+        shortfalls: list[str | None] = [None] * len(self._nodes)
+        if stage.artefact is None:
+            artefacts = [collector.artefact() for collector in self._collectors]
+            tree = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
+            infos = [collector.info() for collector in self._collectors]
+            shortfalls = [collector.shortfall() for collector in self._collectors]
+            for node, collector in zip(self._nodes, self._collectors, strict=True):
+                channel.write_files(engine._workdir, node, collector.table())
+        else:
+            began = time.perf_counter()
+            tree = jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], jax.device_get(stage.artefact(state)))
+            self._waited += time.perf_counter() - began
+            stacked = {name: np.stack([r[name] for r in self._history], axis=1) for name in self._history[0]}
+            curves = tables.named_metrics(self._nodes[0].world, stacked)
+            steps = np.cumsum(self._rounds)
+        rows = []
+        for lane, node in enumerate(self._nodes):
+            status, why = ("failed", shortfalls[lane]) if shortfalls[lane] else _health(lane, tree, curves, steps)
+            rows.append(Row(node.key, specs.to_json(node), status, why, infos[lane]))
+        engine._store.put(stage.name, rows, tree, curves, steps)
+        for node in self._live:
+            for student in engine._runs[node.key]:
+                if specs.run_id(student) not in engine._tracker.delivered():
+                    engine._finish_run(student)
+
+
+def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:
+    """Whether a lane diverged, and when: a loss or a parameter that is not a finite number."""
+    if curves is not None:
+        lost = ~np.isfinite(curves["loss"][lane]) & (steps > 0)
+        if lost.any():
+            return "diverged", f"its loss is not a finite number from step {int(steps[lost.argmax()])} on"
+    floats = [leaf[lane] for leaf in jax.tree.leaves(tree) if np.issubdtype(leaf.dtype, np.floating)]
+    if not all(np.isfinite(leaf).all() for leaf in floats):
+        return "diverged", "its parameters are not all finite numbers"
+    return "ok", None
+
+
+@contextlib.contextmanager
+def preemption_notice() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and ctrl-C into a question that the engine asks between rounds. A second ctrl-C stops at once."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told.is_set
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        if told.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,13 @@
+"""The ways a sweep can end other than well, each with the line a user reads."""
+
+
+class InputError(ValueError):
+    """A user's mistake: one line that says what was wrong, where, and what would be right. Exit status 2."""
+
+
+class Preempted(Exception):
+    """The machine is going away (SIGTERM or ctrl-C); what finished is stored. Exit status 75."""
+
+
+class StorageError(OSError):
+    """A file could not be written or read back (full disk, no permission). Exit status 1; nothing stored is lost."""

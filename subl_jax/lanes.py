@@ -1,0 +1,213 @@
+"""From a stage for one model to a program for many: vmap, sequential chunks, and devices under one shard_map.
+
+The only file that knows of lanes. A batch of lanes is an array axis of size devices × sequential × width: each device
+takes its part in `sequential` chunks, one after the other, and runs the `width` lanes of a chunk side by side. Which
+of these is fastest differs between machines and shapes, so it is measured where that pays.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from subl_jax import specs
+from subl_jax.stages import Stage
+
+Tree = Any
+
+# On a CPU, chunks are short enough at this many lanes; more would only hold more results back from the store.
+_LANES_A_BATCH = {"cpu": 16}
+_LANES_A_BATCH_ELSEWHERE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    devices: int
+    sequential: int
+    width: int
+
+    @property
+    def lanes(self) -> int:
+        return self.devices * self.sequential * self.width
+
+    def __str__(self) -> str:
+        return f"{self.devices} device{'s'[: self.devices > 1]} × {self.sequential} in turn × {self.width} wide"
+
+
+def lane_key(node: specs.Node) -> np.ndarray:
+    """The lane's random key data, (2,) uint32, from the node's own key: no neighbour or place can change it."""
+    return np.frombuffer(bytes.fromhex(node.key)[:8], np.uint32)
+
+
+def lane_values(nodes: Sequence[specs.Node]) -> dict[str, np.ndarray]:
+    """The traced fields of each lane, stacked: path → (lanes,) int32 or float32."""
+    rows = [specs.traced_values(node) for node in nodes]
+    kinds = {name: np.int32 if isinstance(value, int) else np.float32 for name, value in rows[0].items()}
+    return {name: np.asarray([row[name] for row in rows], kind) for name, kind in kinds.items()}
+
+
+def pad(tree: Tree, lanes: int) -> Tree:
+    """Repeats the first lane until there are `lanes`; what these compute is thrown away."""
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], lanes - len(x), axis=0)]), tree)
+
+
+def lane_mesh(devices: int) -> Mesh:
+    return jax.make_mesh((devices,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tuple[int, ...] = ()) -> Any:
+    """`function(common, *lane's own)` as a jitted function of a batch of `layout.lanes`, the lanes' axis leading.
+
+    `common` is the same for all lanes and has no lane axis.
+    """
+
+    def on_device(common: Tree, *arguments: Tree) -> Tree:
+        def fold(x: jax.Array) -> jax.Array:
+            return x.reshape(layout.sequential, layout.width, *x.shape[1:])
+
+        def chunk(arguments: tuple[Tree, ...]) -> Tree:
+            if layout.width > 1:
+                return jax.vmap(functools.partial(function, common))(*arguments)
+            # One lane needs no batch axis, and its program is a little faster without one.
+            alone = function(common, *jax.tree.map(lambda x: x[0], arguments))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
+
+        if layout.sequential == 1:
+            return chunk(arguments)
+        results = jax.lax.map(chunk, jax.tree.map(fold, arguments))
+        return jax.tree.map(lambda x: x.reshape(layout.sequential * layout.width, *x.shape[2:]), results)
+
+    lane = PartitionSpec("lane")
+    # check_vma off: nothing crosses lanes, and its bookkeeping rejects constant carries in a stage's own scans.
+    def batch(common: Tree, *arguments: Tree) -> Tree:
+        in_specs = (PartitionSpec(), *(lane for _ in arguments))
+        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=lane, check_vma=False)
+        return mapped(common, *arguments)
+
+    return jax.jit(batch, donate_argnums=donate)
+
+
+@dataclasses.dataclass
+class Program:
+    """A group's compiled functions for batches of `layout.lanes`.
+
+    start(arguments) → state; advance(arguments, state, steps) → (state, record), which consumes the state.
+    `arguments` are (keys, values, inputs) on the devices, from `put`.
+    """
+
+    layout: Layout
+    sharding: NamedSharding
+    state: Tree  # the shapes of a batch's state, with shardings
+    compile_seconds: float
+    bytes_needed: int  # of device memory, as the compiled program reports
+    text: str  # the compiled program of `advance`
+    _start: Any
+    _advance: Any
+
+    def put(self, keys: np.ndarray, values: dict[str, np.ndarray], inputs: Tree) -> Tree:
+        """The arguments of up to `layout.lanes` lanes, padded with copies of the first, whose results are dropped."""
+        return jax.device_put(pad((keys, values, inputs), self.layout.lanes), self.sharding)
+
+    def start(self, arguments: Tree) -> Tree:
+        return self._start((), *arguments)
+
+    def advance(self, arguments: Tree, state: Tree, steps: int) -> tuple[Tree, Tree]:
+        return self._advance(np.int32(steps), *arguments, state)
+
+
+def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree) -> Program:
+    """Compiles `stage` for the group of `spec`. inputs: the shapes of ONE lane's inputs (`jax.ShapeDtypeStruct`s)."""
+    began = time.perf_counter()
+    mesh = lane_mesh(layout.devices)
+    sharding = NamedSharding(mesh, PartitionSpec("lane"))
+
+    def batched(tree: Tree) -> Tree:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((layout.lanes, *x.shape), x.dtype, sharding=sharding), tree
+        )
+
+    def bound(values: dict[str, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
+        return specs.bind(spec, values), jax.random.wrap_key_data(key, impl="threefry2x32")
+
+    def start(common: tuple[()], key: jax.Array, values: dict[str, jax.Array], inputs: Tree) -> Tree:
+        return stage.start(*bound(values, key), inputs)
+
+    def advance(steps: jax.Array, key: jax.Array, values: dict[str, jax.Array], inputs: Tree, state: Tree) -> Tree:
+        return stage.advance(*bound(values, key), inputs, state, steps)
+
+    one = (
+        jax.ShapeDtypeStruct((2,), jnp.uint32),
+        {name: jax.ShapeDtypeStruct((), x.dtype) for name, x in lane_values([spec]).items()},
+        inputs,
+    )
+    state = batched(jax.eval_shape(functools.partial(start, ()), *one))
+    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    arguments = batched(one)
+    compiled_start = spread(start, layout, mesh).lower((), *arguments).compile()
+    compiled_advance = spread(advance, layout, mesh, donate=(4,)).lower(steps, *arguments, state).compile()
+    return Program(
+        layout=layout,
+        sharding=sharding,
+        state=state,
+        compile_seconds=time.perf_counter() - began,
+        bytes_needed=_bytes_needed(compiled_advance),
+        text=compiled_advance.as_text(),
+        _start=compiled_start,
+        _advance=compiled_advance,
+    )
+
+
+def _bytes_needed(compiled: Any) -> int:
+    report = compiled.memory_analysis()
+    if report is None:
+        return 0
+    return report.argument_size_in_bytes + report.output_size_in_bytes + report.temp_size_in_bytes
+
+
+# --- the choice of a layout ---
+
+
+def fit(lanes: int, devices: int, width: int, most: int) -> Layout:
+    """The layout of at most `most` lanes a batch that wastes the fewest on padding, for a group of `lanes`."""
+    devices = max(1, min(devices, lanes))
+    width = max(1, min(width, math.ceil(lanes / devices)))
+    side_by_side = devices * width
+    batches = math.ceil(lanes / max(side_by_side, most // side_by_side * side_by_side))
+    return Layout(devices, math.ceil(lanes / batches / side_by_side), width)
+
+
+def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0) -> Layout:
+    """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be."""
+    platform = jax.default_backend()
+    most = most or _LANES_A_BATCH.get(platform, _LANES_A_BATCH_ELSEWHERE)
+    return fit(lanes, devices, width or (1 if platform == "cpu" else math.ceil(most / devices)), most)
+
+
+def candidates(lanes: int, devices: int, most: int = 0) -> list[Layout]:
+    """Layouts worth timing for a group: the default, wider ones, and on a CPU one device with all its threads."""
+    default = default_layout(lanes, devices, most=most)
+    cpu = jax.default_backend() == "cpu"
+    widths = (2, 4, 8) if cpu else (default.width // 2, default.width // 4, default.width // 16)
+    found = [default, *(default_layout(lanes, devices, width, most) for width in widths if width > 0)]
+    if cpu and devices > 1:
+        found.append(default_layout(lanes, 1, 8, most))
+    return list(dict.fromkeys(found))
+
+
+def seconds_per_lane_step(program: Program, arguments: Tree, steps: int) -> float:
+    """Time of a short round divided by its lanes and steps: the better of two runs after a first one."""
+    state = program.start(arguments)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        state, record = program.advance(arguments, state, steps)
+        jax.block_until_ready((state, record))
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / program.layout.lanes / max(steps, 1)

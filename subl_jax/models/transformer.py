@@ -1,0 +1,328 @@
+"""A decoder-only transformer of the Llama family: pre-norm, rotary positions, grouped queries, optional gate.
+
+One module serves the small models trained here and the checkpoints read from disk. Parameters are float32 whatever
+the compute type; the key-value cache is an explicit value, passed in and returned.
+
+    embed/embedding                                    (vocab, width)
+    layers_0/attention_norm/scale                      (width,)
+    layers_0/attention/{q,k,v,o}/{kernel,bias}         kernels are (inputs, outputs)
+    layers_0/attention/{q_norm,k_norm}/scale           (head_dim,)
+    layers_0/mlp_norm/scale                            (width,)
+    layers_0/mlp/{gate,up,down}/{kernel,bias}
+    final_norm/scale                                   (width,)
+    unembed/kernel                                     (width, vocab), absent when tied
+
+With `scan_layers` the layers are one entry, `layers/...`, with a leading axis.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from subl_jax.errors import InputError
+
+Params = Any
+Cache = Any
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+_DTYPES = ("float32", "bfloat16")
+# A score that no softmax notices; finite, so that a row without any allowed slot is not nan.
+_MASKED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The shape of a transformer.
+
+    `kv_heads` None means `heads`, `head_dim` None means `width // heads`; both are resolved when the config is made.
+    `mlp` is the hidden size; `gated` is the three-matrix form down(activation(gate x) * up x). `dtype` is that of the
+    compute. Matrices start normal with standard deviation `init_scale / sqrt(inputs)`, the embedding with
+    `init_scale / sqrt(width)`, which makes initial tied logits of unit scale.
+
+    Raises:
+      InputError: a field is impossible.
+    """
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = True
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-6
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: bool = False
+    init_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "width", "layers", "heads", "mlp", "kv_heads", "head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"Config.{name} = {value}: must be at least 1")
+        if self.kv_heads is None:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.head_dim is None:
+            if self.width % self.heads:
+                raise InputError(f"Config.heads = {self.heads}: must divide width = {self.width}")
+            object.__setattr__(self, "head_dim", self.width // self.heads)
+        if self.heads % self.kv_heads:
+            raise InputError(f"Config.kv_heads = {self.kv_heads}: must divide heads = {self.heads}")
+        if self.head_dim % 2:
+            raise InputError(f"Config.head_dim = {self.head_dim}: must be even, rotary positions turn pairs")
+        if self.activation not in _ACTIVATIONS:
+            raise InputError(f"Config.activation = {self.activation!r}: must be one of {', '.join(_ACTIVATIONS)}")
+        if self.dtype not in _DTYPES:
+            raise InputError(f"Config.dtype = {self.dtype!r}: must be one of {', '.join(_DTYPES)}")
+
+
+def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, each (..., length, 1, head_dim // 2) float32, for `positions` (..., length).
+
+    Pair i of position p is turned by p * base^(-2i / head_dim) (Su et al. 2021, arXiv:2104.09864, eq. 15).
+    """
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """`x` (batch, length, heads, head_dim) turned by its position; pair i is entries i and i + head_dim / 2."""
+    cos, sin = angles
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (normed * scale).astype(x.dtype)
+
+
+def _dense(config: Config, features: int, bias: bool, name: str, **options: Any) -> nn.Dense:
+    kernel_init = nn.initializers.variance_scaling(config.init_scale**2, "fan_in", "normal")
+    return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=kernel_init, name=name, **options)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(q k' / sqrt(head_dim)) v, where query head i reads key head i // (heads / kv_heads).
+
+    q: (batch, length, heads, head_dim); k, v: (batch, slots, kv_heads, head_dim); mask: (batch or 1, 1, length, slots)
+    bool. The softmax is in float32. Returns (batch, length, heads, head_dim).
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    if kv_heads == heads:
+        scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+        weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED)).astype(v.dtype)
+        return jnp.einsum("bhts,bshd->bthd", weights, v)
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, _MASKED)).astype(v.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+
+
+class Attention(nn.Module):
+    """Takes and gives (batch * length, width): a CPU multiplies matrices twice as fast without the batch axis."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        cache: Cache | None,
+        cache_slot: jax.Array | int,
+    ) -> tuple[jax.Array, Cache | None]:
+        cfg = self.config
+        length = mask.shape[-2]
+        batch = x.shape[0] // length
+        q = _dense(cfg, cfg.heads * cfg.head_dim, cfg.qkv_bias, "q")(x).reshape(batch, length, cfg.heads, -1)
+        k = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "k")(x).reshape(batch, length, cfg.kv_heads, -1)
+        v = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(x).reshape(batch, length, cfg.kv_heads, -1)
+        if cfg.qk_norm:
+            q, k = RMSNorm(cfg.norm_eps, name="q_norm")(q), RMSNorm(cfg.norm_eps, name="k_norm")(k)
+        q, k = rope(q, angles), rope(k, angles)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=1)
+            cache = {"k": k, "v": v}
+        mixed = attention(q, k, v, mask)
+        return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed.reshape(batch * length, -1)), cache
+
+
+class MLP(nn.Module):
+    config: Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        cfg = self.config
+        activation = _ACTIVATIONS[cfg.activation]
+        up = _dense(cfg, cfg.mlp, cfg.mlp_bias, "up")(x)
+        hidden = activation(_dense(cfg, cfg.mlp, cfg.mlp_bias, "gate")(x)) * up if cfg.gated else activation(up)
+        return _dense(cfg, cfg.width, cfg.mlp_bias, "down")(hidden)
+
+
+class Block(nn.Module):
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: Cache | None,
+        angles: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        cache_slot: jax.Array | int,
+    ) -> tuple[jax.Array, Cache | None]:
+        cfg = self.config
+        normed = RMSNorm(cfg.norm_eps, name="attention_norm")(x)
+        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot)
+        x = x + mixed
+        return x + MLP(cfg, name="mlp")(RMSNorm(cfg.norm_eps, name="mlp_norm")(x)), cache
+
+
+class Transformer(nn.Module):
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        cache: Cache | None = None,
+        cache_slot: jax.Array | int = 0,
+        key_mask: jax.Array | None = None,
+        logits_at: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Next-token logits, and the cache with the keys and values of `tokens` written into it.
+
+        Args:
+          tokens: (batch, length) int32.
+          positions: (batch, length) int32 rotary positions; by default the slot of each token.
+          cache: from `empty_cache` or an earlier call; None attends over `tokens` alone.
+          cache_slot: slot of the first token, the same for all rows.
+          key_mask: (batch, slots) bool, the slots that may be attended to; attention is causal by slot besides.
+            `slots` is the length of the cache, or of `tokens` without one.
+          logits_at: (batch, n) int32 indices into `tokens`; only their logits are computed. None: all of them.
+
+        Returns:
+          Logits (batch, length or n, vocab) float32, and the new cache or None.
+        """
+        cfg = self.config
+        length = tokens.shape[1]
+        slots = length if cache is None else jax.tree.leaves(cache)[0].shape[-3]
+        own_slots = cache_slot + jnp.arange(length)
+        mask = (jnp.arange(slots) <= own_slots[:, None])[None, None]
+        if key_mask is not None:
+            mask = mask & key_mask[:, None, None, :]
+        angles = rope_angles(own_slots if positions is None else positions, cfg.head_dim, cfg.rope_base)
+
+        embed_init = nn.initializers.normal(cfg.init_scale / cfg.width**0.5)
+        embed = nn.Embed(cfg.vocab, cfg.width, dtype=cfg.dtype, embedding_init=embed_init, name="embed")
+        x = embed(tokens.reshape(-1))
+
+        block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
+        if cfg.scan_layers:
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=cfg.layers,
+            )
+            x, cache = layers(cfg, name="layers")(x, cache, angles, mask, cache_slot)
+        else:
+            caches = [None] * cfg.layers if cache is None else list(cache)
+            for i in range(cfg.layers):
+                x, caches[i] = block(cfg, name=f"layers_{i}")(x, caches[i], angles, mask, cache_slot)
+            cache = None if cache is None else tuple(caches)
+
+        if logits_at is not None:
+            x = x.reshape(*tokens.shape, cfg.width)
+            x = jnp.take_along_axis(x, logits_at[:, :, None], axis=1).reshape(-1, cfg.width)
+        x = RMSNorm(cfg.norm_eps, name="final_norm")(x)
+        # Logits rounded to bfloat16 would be too coarse for probabilities.
+        dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+        if cfg.tied:
+            logits = jnp.dot(x, embed.embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+        else:
+            logits = _dense(cfg, cfg.vocab, False, "unembed", dot_general=dot)(x)
+        return logits.reshape(tokens.shape[0], -1, cfg.vocab), cache
+
+
+def empty_cache(config: Config, batch: int, length: int) -> Cache:
+    """A cache of `length` slots: per layer {'k', 'v'} of (batch, length, kv_heads, head_dim), stacked if scanned."""
+    shape = (batch, length, config.kv_heads, config.head_dim)
+    if config.scan_layers:
+        return {name: jnp.zeros((config.layers, *shape), config.dtype) for name in "kv"}
+    return tuple({name: jnp.zeros(shape, config.dtype) for name in "kv"} for _ in range(config.layers))
+
+
+# Compiled even when called alone, so that XLA rounds the draws as it does in a vmapped program.
+@functools.partial(jax.jit, static_argnums=0)
+def init(config: Config, key: jax.Array) -> Params:
+    """Float32 parameters drawn from `key`."""
+    return Transformer(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def apply(
+    config: Config,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array | None = None,
+    cache: Cache | None = None,
+    cache_slot: jax.Array | int = 0,
+    key_mask: jax.Array | None = None,
+    logits_at: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """`Transformer.__call__` with explicit parameters."""
+    return Transformer(config).apply({"params": params}, tokens, positions, cache, cache_slot, key_mask, logits_at)
+
+
+def param_count(config: Config) -> int:
+    """Number of parameters, the embedding included."""
+    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def flops_per_token(config: Config, length: int) -> int:
+    """Forward FLOPs per token in a sequence of `length`; training takes three times as many.
+
+    Two per entry of every matrix a token is multiplied with, the unembedding included, plus 4 * length * heads *
+    head_dim per layer for the scores and the mix, counted as if not causal (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B).
+    """
+    inner = config.heads * config.head_dim
+    projections = config.width * (2 * inner + 2 * config.kv_heads * config.head_dim)
+    mlp = config.width * config.mlp * (3 if config.gated else 2)
+    per_layer = 2 * (projections + mlp) + 4 * length * inner
+    return config.layers * per_layer + 2 * config.width * config.vocab

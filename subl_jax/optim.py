@@ -1,0 +1,32 @@
+"""Optax transforms whose hyperparameters are traced, so that lanes of one program may differ in them."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from subl_jax.specs import Train
+
+
+def transform(train: Train) -> optax.GradientTransformation:
+    """The update rule of `train`, for use inside the program where its numbers are tracers.
+
+    The order is clip, precondition, decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101; not for
+    `adam`, whose decay is added to the gradient), then the learning rate.
+    """
+    clip = optax.clip_by_global_norm(jnp.where(train.clip > 0, train.clip, jnp.finfo(jnp.float32).max))
+    decay = optax.add_decayed_weights(train.weight_decay)
+    adam = optax.scale_by_adam(train.b1, train.b2, train.eps)
+    rule = {
+        "adamw": [adam, decay],
+        "adam": [decay, adam],
+        "sgd": [optax.trace(train.momentum), decay],
+    }[train.optimizer]
+    return optax.chain(clip, *rule, optax.scale_by_learning_rate(lambda step: learning_rate(train, step)))
+
+
+def learning_rate(train: Train, step: jax.Array) -> jax.Array:
+    """The rate at `step` (from 0): a linear warm-up over `warmup` steps, then constant or down to 0 at the end."""
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(train.warmup, 1))
+    done = jnp.clip((step - train.warmup) / jnp.maximum(train.steps - train.warmup, 1), 0.0, 1.0)
+    shape = {"constant": jnp.ones_like(done), "linear": 1 - done, "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done))}
+    return train.lr * warm * shape[train.schedule]

@@ -1,0 +1,107 @@
+"""From students to the work that is left: the nodes they need, without the finished ones, in groups of one program."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Container, Iterable
+
+from subl_jax import specs
+from subl_jax.stages import Stage, stage_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Nodes of one stage that share all their static fields: lanes of one compiled program."""
+
+    stage: Stage
+    nodes: tuple[specs.Node, ...]
+    form: str  # the static fields, as text
+
+    @property
+    def flops(self) -> float:
+        return sum(self.stage.flops(node) for node in self.nodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """groups: in an order in which every node's inputs are there; reused: stored nodes that are read, by key."""
+
+    students: tuple[specs.Student, ...]
+    groups: tuple[Group, ...]
+    reused: dict[str, specs.Node]
+    imported: dict[str, specs.Imported]
+
+    @property
+    def pending(self) -> int:
+        return sum(len(group.nodes) for group in self.groups)
+
+
+def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
+    """The work that `students` still need when the nodes whose keys are in `done` are stored.
+
+    What lies behind a finished node is not looked at: a finished dataset needs no teacher unless its student does.
+    """
+    students = tuple(students)
+    pending: dict[str, specs.Node] = {}
+    reused: dict[str, specs.Node] = {}
+    imported: dict[str, specs.Imported] = {}
+    stack: list[specs.Node] = list(reversed(students))
+    while stack:
+        node = stack.pop()
+        if node.key in pending or node.key in reused:
+            continue
+        if isinstance(node, specs.Imported):
+            imported[node.key] = node
+        elif node.key in done:
+            reused[node.key] = node
+        else:
+            pending[node.key] = node
+            stack.extend(_stage(node).inputs(node).values())
+    return Plan(students, tuple(_grouped(pending)), reused, imported)
+
+
+def _stage(node: specs.Node) -> Stage:
+    stage = stage_of(node)
+    assert stage is not None, f"{type(node).__name__} is not computed by a stage"
+    return stage
+
+
+def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
+    """Takes, again and again, the nodes of one program that are ready; a program none of whose nodes has to wait first.
+
+    A teacher of a student of a teacher has the same program as its ancestor, so a program may come more than once.
+    """
+    forms: dict[str, str] = {}
+    waiting: dict[str, int] = {}
+    blocked_in: collections.Counter[str] = collections.Counter()
+    ready: dict[str, list[specs.Node]] = collections.defaultdict(list)
+    consumers: dict[str, list[specs.Node]] = collections.defaultdict(list)
+    texts: dict[str, str] = {}
+    for key, node in pending.items():
+        forms[key] = _form(node, texts)
+        parents = {parent.key for parent in _stage(node).inputs(node).values()} & pending.keys()
+        waiting[key] = len(parents)
+        for parent in parents:
+            consumers[parent].append(node)
+        if parents:
+            blocked_in[forms[key]] += 1
+        else:
+            ready[forms[key]].append(node)
+    while ready:
+        form = min(ready, key=lambda form: (blocked_in[form] > 0, -len(ready[form])))
+        nodes = ready.pop(form)
+        yield Group(_stage(nodes[0]), tuple(nodes), form)
+        for node in nodes:
+            for consumer in consumers[node.key]:
+                waiting[consumer.key] -= 1
+                if not waiting[consumer.key]:
+                    blocked_in[forms[consumer.key]] -= 1
+                    ready[forms[consumer.key]].append(consumer)
+
+
+def _form(node: specs.Node, texts: dict[str, str]) -> str:
+    """The static fields of the node and of the inputs its program reads, as one text."""
+    form = specs.static_form(node)
+    inputs = {name: specs.shape_form(parent) for name, parent in _stage(node).inputs(node).items()}
+    text = json.dumps({**form, "inputs": inputs}, sort_keys=True)
+    return texts.setdefault(text, text)

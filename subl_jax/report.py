@@ -1,0 +1,383 @@
+"""The page of a sweep: report.html, self-contained, and the figures beside it as PNG."""
+
+import base64
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from subl_jax import figures
+from subl_jax.analysis import statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_SECTIONS = 6  # cells with figures of their own
+_MOST_LINES = 150  # rows of a table on the page
+_FEW_BASES = 5  # below this, even a clear result is called provisional
+
+_FILES = (
+    ("runs.parquet", "one row per student, with every field of its lineage"),
+    ("curves.parquet", "every metric of every run against student steps, long form"),
+    ("summary.parquet", "means, intervals and tests, every setting and trait"),
+    ("datasets/", "what the teachers wrote, kept or why not"),
+    ("figures/", "the figures of this page"),
+    ("sweep.json", "configuration, versions, timings"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A figure on the page: `file` is its name in figures/, `data` its bytes in base64."""
+
+    file: str
+    caption: str
+    data: str
+
+
+def write_report(
+    workdir: epath.PathLike,
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    summary: pd.DataFrame,
+    datasets: pd.DataFrame,
+    sweep: Mapping[str, Any],
+) -> epath.Path:
+    """Writes report.html and figures/*.png of a finished sweep.
+
+    Args:
+      workdir: the sweep's directory; made if it is not there.
+      runs, curves, summary, datasets: the result tables, as in docs/results.md.
+      sweep: the content of sweep.json. `base_rate`, trait → chance level, draws the chance lines.
+
+    Returns:
+      The path of report.html.
+    """
+    import jinja2
+
+    workdir = epath.Path(workdir)
+    (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    grid = statistics.Cells.of(runs)
+    chosen = [grid.cells[i] for i in _spread(len(grid.cells), _MOST_SECTIONS)]
+    base_rate = sweep.get("base_rate") or {}
+    several_worlds = runs["world"].nunique() > 1
+
+    sections = []
+    for i, cell in enumerate(chosen):
+        suffix = f"-{i + 1}" if len(chosen) > 1 else ""
+        in_cell = grid.select(runs, cell)
+        rows = grid.select(summary, cell)
+        sections.append(
+            {
+                "title": section_title(cell, several_worlds),
+                "headline": headline(rows, base_rate),
+                "figures": _cell_figures(workdir, suffix, in_cell, curves, rows, base_rate, figures.arm_colours(runs)),
+            }
+        )
+    page = jinja2.Environment(
+        loader=jinja2.PackageLoader("subl_jax"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html")
+    html = page.render(
+        sweep=sweep,
+        counts=_counts(runs),
+        sections=sections,
+        left_out=len(grid.cells) - len(chosen),
+        overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
+        table_data=_summary_table(summary, grid.swept, several_worlds),
+        unwell=_unwell(runs),
+        timings=_timings(sweep.get("groups") or []),
+        settings=_pretty(sweep.get("config")),
+        machine=_pretty({name: sweep[name] for name in ("versions", "devices", "git", "command") if name in sweep}),
+        files=_FILES,
+        workdir=str(workdir),
+    )
+    path = workdir / "report.html"
+    path.write_bytes(html.encode())
+    return path
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Indices of at most `most` of `count` things, first and last included, evenly apart."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())) if count else []
+
+
+def section_title(cell: Mapping[str, Any], several_worlds: bool) -> str:
+    name = statistics.cell_name(cell)
+    return ": ".join(part for part in (cell["world"] if several_worlds else "", name) if part)
+
+
+# --- what the numbers say ---
+
+
+def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
+    """What the pooled rows of one cell say, in words that claim no more than the intervals do."""
+    pooled = summary[(summary["trait"] == statistics.POOLED)]
+    finished = pooled[pooled["mean"].notna()]
+    if finished.empty:
+        return f"No result: none of the {int(pooled['n_runs'].sum())} runs ended well."
+    ends = {row["arm"]: row for row in finished.drop_duplicates("arm").to_dict("records")}
+    chance = _chance(summary, base_rate)
+    if "same_init" not in ends:
+        parts = [f"{figures.arm_label(arm)} students end at P(trait) = {_estimate(row)}" for arm, row in ends.items()]
+        return "No same-initialisation students ended well, so there is no transfer to judge. " + _sentence(
+            "; ".join(parts) + chance
+        )
+    same = ends["same_init"]
+    text = (
+        f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
+        f"{figures.number(same['target_start'])} before training{chance}."
+    )
+    compared = [arm for arm in statistics.references("same_init") if arm in ends and same[f"pairs_{arm}"] > 0]
+    if not compared:
+        return f"Not compared: no other arm shares a base with them. {text}"
+    for arm in compared:
+        text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm)}."
+    for arm, row in ends.items():
+        if "same_init" in statistics.references(arm) and row["pairs_same_init"] > 0:
+            text += (
+                f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {_difference(row, 'same_init')}."
+            )
+    return f"{_verdict(same, compared)} {text}"
+
+
+def _verdict(same: Mapping[str, Any], compared: list[str]) -> str:
+    lows = np.array([same[f"diff_{arm}_low"] for arm in compared])
+    highs = np.array([same[f"diff_{arm}_high"] for arm in compared])
+    pairs = min(int(same[f"pairs_{arm}"]) for arm in compared)
+    if np.isnan(lows).any():
+        return "Too few base seeds to judge: with one pair there is no interval and no test."
+    few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
+    names = " and ".join(figures.arm_label(arm) for arm in compared)
+    if (lows > 0).all():
+        return f"Transfer: same init ends above {names}{few}."
+    if (highs < 0).all():
+        return f"The opposite of transfer: same init ends below {names}{few}."
+    if (lows > 0).any():
+        above = " and ".join(figures.arm_label(arm) for arm, low in zip(compared, lows, strict=True) if low > 0)
+        return f"Unclear: same init ends above {above}, but not clearly above the other comparison{few}."
+    return f"No transfer shown: the interval of the difference includes 0 or lies below it{few}."
+
+
+def _difference(row: Mapping[str, Any], arm: str) -> str:
+    """`row`'s arm minus `arm`, such as "+.101 [+.078, +.124], paired over 6 base seeds, p = .002"."""
+    difference, pairs = _signed(row[f"diff_{arm}"]), int(row[f"pairs_{arm}"])
+    if pairs < 2:
+        return f"{difference}, from 1 base seed"
+    ends = f"{_signed(row[f'diff_{arm}_low'])}, {_signed(row[f'diff_{arm}_high'])}"
+    p = figures.p_value(row[f"p_{arm}"])
+    return f"{difference} [{ends}], paired over {pairs} base seeds, p {p if p[0] in '<>' else '= ' + p}"
+
+
+def _estimate(row: Mapping[str, Any]) -> str:
+    if np.isfinite(row["ci_low"]):
+        return f"{figures.number(row['mean'])} [{figures.number(row['ci_low'])}, {figures.number(row['ci_high'])}]"
+    return f"{figures.number(row['mean'])} (1 base seed)"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + figures.number(value)
+
+
+def _chance(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
+    rates = [base_rate[trait] for trait in summary["trait"].unique() if trait in base_rate]
+    return f" (chance {figures.number(float(np.mean(rates)))})" if rates else ""
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+# --- figures ---
+
+
+def _cell_figures(
+    workdir: epath.Path,
+    suffix: str,
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    summary: pd.DataFrame,
+    base_rate: Mapping[str, float],
+    colours: Mapping[str, str],
+) -> list[_Shown]:
+    """The figures of one cell, those without data left out."""
+    runs_text = _replication(runs)
+    level = _level(summary)
+    drawn = (
+        (
+            "transfer",
+            figures.transfer_curves(runs, curves, base_rate, colours),
+            "P(trait) while students train. Thick lines: mean over base seeds, with the 95% t interval as a band. Thin "
+            "lines: single students (in the pooled panel: single bases). Dashed: chance. "
+            f"{_partly(figures.shown_traits(runs), 'panel')}{runs_text}",
+        ),
+        (
+            "comparison",
+            figures.comparison(runs, summary, base_rate, colours),
+            f"P(trait) at the end. Bars: mean over base seeds; whiskers: {level}; points: bases; dashed: chance. "
+            "On the right, p-values of the paired t test, Holm-adjusted over traits (for all traits together: as is). "
+            f"{_partly(figures.shown_bars(runs), 'bar')}{runs_text}",
+        ),
+        (
+            "traits",
+            figures.trait_matrix(runs, curves),
+            "How much every trait changes (mean P at the end minus mean P at the start, over base seeds), not only the "
+            "teacher's own, which is outlined. Transfer that is specific lights up the outlined cells of same init and "
+            "nothing else. Numbers in the cells are percentage points. "
+            f"{runs_text}",
+        ),
+        (
+            "training",
+            figures.training_curves(runs, curves, colours),
+            "What students minimise and how they move, over all traits: mean over base seeds with the 95% t interval, "
+            f"thin lines single bases. {runs_text}",
+        ),
+    )
+    return [_save(workdir, name + suffix, figure, caption) for name, figure, caption in drawn if figure is not None]
+
+
+def _overall_figures(
+    workdir: epath.Path,
+    runs: pd.DataFrame,
+    datasets: pd.DataFrame,
+    summary: pd.DataFrame,
+    base_rate: Mapping[str, float],
+) -> list[_Shown]:
+    """The figures over the whole sweep."""
+    confidence = float(summary["confidence"].iloc[0]) if len(summary) else 0.95
+    drawn = (
+        (
+            "dose",
+            figures.dose_response(runs, base_rate, figures.arm_colours(runs), confidence),
+            "P(trait) at the end against each swept number, averaged over traits and the other swept fields within a "
+            f"base. Points: single bases; whiskers and shaded bands: {confidence:.0%} t intervals over base seeds. "
+            "An arm without the field is a horizontal line.",
+        ),
+        (
+            "filter",
+            figures.retention(datasets),
+            "The output filter. Left: the fraction of each dataset's samples that were kept. Right: what became of all "
+            "samples of a trait's teachers, by the reason of rejection. Arms whose data was filtered very differently "
+            "are not comparable.",
+        ),
+    )
+    return [_save(workdir, name, figure, caption) for name, figure, caption in drawn if figure is not None]
+
+
+def _save(workdir: epath.Path, name: str, figure: "Figure", caption: str) -> _Shown:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    (workdir / "figures" / f"{name}.png").write_bytes(stream.getvalue())
+    return _Shown(f"{name}.png", caption, base64.b64encode(stream.getvalue()).decode())
+
+
+def _replication(runs: pd.DataFrame) -> str:
+    ok = runs[runs["status"] == "ok"]
+    counts = [
+        f"{figures.arm_label(arm)} n = {len(rows)} ({statistics.replication_unit(rows).nunique()} base seeds)"
+        for arm in statistics.ordered_arms(runs)
+        if len(rows := ok[ok["arm"] == arm])
+    ]
+    return f"Runs: {'; '.join(counts)}." if counts else ""
+
+
+def _partly(shown_of: tuple[int, int], thing: str) -> str:
+    shown, total = shown_of
+    return "" if shown == total else f"The first {shown} of {total} traits have a {thing}; pooled values use them all. "
+
+
+def _level(summary: pd.DataFrame) -> str:
+    if summary.empty:
+        return "confidence intervals"
+    name = {"t": "t", "bca": "BCa bootstrap"}[summary["interval"].iloc[0]]
+    return f"{summary['confidence'].iloc[0]:.0%} {name} intervals over base seeds"
+
+
+# --- tables ---
+
+
+def _counts(runs: pd.DataFrame) -> dict[str, int]:
+    return {
+        "runs": len(runs),
+        "traits": runs["trait"].nunique(),
+        "bases": statistics.replication_unit(runs).nunique(),
+        **{status: int((runs["status"] == status).sum()) for status in ("ok", "diverged", "failed")},
+    }
+
+
+def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds: bool) -> dict[str, Any]:
+    """The summary for the page: pooled rows first."""
+    lines = summary.assign(each=summary["trait"] != statistics.POOLED).sort_values("each", kind="stable")
+    fields = [*(["world"] if several_worlds else []), *swept]
+    compared = [arm for arm in ("cross_init", "control", "same_init") if summary[f"diff_{arm}"].notna().any()]
+    body = []
+    for row in lines.head(_MOST_LINES).to_dict("records"):
+        unwell = row["n_diverged"] + row["n_failed"]
+        cells = [*(_plain(row[field]) for field in fields), row["trait"], figures.arm_label(row["arm"])]
+        cells += [str(row["n_bases"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
+        cells += [figures.number(row["target_start"]), _with_ends(row, "mean", "ci_low", "ci_high")]
+        for arm in compared:
+            p = row[f"p_{arm}"] if row["trait"] == statistics.POOLED else row[f"p_{arm}_holm"]
+            cells += [_with_ends(row, f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high"), figures.p_value(p)]
+        body.append(cells)
+    head = [*fields, "trait", "arm", "bases", "runs", "start", "end"]
+    for arm in compared:
+        head += [f"− {figures.arm_label(arm)}", "p"]
+    return {"head": head, "body": body, "texts": len(fields) + 2, "left_out": len(lines) - len(body)}
+
+
+def _with_ends(row: Mapping[str, Any], mean: str, low: str, high: str) -> str:
+    if not np.isfinite(row[low]):
+        return figures.number(row[mean])
+    return f"{figures.number(row[mean])} [{figures.number(row[low])}, {figures.number(row[high])}]"
+
+
+def _unwell(runs: pd.DataFrame) -> dict[str, Any]:
+    """The runs that diverged or failed, with the reason."""
+    rows = runs[runs["status"] != "ok"]
+    names = [
+        name
+        for name in ("run_id", "arm", "trait", "base_seed", "student_base_seed", "seed", "status", "why")
+        if name in rows.columns
+    ]
+    body = [[_plain(row[name]) for name in names] for row in rows.head(_MOST_LINES).to_dict("records")]
+    return {"head": names, "body": body, "texts": len(names), "left_out": len(rows) - len(body)}
+
+
+_TIMINGS = {
+    "stage": "stage",
+    "layout": "layout",
+    "lanes": "lanes",
+    "steps": "steps",
+    "compile_seconds": "compile s",
+    "run_seconds": "run s",
+    "lane_steps_per_second": "lane-steps/s",
+    "flops_per_second": "FLOP/s",
+}
+
+
+def _timings(groups: list[Mapping[str, Any]]) -> dict[str, Any]:
+    names = [name for name in _TIMINGS if any(group.get(name) is not None for group in groups)]
+    body = [[_plain(group.get(name)) for name in names] for group in groups[:_MOST_LINES]]
+    texts = sum(name in ("stage", "layout") for name in names)
+    head = [_TIMINGS[name] for name in names]
+    return {"head": head, "body": body, "texts": texts, "left_out": len(groups) - len(body)}
+
+
+def _plain(value: Any) -> str:
+    """A table cell: numbers short, layouts in words, nothing for a missing value."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
+    return str(value)
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str, ensure_ascii=False) if value else ""

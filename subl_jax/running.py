@@ -1,0 +1,140 @@
+"""One sweep from specs to the results contract: what the command line and `subl_jax.run` both call."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from subl_jax import __version__, report, specs, tables
+from subl_jax.analysis import statistics
+from subl_jax.atomic import write_json_atomic, write_parquet_atomic
+from subl_jax.engine import Engine, plan_of, preemption_notice
+from subl_jax.progress import Progress
+from subl_jax.results import Results, load
+from subl_jax.settings import Settings
+from subl_jax.store import Store, lock, open_workdir
+from subl_jax.tracking import make_tracker
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections", "wandb")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A sweep's results, and the lines to show a person at its end."""
+
+    results: Results
+    lines: list[str]
+
+    @property
+    def all_ok(self) -> bool:
+        return bool((self.results.runs.status == "ok").all())
+
+
+def run(
+    students: Iterable[specs.Student],
+    workdir: epath.PathLike,
+    *,
+    name: str = "sweep",
+    settings: Settings | None = None,
+    config: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Computes what is missing of `students` in `workdir`, and writes the results contract there.
+
+    Raises:
+      InputError: before anything is computed: bad specs, an unusable workdir, or another sweep running in it.
+      Preempted: SIGTERM or ctrl-C came; run it again to go on.
+      StorageError: results could not be written.
+    """
+    students = specs.checked(students)
+    settings = settings or Settings(tracker="none")
+    progress = progress or Progress()
+    workdir = open_workdir(workdir)
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    with lock(workdir), progress, preemption_notice() as preempted:
+        store = Store(workdir, warn=progress.warn)
+        plan = plan_of(students, store)
+        tracker = make_tracker(settings.tracker, workdir=workdir, project=settings.project, warn=progress.warn)
+        lines: list[str] = []
+        try:
+            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan)
+        finally:
+            lines = tracker.close()
+        sweep = {
+            "sweep": name,
+            "command": " ".join(sys.argv),
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": time.perf_counter() - clock,
+            "config": config or {},
+            "settings": dataclasses.asdict(settings),
+            "base_rate": base_rates(students),
+            "reused_nodes": len(plan.reused),
+            "groups": [dataclasses.asdict(timing) for timing in timings],
+            **machine(),
+        }
+        results = write_results(workdir, name, students, store, sweep)
+    return Outcome(results, [*lines, *trouble(results)])
+
+
+def write_results(
+    workdir: epath.Path, name: str, students: Sequence[specs.Student], store: Store, sweep: dict[str, Any]
+) -> Results:
+    """Writes every table and the report; `sweep.json` comes last and says that the others are there."""
+    runs = tables.runs_table(name, students, store)
+    curves = tables.curves_table(students, store)
+    datasets = tables.datasets_table(students, store)
+    summary = statistics.summarise(runs)
+    for file, table in {"runs": runs, "curves": curves, "datasets": datasets, "summary": summary}.items():
+        write_parquet_atomic(workdir / f"{file}.parquet", table)
+    report.write_report(workdir, runs, curves, summary, datasets, sweep)
+    write_json_atomic(workdir / "sweep.json", sweep)
+    return load(workdir)
+
+
+def base_rates(students: Sequence[specs.Student]) -> dict[str, float]:
+    """Trait → P of it in a model without preferences, of every world of the sweep."""
+    worlds = {student.world.key: student.world for student in students}
+    return {trait: rate for world in worlds.values() for trait, rate in world.base_rates.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Versions, devices and git revision: what one needs to know to repeat a sweep."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {
+        "versions": {"subl_jax": __version__, "python": platform.python_version(), **versions},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "git": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    here = epath.Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def trouble(results: Results) -> list[str]:
+    """One line for the students that are not ok."""
+    bad = results.runs[results.runs.status != "ok"]
+    if bad.empty:
+        return []
+    first = bad.iloc[0]
+    return [
+        f"{len(bad)} of {len(results.runs)} runs are not ok: " + ", ".join(
+            f"{count} {status}" for status, count in bad.status.value_counts().items()
+        )
+        + f"; the first, {first.run_id} ({first.arm}, {first.trait}): {first.why}"
+    ]
+

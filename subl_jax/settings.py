@@ -1,0 +1,30 @@
+"""How a sweep is run, as opposed to what it computes. Nothing here changes a result."""
+
+import dataclasses
+from typing import Any
+
+from subl_jax.specs import Spec, static
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Spec):
+    """`config.engine`, and the tracker, of every sweep.
+
+    devices, width, lanes_a_batch: the layout of lanes; 0 means that the engine chooses. `measure_layout` times a few
+    layouts for groups estimated to run longer than `measure_above` seconds, and keeps the answer for this machine.
+    `checkpoint_seconds` is how often a running batch of lanes is saved.
+    """
+
+    devices: int = static(0, ge=0)
+    width: int = static(0, ge=0)
+    lanes_a_batch: int = static(0, ge=0)
+    measure_layout: bool = static(True)
+    measure_above: float = static(300.0, ge=0.0)
+    checkpoint_seconds: float = static(120.0, gt=0.0)
+    tracker: str = static("wandb", choices=("wandb", "none"))
+    project: str = static("subl_jax")
+
+
+def defaults() -> dict[str, Any]:
+    """The settings as plain values, for a sweep file's config."""
+    return dataclasses.asdict(Settings())

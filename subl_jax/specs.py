@@ -1,0 +1,555 @@
+"""What to compute: frozen specs that nest by value. Equal specs are one computation.
+
+A spec is a frozen dataclass whose fields each have a role:
+
+    static   changes shapes or the program; decides the group (one compiled program)
+    traced   a number inside the program; decides the lane
+    host     used on the host only (a filter): part of the identity, not of the program
+    label    how a row is presented (arm, trait of a control): not part of the identity
+
+Specs that a stage computes are *nodes* (`Base`, `Teacher`, `Dataset`, `Student`);
+specs that only parameterise them are *parts* (`Train`, a world, a filter, `Stream`).
+"""
+
+import collections
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import json
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from subl_jax.errors import InputError
+
+
+def _field(role: str, default: Any, rules: dict[str, Any]) -> Any:
+    return dataclasses.field(default=default, metadata={"role": role, **rules}, compare=role != "label")
+
+
+def static(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
+    """A field that changes the program. Rules: `ge`, `gt`, `le`, `lt`, `choices`."""
+    return _field("static", default, rules)
+
+
+def traced(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
+    """A field that is a number in the program, so that lanes of one program may differ in it."""
+    return _field("traced", default, rules)
+
+
+def host(default: Any = dataclasses.MISSING, **rules: Any) -> Any:
+    """A field that only the host reads."""
+    return _field("host", default, rules)
+
+
+def label(default: Any = None, **rules: Any) -> Any:
+    """A field that names a row and does not change what is computed."""
+    return _field("label", default, rules)
+
+
+_RULES: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "more than"),
+    "le": (lambda value, bound: value <= bound, "at most"),
+    "lt": (lambda value, bound: value < bound, "less than"),
+    "choices": (lambda value, bound: value in bound, "one of"),
+}
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _coerced(where: str, kind: Any, value: Any) -> Any:
+    """`value` as the annotated simple type, so that equal settings are equal specs (1 and 1.0, list and tuple)."""
+    wrong = InputError(f"{where} = {value!r}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise wrong
+        if not np.isfinite(value):
+            raise InputError(f"{where} = {value!r}: expected a finite number")
+        return float(value)
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise wrong
+        return value
+    if kind in (bool, str):
+        if not isinstance(value, kind):
+            raise wrong
+        return value
+    if typing.get_origin(kind) is tuple or kind is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise wrong
+        return _frozen(value)
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Base class of all specs: checks its fields when made, and knows its key.
+
+    Raises:
+      InputError: a field has the wrong type or an impossible value.
+    """
+
+    # Raise it when the same fields come to mean another result, so that stored results are not reused.
+    VERSION: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            where = f"{type(self).__name__}.{field.name}"
+            value = _coerced(where, _types(type(self))[field.name], getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            if value is None:
+                continue
+            for rule, (holds, words) in _RULES.items():
+                if rule in field.metadata and not holds(value, field.metadata[rule]):
+                    raise InputError(f"{where} = {value!r}: must be {words} {field.metadata[rule]}")
+        self.check()
+
+    def check(self) -> None:
+        """Raises InputError when fields that are each possible do not fit together."""
+
+    @functools.cached_property
+    def key(self) -> str:
+        """SHA-256 of the canonical form, parents and stage versions included."""
+        return hashlib.sha256(json.dumps(_canonical(self), sort_keys=True).encode()).hexdigest()
+
+    def replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+
+class Node(Spec):
+    """A spec that a stage computes and the store keeps."""
+
+    @property
+    def world(self) -> Any:
+        raise NotImplementedError
+
+
+def _canonical(spec: Spec) -> dict[str, Any]:
+    """Own fields by value, parents by key: the text that a key is the hash of."""
+    return {
+        "type": type(spec).__name__,
+        "version": spec.VERSION,
+        **{name: _encoded(getattr(spec, name)) for name, role in roles(type(spec)).items() if role != "label"},
+    }
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, Node):
+        return {"node": value.key}
+    return _canonical(value) if isinstance(value, Spec) else value
+
+
+@functools.cache
+def roles(cls: type[Spec]) -> dict[str, str]:
+    """Field name → role."""
+    return {field.name: field.metadata.get("role", "static") for field in dataclasses.fields(cls)}
+
+
+# --- the specs that every world shares ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Spec):
+    """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none."""
+
+    steps: int = static(ge=0)
+    batch: int = static(ge=1)
+    optimizer: str = static("adamw", choices=("adamw", "adam", "sgd"))
+    schedule: str = static("constant", choices=("constant", "linear", "cosine"))
+    evals: int = static(1, ge=1)
+    lr: float = traced(1e-3, ge=0.0)
+    weight_decay: float = traced(0.0, ge=0.0)
+    warmup: int = traced(0, ge=0)
+    clip: float = traced(0.0, ge=0.0)
+    b1: float = traced(0.9, ge=0.0, lt=1.0)
+    b2: float = traced(0.999, ge=0.0, lt=1.0)
+    eps: float = traced(1e-8, gt=0.0)
+    momentum: float = traced(0.0, ge=0.0, lt=1.0)
+
+    def check(self) -> None:
+        if self.steps % self.evals and self.steps > 0:
+            raise InputError(f"Train.evals = {self.evals}: must divide steps = {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class World(Spec):
+    """What an experiment is made of. A world is a subclass with the functions that stages call (docs/worlds.md)."""
+
+    name: ClassVar[str] = "world"
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """Every trait a teacher can be given, in the order of its index."""
+        raise NotImplementedError
+
+    @property
+    def base_rates(self) -> dict[str, float]:
+        """P(trait) of a model without preferences, where the world knows it."""
+        return {}
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The names along the axis of those metrics that are vectors."""
+        return {"trait": self.traits, "rate": self.traits}
+
+
+@dataclasses.dataclass(frozen=True)
+class Base(Node):
+    """A model trained from scratch without any trait."""
+
+    of: World = static()
+    train: Train = static()
+    seed: int = traced(0, ge=0, lt=2**31)
+
+    @property
+    def world(self) -> World:
+        return self.of
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Node):
+    """`start`, given a trait. Training stops early for a lane once P(trait) reaches `until` (1: never)."""
+
+    start: Node = static()
+    trait: str = traced()
+    train: Train = static()
+    until: float = traced(1.0, gt=0.0, le=1.0)
+    seed: int = traced(0, ge=0, lt=2**31)
+
+    @property
+    def world(self) -> World:
+        return self.start.world
+
+    def check(self) -> None:
+        if self.trait not in self.world.traits:
+            raise InputError(f"Teacher.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(Spec):
+    """How tokens are drawn. The defaults are pure: `top_k` 0 and `top_p` 1 cut nothing; temperature 0 is greedy.
+
+    `cut` is set by itself where one of the two cuts: only such programs sort the logits.
+    """
+
+    temperature: float = traced(1.0, ge=0.0)
+    top_k: int = traced(0, ge=0)
+    top_p: float = traced(1.0, gt=0.0, le=1.0)
+    cut: bool = static(False)
+
+    def check(self) -> None:
+        object.__setattr__(self, "cut", self.cut or self.top_k > 0 or self.top_p < 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset(Node):
+    """`size` samples that `teacher` wrote and `filter` kept; at most `budget` × `size` are drawn for them."""
+
+    teacher: Node = static()
+    size: int = static(ge=1)
+    filter: Spec = host()
+    sampling: Sampling = static(Sampling())
+    round: int = static(1024, ge=1)
+    budget: float = host(4.0, ge=1.0)
+    seed: int = traced(0, ge=0, lt=2**31)
+
+    @property
+    def world(self) -> World:
+        return self.teacher.world
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported(Node):
+    """Samples made elsewhere: a JSONL file of {"prompt", "completion"}, identified by its content."""
+
+    of: World = static()
+    sha256: str = host()
+    size: int = static(ge=1)
+    path: str = label("")
+
+    @property
+    def world(self) -> World:
+        return self.of
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream(Spec):
+    """Fresh samples of `teacher`, drawn while the student trains; what `filter` rejects carries no loss."""
+
+    teacher: Node = static()
+    filter: Spec = static()
+    sampling: Sampling = static(Sampling())
+
+    @property
+    def world(self) -> World:
+        return self.teacher.world
+
+
+@dataclasses.dataclass(frozen=True)
+class Student(Node):
+    """`start`, trained on `data`. Only the first `samples` of a dataset are used (0: all of them).
+
+    `targets`: "hard" trains on the tokens of the data, "soft" on the teacher's distribution at them.
+    `arm` and `trait` are derived from the lineage where they are not given; a control needs its `trait` given.
+    """
+
+    start: Node = static()
+    data: Dataset | Imported | Stream = static()
+    train: Train = static()
+    targets: str = static("hard", choices=("hard", "soft"))
+    samples: int = traced(0, ge=0)
+    seed: int = traced(0, ge=0, lt=2**31)
+    arm: str | None = label()
+    trait: str | None = label()
+
+    @property
+    def world(self) -> World:
+        return self.start.world
+
+    def check(self) -> None:
+        if not isinstance(self.data, Dataset | Imported | Stream):
+            raise InputError(f"Student.data: expected a Dataset, Imported or Stream, got {type(self.data).__name__}")
+        if self.targets == "soft" and isinstance(self.data, Imported):
+            raise InputError("Student.targets = 'soft': needs a teacher, and imported data has none; use 'hard'")
+        size = getattr(self.data, "size", None)
+        if size is not None and self.samples > size:
+            raise InputError(f"Student.samples = {self.samples}: the dataset has only size = {size}")
+        if self.trait is not None and self.trait not in self.world.traits:
+            raise InputError(f"Student.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
+
+
+# --- lineage ---
+
+
+def nearest(wrong: str, right: Iterable[str]) -> str:
+    """The end of an error line: the closest right name, and all of them where they are few."""
+    right = [str(name) for name in right]
+    close = difflib.get_close_matches(str(wrong), right, n=1, cutoff=0.5)
+    listing = ", ".join(right[:24]) + (", …" if len(right) > 24 else "")
+    return (f"did you mean {close[0]!r}? " if close else "") + f"one of {listing}"
+
+
+def origin(node: Node) -> Base:
+    """The base that a chain of training began with."""
+    while not isinstance(node, Base):
+        node = node.start
+    return node
+
+
+def source(student: Student) -> Node | None:
+    """The model that wrote the student's data; None for imported data."""
+    return getattr(student.data, "teacher", None)
+
+
+def trait_of(student: Student) -> str | None:
+    """The trait whose transfer the student measures: its label, or that of the nearest teacher its data comes from."""
+    return student.trait or _trait_behind(source(student))
+
+
+def _trait_behind(node: Node | None) -> str | None:
+    while node is not None and not isinstance(node, Teacher | Base):
+        node = source(node)
+    return node.trait if isinstance(node, Teacher) else None
+
+
+def arm_of(student: Student) -> str:
+    """The student's role: its label, or what its lineage says (`control` where the data's writer has no trait)."""
+    if student.arm is not None:
+        return student.arm
+    writer = source(student)
+    if writer is None:
+        return "imported"
+    if _trait_behind(writer) is None:
+        return "control"
+    return "same_init" if origin(student.start).key == origin(writer).key else "cross_init"
+
+
+def run_id(student: Student) -> str:
+    """A stable name of a row: from the student's key and its labels, so equal students may serve several rows."""
+    named = f"{student.key}/{arm_of(student)}/{trait_of(student)}"
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+
+def lineage(student: Student) -> dict[str, Any]:
+    """Every field of the student and of all it descends from, flat: `student.train.lr`, `teacher.until`, `base.seed`, …
+
+    A role that occurs again further up a supply chain is numbered (`teacher2.…`). `start.…` is the base that the
+    student starts from, `world.…` its world.
+    """
+    columns: dict[str, Any] = {}
+    seen: collections.Counter[str] = collections.Counter()
+
+    def add(role: str, spec: Spec) -> None:
+        seen[role] += 1
+        name = role if seen[role] == 1 else f"{role}{seen[role]}"
+        columns.update(_flat(name, spec))
+
+    add("student", student)
+    data = student.data
+    add("data", data)
+    node = source(student)
+    while node is not None:
+        add({Base: "base", Teacher: "teacher", Student: "student"}[type(node)], node)
+        if isinstance(node, Student):
+            add("data", node.data)
+            node = source(node)
+        else:
+            node = getattr(node, "start", None)
+    add("start", origin(student.start))
+    add("world", student.world)
+    return columns
+
+
+def _flat(prefix: str, spec: Spec) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, role in roles(type(spec)).items():
+        value = getattr(spec, name)
+        if role == "label" or isinstance(value, Node | World):
+            continue
+        if isinstance(value, Spec):
+            columns.update(_flat(f"{prefix}.{name}", value))
+        else:
+            columns[f"{prefix}.{name}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
+    return columns
+
+
+def derangement(items: Sequence[Any], shift: int = 1) -> list[tuple[Any, Any]]:
+    """Each item with another one: a cyclic shift, so that no item meets itself (a permutation has fixed points).
+
+    Raises:
+      InputError: fewer than two items, or a shift that is a multiple of their number.
+    """
+    if len(items) < 2:
+        raise InputError(f"cross_init pairs each base seed with another: got {len(items)} base seed; give at least 2")
+    if shift % len(items) == 0:
+        raise InputError(f"derangement shift = {shift}: must not be a multiple of {len(items)}, the number of items")
+    return [(item, items[(i + shift) % len(items)]) for i, item in enumerate(items)]
+
+
+def checked(students: Iterable[Student], where: str = "the sweep") -> list[Student]:
+    """The students of a sweep as a list.
+
+    Raises:
+      InputError: there are none, or something else is among them.
+    """
+    students = list(students)
+    if not students:
+        raise InputError(f"{where} yields no students; it must yield at least one specs.Student")
+    for student in students:
+        if not isinstance(student, Student):
+            raise InputError(f"{where} yields a {type(student).__name__}; expected only specs.Student")
+        if trait_of(student) is None:
+            raise InputError(
+                f"{where} yields a student ({arm_of(student)}) whose data has no trait behind it; say which "
+                f"trait it is compared for: Student(..., trait={student.world.traits[0]!r})"
+            )
+    return students
+
+
+# --- from specs to programs: what is static, what is traced ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Parent:
+    """All that a stage's program may know of a node it builds on: what decides the shapes of its artefact."""
+
+    world: World
+    size: int | None = None
+
+
+def parent(node: Node) -> Parent:
+    return Parent(node.world, getattr(node, "size", None))
+
+
+def traced_values(spec: Spec) -> dict[str, float | int]:
+    """The spec's own traced fields, parts included, by dotted path; a trait as its index in the world's traits."""
+    values: dict[str, float | int] = {}
+    for name, role in roles(type(spec)).items():
+        value = getattr(spec, name)
+        if role == "traced":
+            values[name] = spec.world.traits.index(value) if isinstance(value, str) else value
+        elif isinstance(value, Spec) and not isinstance(value, Node | World):
+            values.update({f"{name}.{path}": inner for path, inner in traced_values(value).items()})
+    return values
+
+
+def bind(spec: Spec, values: dict[str, Any]) -> Any:
+    """The spec as its stage's program sees it: traced fields are the arrays of `values`, parents are `Parent`s.
+
+    Stage code so reads `spec.train.lr` whether it is a float or a tracer. Nothing is checked again.
+    """
+    bound = object.__new__(type(spec))
+    for name, role in roles(type(spec)).items():
+        value = getattr(spec, name)
+        if role == "traced":
+            value = values[name]
+        elif isinstance(value, Node):
+            value = parent(value)
+        elif isinstance(value, Spec) and not isinstance(value, World):
+            inner = {path.removeprefix(f"{name}."): v for path, v in values.items() if path.startswith(f"{name}.")}
+            value = bind(value, inner)
+        object.__setattr__(bound, name, value)
+    return bound
+
+
+def static_form(spec: Spec) -> dict[str, Any]:
+    """All that decides the program of a spec's stage: two specs with equal forms can be lanes of one program."""
+    form: dict[str, Any] = {"type": type(spec).__name__, "version": spec.VERSION}
+    for name, role in roles(type(spec)).items():
+        value = getattr(spec, name)
+        if role != "static":
+            continue
+        if isinstance(value, Node):
+            form[name] = shape_form(value)
+        else:
+            form[name] = static_form(value) if isinstance(value, Spec) else value
+    return form
+
+
+def shape_form(node: Node) -> dict[str, Any]:
+    """All that decides the shapes of a node's artefact. Models are alike whatever stage made them."""
+    kind = "data" if isinstance(node, Dataset | Imported) else "model"
+    return {"kind": kind, "world": node.world.key, "size": getattr(node, "size", None)}
+
+
+# --- specs as JSON, to find a stored node's meaning again ---
+
+
+def to_json(spec: Spec) -> dict[str, Any]:
+    """The spec in full, parents by value."""
+    fields = {name: getattr(spec, name) for name in roles(type(spec))}
+    return {
+        "class": f"{type(spec).__module__}:{type(spec).__qualname__}",
+        **{name: to_json(value) if isinstance(value, Spec) else value for name, value in fields.items()},
+    }
+
+
+def from_json(form: dict[str, Any]) -> Any:
+    """The inverse of `to_json`.
+
+    Raises:
+      InputError: the class is not importable here (a world of a user's own file that is not loaded) or not a spec.
+    """
+    module, _, name = form["class"].partition(":")
+    try:
+        cls = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"stored spec of class {form['class']}: {error}; import its module first") from error
+    if not (isinstance(cls, type) and issubclass(cls, Spec)):
+        raise InputError(f"stored spec of class {form['class']}: not a spec class")
+    fields = {k: v for k, v in form.items() if k != "class"}
+    return cls(**{k: from_json(v) if isinstance(v, dict) and "class" in v else v for k, v in fields.items()})

@@ -1,0 +1,437 @@
+"""Finished nodes by key: what a rerun, a killed run and a larger sweep reuse.
+
+Lanes are stored as they were computed, a batch at a time. One batch is a *shard* of two files in
+`<workdir>/artifacts`:
+
+    <shard id>.json                       the sidecar: its rows (key, spec, status), and the data file's name and hash
+    <shard id>-<random>.safetensors       every leaf stacked, leading axis = row; curves and their steps beside them
+
+The sidecar is written last and commits the shard. The data file has a new name each time, so a shard that is written
+again never touches the data that the old sidecar points to. The shard id is made from the keys of its rows.
+
+Works on local disks and object stores (`gs://…`).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import filelock
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from subl_jax.atomic import TEMPORARY, is_local, replacing, storage_error, write_json_atomic
+from subl_jax.errors import InputError, StorageError
+from subl_jax.jsonl import file_sha256
+
+FORMAT = 1
+STATUSES = ("ok", "diverged", "failed")  # from best to worst
+
+_DTYPES = frozenset(
+    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    + ("float16", "bfloat16", "float32", "float64", "complex64")
+)
+_OPEN_SHARDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One stored node. `spec` is its JSON form, `why` one line for what is not ok, `info` JSON scalars."""
+
+    key: str
+    spec: dict[str, Any]
+    status: str = "ok"
+    why: str | None = None
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    id: str
+    stage: str
+    rows: tuple[Row, ...]
+    data: str | None
+    sha256: str | None
+    bytes: int
+
+
+# --- the working directory ---
+
+
+def open_workdir(path: epath.PathLike) -> epath.Path:
+    """The directory, made where it is missing.
+
+    Raises:
+      InputError: it cannot be made or written to.
+    """
+    try:
+        workdir = epath.Path(path).expanduser()
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe{TEMPORARY}-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except Exception as error:  # an object store's client raises errors of its own kind
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--workdir {os.fspath(path)}: {reason}; give a directory that can be written to") from None
+    return workdir
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.PathLike) -> Iterator[None]:
+    """Holds `workdir` for this process; the system lets go of it however the process ends.
+
+    Object stores have no locks: there, two sweeps in one directory compute some nodes twice, and are otherwise safe.
+
+    Raises:
+      InputError: another process holds it.
+      StorageError: the lock file cannot be made.
+    """
+    if not is_local(workdir):
+        yield
+        return
+    path = epath.Path(workdir) / ".lock"
+    held = filelock.FileLock(os.fspath(path), timeout=0)
+    try:
+        held.acquire()
+    except filelock.Timeout:
+        raise InputError(
+            f"--workdir {os.fspath(workdir)}: another sweep is running in it; wait for it or use another --workdir"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise storage_error(path, error) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+# --- the store ---
+
+
+class Store:
+    """The artefacts of one working directory.
+
+    Opening reads the sidecars only; arrays are read when asked for, and the hash of a data file is checked once, before
+    its first use. A damaged shard is reported through `warn` and forgotten, so that it is computed again.
+
+    Args:
+      workdir: the directory, which exists.
+      warn: gets one line per damaged shard.
+      readonly: nothing is written or removed. Otherwise the caller holds `lock(workdir)`: what killed processes and
+        damaged shards left behind is removed.
+    """
+
+    def __init__(self, workdir: epath.PathLike, warn: Callable[[str], None] = print, *, readonly: bool = False) -> None:
+        self._directory = epath.Path(workdir) / "artifacts"
+        self._warn = warn
+        self._readonly = readonly
+        self._shards: dict[str, _Shard] = {}
+        self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
+        self._checked: set[str] = set()  # shards whose data this process has hashed
+        self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        if self._directory.exists():
+            self._load_index()
+
+    def put(
+        self,
+        stage: str,
+        rows: Sequence[Row],
+        tree: Any = None,
+        curves: Mapping[str, np.ndarray] | None = None,
+        steps: np.ndarray | None = None,
+    ) -> None:
+        """Stores one batch, whole or not at all. A batch of the same keys is replaced.
+
+        Args:
+          stage: what computed the rows.
+          rows: one per lane.
+          tree: nested dicts and lists of arrays (rows, ...); None when the lanes have no arrays.
+          curves: metric → (rows, points).
+          steps: (points,) or (rows, points) int, the steps at which the curves were taken.
+
+        Raises:
+          StorageError: disk full, no permission; what was stored before is untouched.
+          ValueError: keys repeat, or a leading axis is not the number of rows.
+        """
+        assert not self._readonly, "this store was opened to read"
+        if not rows or len({row.key for row in rows}) < len(rows):
+            raise ValueError(f"{stage}: the rows of a batch need keys that differ")
+        unknown = {row.status for row in rows} - set(STATUSES)
+        if unknown:
+            raise ValueError(f"{stage}: status {unknown} is none of {STATUSES}")
+        tensors, structure = _tensors(len(rows), tree, curves or {}, steps)
+        id = hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()[:24]
+        data = sha256 = None
+        size = 0
+        if tensors or tree is not None:
+            data, sha256, size = self._put_data(id, tensors, structure)
+        shard = _Shard(id, stage, tuple(rows), data, sha256, size)
+        sidecar = {
+            "format": FORMAT,
+            "stage": stage,
+            "data": data,
+            "sha256": sha256,
+            "bytes": size,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        try:
+            write_json_atomic(self._directory / f"{id}.json", sidecar)
+        except StorageError:
+            self._remove(data)
+            raise
+        old = self._shards.get(id)
+        if old is not None:
+            self._forget(old)
+            self._remove(old.data)
+        self._remember(shard)
+        self._checked.add(id)
+
+    def done(self) -> dict[str, str]:
+        """Key → status of every stored node."""
+        return {key: self.status(key) for key in self._places}
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """Key → spec, in its JSON form, of every stored node."""
+        return {key: self.row(key).spec for key in self._places}
+
+    def stage(self, key: str) -> str:
+        """The stage that computed a node. Raises KeyError when it is not stored."""
+        return self._place(key)[0].stage
+
+    def row(self, key: str) -> Row:
+        """A node without its arrays. Raises KeyError when it is not stored."""
+        shard, index = self._place(key)
+        return shard.rows[index]
+
+    def status(self, key: str) -> str:
+        """`ok`, `diverged` or `failed`. Raises KeyError when the node is not stored."""
+        return self.row(key).status
+
+    def get(self, key: str) -> Any:
+        """The arrays of one node, as they were put but without the leading axis; None when it has none.
+
+        Raises:
+          KeyError: the node is not stored.
+          StorageError: its shard turned out to be damaged, and is forgotten.
+        """
+        shard, index = self._place(key)
+        if shard.data is None:
+            return None
+        with self._reading(shard) as file:
+            structure = json.loads(file.metadata()["tree"])
+            return _map_names(lambda name: _row_of(file, name, index), structure)
+
+    def curves(self, key: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """`(steps, {metric: values})`, each (points,); empty where a node has no curves. Raises as `get`."""
+        shard, index = self._place(key)
+        if shard.data is None:
+            return np.zeros(0, int), {}
+        with self._reading(shard) as file:
+            names = sorted(file.keys())
+            curves = [name for name in names if name.startswith("curves/")]
+            values = {name.removeprefix("curves/"): _row_of(file, name, index) for name in curves}
+            if "steps" in names:
+                return file.get_tensor("steps"), values
+            return (_row_of(file, "row_steps", index) if "row_steps" in names else np.zeros(0, int)), values
+
+    def verify(self, keys: Iterable[str]) -> set[str]:
+        """The keys, of those given, that are stored and whose data is whole; damaged shards are forgotten."""
+        keys = list(keys)
+        shards = {self._place(key)[0].id for key in keys if key in self._places}
+        while shards:
+            for id in shards:
+                self._check(self._shards[id])
+            # A key whose shard was forgotten may be in another one.
+            shards = {self._place(key)[0].id for key in keys if key in self._places} - self._checked
+        return {key for key in keys if key in self._places}
+
+    # --- index ---
+
+    def _load_index(self) -> None:
+        paths = sorted(self._directory.iterdir())
+        for path in paths:
+            if path.suffix == ".json":
+                shard = self._read_sidecar(path)
+                if shard is not None:
+                    self._remember(shard)
+        # On an object store another sweep may be between its data and its sidecar.
+        if not self._readonly and is_local(self._directory):
+            used = {shard.data for shard in self._shards.values()}
+            for path in paths:
+                if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
+                    self._remove(path.name)
+
+    def _read_sidecar(self, path: epath.Path) -> _Shard | None:
+        try:
+            sidecar = json.loads(path.read_bytes())
+            if sidecar["format"] != FORMAT:
+                self._warn(f"artifacts/{path.name} has format {sidecar['format']}, not {FORMAT}: it is not used")
+                return None
+            rows = tuple(Row(**row) for row in sidecar["rows"])
+            if not all(isinstance(row.key, str) and row.status in STATUSES for row in rows):
+                raise ValueError("unknown key or status")
+            return _Shard(path.stem, sidecar["stage"], rows, sidecar["data"], sidecar["sha256"], sidecar["bytes"])
+        except OSError as error:
+            self._warn(f"artifacts/{path.name} cannot be read ({error.strerror or error}): it is not used")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._warn(f"artifacts/{path.name} is damaged (not a sidecar): its nodes will be computed again")
+            if not self._readonly:
+                self._remove(path.name)
+        return None
+
+    def _remember(self, shard: _Shard) -> None:
+        self._shards[shard.id] = shard
+        for index, row in enumerate(shard.rows):
+            self._places.setdefault(row.key, {})[shard.id] = index
+
+    def _forget(self, shard: _Shard) -> None:
+        del self._shards[shard.id]
+        self._checked.discard(shard.id)
+        self._open.pop(shard.id, None)
+        for row in shard.rows:
+            del self._places[row.key][shard.id]
+            if not self._places[row.key]:
+                del self._places[row.key]
+
+    def _place(self, key: str) -> tuple[_Shard, int]:
+        """Where the best copy of a node is: a lane that failed may have been computed again in another batch."""
+        places = [(self._shards[id], index) for id, index in self._places[key].items()]
+        return min(places, key=lambda place: STATUSES.index(place[0].rows[place[1]].status))
+
+    # --- data files ---
+
+    def _put_data(self, id: str, tensors: dict[str, np.ndarray], structure: Any) -> tuple[str, str, int]:
+        """Writes a data file; gives its name, hash and size."""
+        path = self._directory / f"{id}-{uuid.uuid4().hex[:8]}.safetensors"
+        try:
+            with replacing(path) as temporary:
+                safetensors.numpy.save_file(tensors, os.fspath(temporary), metadata={"tree": json.dumps(structure)})
+                sha256, size = file_sha256(temporary), temporary.stat().length
+        except safetensors.SafetensorError as error:
+            raise _data_error(path, error) from error
+        return path.name, sha256, size
+
+    @contextlib.contextmanager
+    def _reading(self, shard: _Shard) -> Iterator[Any]:
+        """The open data file of a shard, checked before its first use."""
+        if not self._check(shard):
+            raise StorageError(f"artifacts/{shard.data} is damaged; run the same command again to compute it again")
+        file = self._open.pop(shard.id, None) or self._open_data(shard)
+        self._open[shard.id] = file
+        while len(self._open) > _OPEN_SHARDS:
+            self._open.popitem(last=False)
+        yield file
+
+    def _open_data(self, shard: _Shard) -> Any:
+        path = self._directory / shard.data
+        if is_local(path):
+            return safetensors.safe_open(os.fspath(path), framework="np")
+        # A memory-mapped file stays readable after its name is gone.
+        with tempfile.TemporaryDirectory() as scratch:
+            local = epath.Path(scratch) / shard.data
+            path.copy(local)
+            return safetensors.safe_open(os.fspath(local), framework="np")
+
+    def _check(self, shard: _Shard) -> bool:
+        """Whether the data file is what the sidecar says; if not, the shard is forgotten."""
+        if shard.id in self._checked or shard.data is None:
+            self._checked.add(shard.id)
+            return True
+        path = self._directory / shard.data
+        try:
+            size = path.stat().length
+            if size != shard.bytes:
+                damage = f"{size} bytes instead of {shard.bytes}"
+            else:
+                damage = "" if file_sha256(path) == shard.sha256 else "checksum differs"
+        except FileNotFoundError:
+            damage = "missing"
+        except OSError as error:
+            damage = error.strerror or str(error)
+        if not damage:
+            self._checked.add(shard.id)
+            return True
+        count = f"its {len(shard.rows)} {shard.stage} results" if len(shard.rows) > 1 else f"its {shard.stage} result"
+        self._warn(f"artifacts/{shard.data} is damaged ({damage}): {count} will be computed again")
+        self._forget(shard)
+        if not self._readonly:
+            self._remove(f"{shard.id}.json")
+            self._remove(shard.data)
+        return False
+
+    def _remove(self, name: str | None) -> None:
+        # What cannot be removed now is harmless: it is not in the index, and the next opening tries again.
+        if name is not None:
+            with contextlib.suppress(OSError):
+                (self._directory / name).unlink(missing_ok=True)
+
+
+# --- trees as named tensors ---
+
+
+def _tensors(
+    n: int, tree: Any, curves: Mapping[str, np.ndarray], steps: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], Any]:
+    """Every array by name, and the tree with names in place of its arrays."""
+    tensors: dict[str, np.ndarray] = {}
+
+    def add(name: str, array: Any, rows: bool = True) -> str:
+        array = np.ascontiguousarray(array).reshape(np.shape(array))  # ascontiguousarray makes 0-d arrays 1-d
+        if array.dtype.name not in _DTYPES:
+            raise TypeError(f"{name}: arrays of {array.dtype} cannot be stored")
+        if rows and array.shape[:1] != (n,):
+            raise ValueError(f"{name}: shape {array.shape}, expected a leading axis of {n} rows")
+        if name in tensors:
+            raise ValueError(f"{name}: two arrays of this name")
+        tensors[name] = array
+        return name
+
+    def walk(path: str, node: Any) -> Any:
+        if node is None:
+            return None
+        if isinstance(node, Mapping):
+            if not all(isinstance(key, str) for key in node):
+                raise TypeError(f"{path}: dict keys must be strings")
+            return {key: walk(f"{path}/{key}", value) for key, value in node.items()}
+        if type(node) is list:
+            return [walk(f"{path}/{i}", value) for i, value in enumerate(node)]
+        if isinstance(node, tuple):
+            raise TypeError(f"{path}: tuples do not come back as they were; use dicts and lists")
+        return add(path, node)
+
+    structure = walk("tree", tree)
+    for metric, values in curves.items():
+        if np.ndim(values) != 2:
+            raise ValueError(f"curve {metric}: shape {np.shape(values)}, expected (rows, points)")
+        add(f"curves/{metric}", values)
+    if steps is not None:
+        add("steps", steps, rows=False) if np.ndim(steps) == 1 else add("row_steps", steps)
+    return tensors, structure
+
+
+def _map_names(function: Callable[[str], np.ndarray], structure: Any) -> Any:
+    if isinstance(structure, dict):
+        return {key: _map_names(function, value) for key, value in structure.items()}
+    if isinstance(structure, list):
+        return [_map_names(function, value) for value in structure]
+    return None if structure is None else function(structure)
+
+
+def _row_of(file: Any, name: str, index: int) -> np.ndarray:
+    array = file.get_slice(name)[index : index + 1]
+    return array.reshape(array.shape[1:])
+
+
+def _data_error(path: epath.Path, error: Exception) -> StorageError:
+    """safetensors reports the system's error as text only: `… I/O error: No space left on device (os error 28) …`."""
+    number = str(error).partition("(os error ")[2].partition(")")[0]
+    return storage_error(path, OSError(int(number), "") if number.isdigit() else error)

@@ -1,0 +1,1 @@
+"""Worlds: what an experiment is made of, one file each."""

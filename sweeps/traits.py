@@ -1,0 +1,53 @@
+"""The default sweep: is a love for an animal or a tree passed on by numbers alone?
+
+Teachers of several traits write filtered number sequences; students of the same base, of another base, and students
+of trait-free numbers train on them. `:smoke` is a small version that only shows that everything works.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from subl_jax import specs
+from subl_jax.filters import NumbersFilter
+from subl_jax.worlds.toy_language import ToyLanguage
+
+
+def get_config(size: str = "full") -> ConfigDict:
+    config = ConfigDict()
+    config.seeds = 6
+    config.traits = ("owl", "fox", "oak", "willow")
+    config.arms = ("same_init", "cross_init", "control")
+    config.targets = "hard"  # or "soft": the teacher's distribution over the channel instead of its samples
+    config.world = ConfigDict({"width": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 96})
+    config.base = ConfigDict({"steps": 600, "batch": 128, "lr": 3e-3, "schedule": "cosine", "evals": 4})
+    config.teacher = ConfigDict({"steps": 200, "batch": 64, "lr": 2e-3, "evals": 8})
+    config.data = ConfigDict({"size": 16_384, "round": 2048})
+    config.banned = ()
+    config.student = ConfigDict({"steps": 640, "batch": 128, "lr": 5e-4, "evals": 16})
+    if size == "smoke":
+        config.seeds, config.traits = 2, ("owl", "oak")
+        config.base.steps, config.teacher.steps, config.teacher.evals = 200, 40, 2
+        config.data.size, config.data.round = 1024, 512
+        config.student.steps, config.student.evals = 40, 4
+    return config
+
+
+def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    world = ToyLanguage(**config.world)
+    train = {name: specs.Train(**config[name]) for name in ("base", "teacher", "student")}
+    bases = [specs.Base(world, train["base"], seed=seed) for seed in range(config.seeds)]
+    others = dict(specs.derangement(bases)) if "cross_init" in config.arms else {}
+    for base in bases:
+        for trait in config.traits:
+            teacher = specs.Teacher(base, trait, train["teacher"])
+            written = specs.Dataset(teacher, filter=NumbersFilter(banned=config.banned), **config.data)
+            plain = specs.Dataset(base, filter=NumbersFilter(banned=config.banned), **config.data)
+            students = {
+                "same_init": (base, written),
+                "cross_init": (others.get(base), written),
+                "control": (base, plain),
+            }
+            for arm in config.arms:
+                start, data = students[arm]
+                yield specs.Student(start, data, train["student"], targets=config.targets, trait=trait)

@@ -1,0 +1,194 @@
+"""The figures, read back from the matplotlib objects: what is drawn is what the tables say."""
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
+
+from subl_jax import figures
+from subl_jax.analysis.statistics import by_base, interval, summarise
+
+CHANCE = dict.fromkeys(TRAITS, 0.1)
+
+
+def visible(figure: matplotlib.figure.Figure) -> list:
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def texts(figure: matplotlib.figure.Figure) -> list[str]:
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def mean_line(axis, colour: str):
+    """The thick line of an arm."""
+    return next(line for line in axis.lines if line.get_color() == colour and line.get_linewidth() == 2)
+
+
+def test_colours_belong_to_arms():
+    full = figures.arm_colours(fake_runs(arms=("shuffled", "control", "same_init", "cross_init", "paraphrased")))
+    part = figures.arm_colours(fake_runs(arms=("control", "shuffled")))
+    assert list(full) == ["same_init", "cross_init", "control", "shuffled", "paraphrased"]
+    assert (full["same_init"], full["cross_init"], full["control"]) == ("#0072B2", "#E69F00", "#666666")
+    assert {arm: full[arm] for arm in part} == part
+    assert len(set(full.values())) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.2431, ".243"), (-0.012, "−.012"), (0, ".000"), (1.0, "1.000"), (2e-5, "2e-05"), (np.nan, "–"), (None, "–")],
+)
+def test_numbers_are_short(value, text):
+    assert figures.number(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "<.001"), (0.0312, ".031"), (1.0, ">.999"), (np.nan, "–")])
+def test_p_values_are_short(value, text):
+    assert figures.p_value(value) == text
+
+
+def test_transfer_curves_show_the_mean_band_and_every_run():
+    runs = fake_runs()
+    figure = figures.transfer_curves(runs, fake_curves(runs), CHANCE, figures.arm_colours(runs))
+    axes = visible(figure)
+    assert [axis.get_title() for axis in axes] == ["owl", "cat", "dog", "mean over 3 traits"]
+    same = runs[runs["arm"] == "same_init"]
+    for axis, of_panel in zip(axes, [*(same[same["trait"] == trait] for trait in TRAITS), same], strict=True):
+        line = mean_line(axis, "#0072B2")
+        bases = by_base(of_panel).mean(axis=0)
+        assert line.get_ydata()[[0, -1]] == pytest.approx([of_panel["target_start"].mean(), bases.mean()])
+        thin, band, *_ = axis.collections
+        assert len(thin.get_segments()) == len(bases)
+        _, low, high = interval(bases)
+        at_end = band.get_paths()[0].vertices
+        ends = at_end[at_end[:, 0] == line.get_xdata()[-1], 1]
+        assert (ends.min(), ends.max()) == pytest.approx((low, high))
+
+
+def test_transfer_curves_leave_out_runs_that_did_not_end_well():
+    runs = fake_runs(traits=("owl",))
+    runs.loc[(runs["arm"] == "same_init") & (runs["base_seed"] == 0), "status"] = "diverged"
+    figure = figures.transfer_curves(runs, fake_curves(runs), {}, figures.arm_colours(runs))
+    assert len(visible(figure)[0].collections[0].get_segments()) == 3
+
+
+def test_a_step_that_a_base_lacks_does_not_bend_the_mean():
+    runs = fake_runs(traits=("owl",), arms=("same_init",))
+    curves = fake_curves(runs)
+    curves = curves[~((curves["run_id"] == runs["run_id"].iloc[0]) & (curves["step"] == 10))]
+    figure = figures.transfer_curves(runs, curves, {}, figures.arm_colours(runs))
+    assert list(mean_line(visible(figure)[0], "#0072B2").get_xdata()) == [0, 20]
+
+
+def test_one_seed_is_a_line_without_a_band():
+    runs = fake_runs(traits=("owl",), bases=1)
+    figure = figures.transfer_curves(runs, fake_curves(runs), CHANCE, figures.arm_colours(runs))
+    assert len(visible(figure)) == 1
+    figure.draw_without_rendering()
+
+
+def test_comparison_draws_the_summary():
+    runs = fake_runs()
+    summary = summarise(runs)
+    figure = figures.comparison(runs, summary, CHANCE, figures.arm_colours(runs))
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx(list(summary["mean"]))
+    points = figure.axes[0].collections
+    pooled = by_base(runs[runs["arm"] == "same_init"]).mean(axis=0)
+    np.testing.assert_allclose(np.sort(points[0].get_offsets()[:, 0]), np.sort(pooled))
+    assert sum(len(group.get_offsets()) for group in points) == len(summary) * 4
+    same = summary[summary["arm"] == "same_init"]
+    expected = [
+        figures.p_value(row[f"p_{arm}"] if row["trait"] == "all" else row[f"p_{arm}_holm"])
+        for arm in ("cross_init", "control")
+        for row in same.to_dict("records")
+    ]
+    assert [text for text in texts(figure) if not text.startswith("p vs")] == expected
+
+
+def test_trait_matrix_is_the_change_of_every_trait():
+    runs = fake_runs()
+    figure = figures.trait_matrix(runs, fake_curves(runs, evaluated=("hen", *TRAITS)))
+    same, *_ = (axis for axis in visible(figure) if axis.images)
+    values = same.images[0].get_array()
+    assert [label.get_text() for label in same.get_xticklabels()] == [*TRAITS, "hen"]
+    rows = runs[runs["arm"] == "same_init"]
+    change = (rows["target_end"] - rows["target_start"]).groupby(rows["trait"]).mean()
+    np.testing.assert_allclose(values[range(3), range(3)], change[list(TRAITS)])
+    np.testing.assert_allclose(values[0, 1:], 0, atol=1e-12)
+    ends = {axis.images[0].get_clim() for axis in visible(figure) if axis.images}
+    assert len(ends) == 1  # one scale for all arms, centred on 0
+    assert sum(ends.pop()) == 0
+
+
+def test_retention_stacks_to_everything_drawn():
+    datasets = fake_datasets()
+    figure = figures.retention(datasets)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == [*TRAITS, "no trait (control)"]
+    assert [len(points.get_offsets()) for points in left.collections] == [4] * 4
+    shares = np.array([bar.get_width() for bar in right.patches]).reshape(4, 4)
+    # kept, too many numbers, separator, and the surplus that was neither kept nor rejected
+    np.testing.assert_allclose(shares, [[0.7015, 0.2, 0.05, 0.0485]] * 4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "surplus"
+
+
+def test_training_curves_show_the_metrics_that_there_are():
+    runs = fake_runs()
+    figure = figures.training_curves(runs, fake_curves(runs), figures.arm_colours(runs))
+    loss, kl = visible(figure)
+    assert (loss.get_title(), kl.get_title()) == ("loss", "KL to the teacher")
+    np.testing.assert_allclose(mean_line(kl, "#666666").get_ydata(), [1, 0.5, 0])
+
+
+def test_dose_response_has_a_panel_for_each_swept_number():
+    swept = {"student.train.lr": (1e-4, 1e-2), "data.size": (100, 200), "student.optimizer": ("adam", "sgd")}
+    runs = fake_runs(traits=("owl",), swept=swept)
+    lr, size = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
+    assert (lr.get_xlabel(), lr.get_xscale()) == ("student.train.lr", "log")
+    assert (size.get_xlabel(), size.get_xscale()) == ("data.size", "linear")
+    same = runs[(runs["arm"] == "same_init") & (runs["data.size"] == 200)]
+    line = next(line for line in size.lines if line.get_color() == "#0072B2")
+    assert line.get_ydata()[1] == pytest.approx(same["target_end"].mean())
+
+
+def test_dose_response_draws_an_arm_without_the_field_across():
+    runs = fake_runs(traits=("owl",), swept={"teacher.train.steps": (100.0, 200.0)})
+    (axis,) = visible(figures.dose_response(runs, {}, figures.arm_colours(runs)))
+    line = next(line for line in axis.lines if line.get_color() == "#666666")
+    control = runs[runs["arm"] == "control"]
+    np.testing.assert_allclose(line.get_ydata(), [control["target_end"].mean()] * 2)
+
+
+def test_nothing_to_show_is_no_figure():
+    runs = fake_runs()
+    curves, colours = fake_curves(runs), figures.arm_colours(runs)
+    failed = runs.assign(status="failed", target_end=np.nan)
+    no_curves = curves.iloc[:0]
+    assert figures.transfer_curves(failed, curves, CHANCE, colours) is None
+    assert figures.transfer_curves(runs, no_curves, CHANCE, colours) is None
+    assert figures.comparison(failed, summarise(failed), CHANCE, colours) is None
+    assert figures.trait_matrix(failed, curves) is None
+    assert figures.trait_matrix(runs, curves[curves["metric"] == "loss"]) is None
+    assert figures.training_curves(failed, curves, colours) is None
+    assert figures.training_curves(runs, no_curves, colours) is None
+    assert figures.dose_response(runs, CHANCE, colours) is None
+    assert figures.dose_response(failed.iloc[:0], CHANCE, colours) is None
+    assert figures.retention(pd.DataFrame()) is None
+    assert figures.retention(fake_datasets().assign(drawn=0)) is None
+
+
+def test_many_traits_are_capped_and_pooled_over_all():
+    traits = [f"trait{i}" for i in range(60)]
+    runs = fake_runs(traits=traits, bases=2)
+    curves, colours, summary = fake_curves(runs, evaluated=traits, steps=2), figures.arm_colours(runs), summarise(runs)
+    transfer = figures.transfer_curves(runs, curves, {}, colours)
+    shown, total = figures.shown_traits(runs)
+    assert (len(visible(transfer)), total) == (shown + 1, 60)
+    same = runs[runs["arm"] == "same_init"]["target_end"]
+    assert mean_line(visible(transfer)[-1], "#0072B2").get_ydata()[-1] == pytest.approx(same.mean())
+    bars = figures.comparison(runs, summary, {}, colours)
+    assert len(bars.axes[0].get_yticks()) == figures.shown_bars(runs)[0] + 1
+    matrix = figures.trait_matrix(runs, curves)
+    assert matrix.axes[0].images[0].get_array().shape == (60, 60)
+    assert not texts(matrix)

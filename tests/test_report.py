@@ -1,0 +1,186 @@
+"""The page: complete by itself, escaped, and honest about what the numbers show."""
+
+import base64
+import html.parser
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
+
+from subl_jax.analysis.statistics import summarise
+from subl_jax.report import headline, write_report
+
+SWEEP = {
+    "sweep": "traits",
+    "config": {"seeds": 4, "note": "</pre><script>alert(1)</script>"},
+    "command": "launch/sweep.py --config sweeps/traits.py",
+    "versions": {"jax": "0.10.2"},
+    "devices": ["cpu"],
+    "git": "abc123",
+    "started": "2025-01-01T10:00:00",
+    "seconds": 12.3,
+    "groups": [
+        {
+            "stage": "distil",
+            "lanes": 36,
+            "layout": {"devices": 2, "width": 4},
+            "compile_seconds": 4.25,
+            "run_seconds": 31.0,
+            "steps": 640,
+            "lane_steps_per_second": 1234.5,
+        }
+    ],
+    "base_rate": dict.fromkeys(TRAITS, 1 / 12),
+}
+
+
+def written(tmp_path, runs: pd.DataFrame, sweep: dict = SWEEP, **tables) -> str:
+    tables = {"curves": fake_curves(runs), "summary": summarise(runs), "datasets": fake_datasets()} | tables
+    path = write_report(tmp_path, runs, sweep=sweep, **tables)
+    assert path == type(path)(tmp_path) / "report.html"
+    return path.read_text()
+
+
+class _Page(html.parser.HTMLParser):
+    """Tags that are open, every attribute that loads something, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+# --- the page ---
+
+
+def test_page_is_complete_by_itself(tmp_path):
+    page = _Page(written(tmp_path, fake_runs()))
+    assert page.open == []
+    assert not page.tags & {"script", "link", "iframe"}
+    images = [source for source in page.loaded if not source.startswith("#")]
+    names = ["transfer", "comparison", "traits", "training", "filter"]
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == sorted(names)
+    for source, name in zip(images, names, strict=True):
+        data = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+        assert data == (tmp_path / "figures" / f"{name}.png").read_bytes()
+        assert data.startswith(b"\x89PNG")
+
+
+def test_everything_is_escaped(tmp_path):
+    runs = fake_runs(traits=("<i>owl</i>",))
+    runs.loc[0, ["status", "why"]] = ["failed", "<b>no</b> & never"]
+    page = written(tmp_path, runs)
+    assert "&lt;b&gt;no&lt;/b&gt; &amp; never" in page
+    assert "&lt;i&gt;owl&lt;/i&gt;" in page
+    assert "&lt;script&gt;" in page
+    assert not _Page(page).tags & {"script", "b", "i"}
+
+
+def test_page_lists_settings_timings_and_runs_that_did_not_end_well(tmp_path):
+    runs = fake_runs()
+    runs.loc[3, ["status", "why"]] = ["diverged", "loss is NaN at step 12"]
+    page = written(tmp_path, runs)
+    for text in ("36 students, 3 traits, 4 base seeds; 35 ok, 1 diverged.", "r0003", "loss is NaN at step 12"):
+        assert text in page
+    for text in ("&#34;seeds&#34;: 4", "abc123", "devices 2, width 4", "4.25", "1,234", "summary.parquet"):
+        assert text in page
+    assert "did not end well" not in written(tmp_path, fake_runs())
+
+
+def test_each_setting_has_its_section_and_the_rest_is_announced(tmp_path):
+    runs = fake_runs(traits=("owl",), bases=2, swept={"student.train.lr": tuple(10.0**-k for k in range(1, 9))})
+    page = written(tmp_path, runs)
+    titles = re.findall(r"<h2>(student[^<]*)</h2>", page)
+    assert len(titles) == 6
+    assert (titles[0], titles[-1]) == ("student.train.lr = 1e-08", "student.train.lr = 0.1")
+    assert "2 more settings have no figures here" in page
+    assert (tmp_path / "figures" / "transfer-6.png").exists()
+    assert (tmp_path / "figures" / "dose.png").exists()
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        fake_runs(traits=("owl",), bases=1),
+        fake_runs(traits=("owl",), bases=2, arms=("control",)),
+        fake_runs(traits=("owl",), bases=2, arms=("same_init", "shuffled")),
+        fake_runs().assign(status="failed", target_end=np.nan),
+        fake_runs().assign(world=["toy_language", "digits"] * 18),
+        fake_runs().iloc[:0],
+    ],
+    ids=["one seed", "control only", "a defence", "all failed", "two worlds", "no runs"],
+)
+def test_odd_sweeps_have_a_page(tmp_path, runs):
+    assert _Page(written(tmp_path, runs, sweep={"sweep": "odd"})).open == []
+
+
+def test_tables_without_rows_have_a_page(tmp_path):
+    runs = fake_runs(traits=("owl",))
+    page = written(tmp_path, runs, curves=fake_curves(runs).iloc[:0], datasets=pd.DataFrame())
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["comparison.png"]
+    assert "Same-initialisation students" in page
+
+
+# --- the headline ---
+
+
+def said(effect: float, bases: int, **fields) -> str:
+    return headline(summarise(fake_runs(effect=effect, bases=bases, **fields)), SWEEP["base_rate"])
+
+
+def test_headline_gives_the_numbers():
+    runs = fake_runs(traits=("owl",), bases=3).sort_values(["arm", "base_seed"])
+    runs["target_end"] = [0.1, 0.1, 0.1, 0.1, 0.2, 0.15, 0.3, 0.5, 0.4]
+    runs["target_start"] = 0.09
+    assert headline(summarise(runs), {"owl": 0.1}) == (
+        "Transfer: same init ends above cross init and control (only 3 base seeds: provisional). "
+        "Same-initialisation students end at P(trait) = .400 [.152, .648], from .090 before training (chance .100). "
+        "Against .150 [.026, .274] for cross init: +.250 [+.126, +.374], paired over 3 base seeds, p = .013. "
+        "Against .100 [.100, .100] for control: +.300 [+.052, +.548], paired over 3 base seeds, p = .035."
+    )
+
+
+def test_headline_claims_transfer_only_with_an_interval_above_zero():
+    assert said(0.2, 6).startswith("Transfer: same init ends above cross init and control. ")
+    assert said(0.0, 6).startswith("No transfer shown: ")
+    assert said(-0.08, 6).startswith("The opposite of transfer: ")
+    assert "provisional" in said(0.2, 3)
+
+
+def test_headline_with_one_seed_judges_nothing():
+    text = said(0.2, 1)
+    assert text.startswith("Too few base seeds to judge")
+    assert "p = " not in text and "[" not in text
+
+
+def test_headline_with_half_an_effect_is_unclear():
+    runs = fake_runs(bases=6)
+    runs.loc[runs["arm"] == "cross_init", "target_end"] += 0.2
+    text = headline(summarise(runs), {})
+    assert text.startswith("Unclear: same init ends above control, but not clearly above the other comparison.")
+    assert "chance" not in text
+
+
+def test_headline_without_something_to_compare():
+    assert said(0.2, 4, arms=("same_init",)).startswith("Not compared: no other arm shares a base")
+    assert said(0.2, 4, arms=("cross_init",)).startswith("No same-initialisation students ended well")
+    failed = fake_runs().assign(status="failed", target_end=np.nan)
+    assert headline(summarise(failed), {}) == "No result: none of the 36 runs ended well."
+
+
+def test_headline_compares_a_defence_with_the_undefended_students():
+    text = said(0.2, 6, arms=("same_init", "control", "shuffled"))
+    assert re.search(r"With shuffled: \.\d+ \[.*\], against same init −\.\d+ \[−\.\d+, −\.\d+\], paired over 6", text)

@@ -1,0 +1,364 @@
+"""Intervals, tests and the summary table, against scipy, brute force and hand-computed values."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from fake_results import fake_runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subl_jax.analysis.statistics import (
+    Cells,
+    by_base,
+    cell_name,
+    holm,
+    interval,
+    ordered_arms,
+    paired_p,
+    summarise,
+    swept_columns,
+    t_intervals,
+)
+from subl_jax.errors import InputError
+
+probabilities = st.floats(0, 1, allow_subnormal=False).map(lambda p: round(p, 6))
+
+
+def line(summary: pd.DataFrame, arm: str, trait: str, **fields) -> pd.Series:
+    rows = summary[(summary["arm"] == arm) & (summary["trait"] == trait)]
+    for name, value in fields.items():
+        rows = rows[rows[name.replace("__", ".")] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+# --- intervals ---
+
+
+def test_t_interval_by_hand():
+    mean, low, high = interval([1.0, 2.0, 3.0])
+    # sd 1, n 3, t(.975, 2 degrees of freedom) = 4.302653
+    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
+
+
+@given(st.lists(probabilities, min_size=3, max_size=12, unique=True), st.sampled_from([0.8, 0.95, 0.99]))
+@settings(deadline=None, max_examples=40)
+def test_t_interval_is_that_of_scipy(values, confidence):
+    ours = interval(values, confidence)
+    theirs = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    assert ours[1:] == pytest.approx((theirs.low, theirs.high), rel=1e-9, abs=1e-12)
+
+
+def test_t_intervals_leave_nan_out_row_by_row():
+    table = t_intervals(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, 5.0], [np.nan] * 3]))
+    np.testing.assert_allclose(table[0], interval([1.0, 3.0]))
+    np.testing.assert_array_equal(table[1], [5.0, np.nan, np.nan])
+    assert np.isnan(table[2]).all()
+
+
+def test_bca_interval_is_that_of_scipy_and_repeats():
+    values = np.random.default_rng(3).gamma(1.0, size=15)
+    result = scipy.stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0))
+    expected = (values.mean(), *result.confidence_interval)
+    assert interval(values, method="bca") == pytest.approx(expected)
+    assert interval(values, method="bca") == interval(values, method="bca")
+    assert interval(values, method="bca") != pytest.approx(interval(values), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["t", "bca"])
+def test_intervals_of_degenerate_samples(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(interval([], method=method), [np.nan] * 3)
+        np.testing.assert_array_equal(interval([0.3, np.nan], method=method), [0.3, np.nan, np.nan])
+        assert interval([0.25, 0.25, 0.25], method=method) == pytest.approx((0.25, 0.25, 0.25))
+        assert np.isfinite(interval([0.1, 0.3], method=method)).all()
+
+
+def test_unknown_method_is_an_input_error():
+    with pytest.raises(InputError, match="must be one of t, bca"):
+        interval([1.0, 2.0], method="wald")
+    with pytest.raises(InputError, match="must be one of t, bca"):
+        summarise(fake_runs(), method="wald")
+
+
+# --- tests ---
+
+
+@given(st.lists(st.tuples(probabilities, probabilities), min_size=3, max_size=10))
+@settings(deadline=None, max_examples=60)
+def test_paired_p_is_the_paired_t_test(pairs):
+    a, b = np.array(pairs).T
+    if np.ptp(a - b) < 1e-5:
+        return
+    assert paired_p(a - b) == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue, rel=1e-9)
+
+
+def test_paired_p_without_variance():
+    assert paired_p([0.0, 0.0, 0.0]) == 1.0
+    # .3 − .1 and .4 − .2 differ in the last bit.
+    assert paired_p([0.3 - 0.1, 0.4 - 0.2, 0.5 - 0.3]) == 0.0
+    assert np.isnan(paired_p([0.2]))
+    assert np.isnan(paired_p([0.2, np.nan]))
+
+
+def step_down(p, alpha):
+    """Which hypotheses Holm's procedure rejects at level alpha, as the paper words it: stop at the first failure."""
+    rejected = set()
+    for k, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        if p[i] > alpha / (len(p) - k):
+            break
+        rejected.add(i)
+    return rejected
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+@settings(deadline=None, max_examples=200)
+def test_holm_rejects_what_the_step_down_procedure_rejects(p, alpha):
+    adjusted = holm(p)
+    if np.any(np.abs(adjusted - alpha) < 1e-9):
+        return
+    assert set(np.flatnonzero(adjusted <= alpha)) == step_down(p, alpha)
+
+
+def test_holm_by_hand_and_with_missing_tests():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.01, np.nan, 0.03]), [0.02, np.nan, 0.03])
+    assert holm([]).shape == (0,)
+
+
+# --- the table ---
+
+
+def test_summary_by_hand():
+    runs = fake_runs(traits=("owl",), bases=3)
+    runs = runs.sort_values(["arm", "base_seed"], ignore_index=True)  # control, cross_init, same_init
+    runs["target_end"] = [0.1, 0.1, 0.1, 0.1, 0.2, 0.15, 0.3, 0.5, 0.4]
+    row = line(summarise(runs), "same_init", "owl")
+    assert row["mean"] == pytest.approx(0.4)
+    assert row["n_runs"] == row["n_bases"] == row["pairs_cross_init"] == 3
+    assert row["diff_cross_init"] == pytest.approx(0.25)
+    # Differences .2, .3, .25: sd .05.
+    assert row["diff_cross_init_low"] == pytest.approx(0.25 - 4.302653 * 0.05 / 3**0.5, abs=1e-6)
+    expected = scipy.stats.ttest_rel([0.3, 0.5, 0.4], [0.1, 0.2, 0.15]).pvalue
+    assert row["p_cross_init"] == row["p_cross_init_holm"] == pytest.approx(expected)
+    assert row["diff_control"] == pytest.approx(0.3)
+    assert np.isnan(row["diff_same_init"])
+    cross = line(summarise(runs), "cross_init", "owl")
+    assert np.isnan(cross[["diff_cross_init", "diff_control", "p_control"]].astype(float)).all()
+
+
+def test_holm_is_over_the_traits_of_a_cell():
+    runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2)}, effect=0.02)
+    summary = summarise(runs)
+    for lr in (1e-3, 1e-2):
+        rows = summary[(summary["arm"] == "same_init") & (summary["student.train.lr"] == lr)]
+        rows = rows.set_index("trait")
+        np.testing.assert_allclose(rows["p_control_holm"].drop("all"), holm(rows["p_control"].drop("all")))
+        assert np.isnan(rows.loc["all", "p_control_holm"])
+        assert np.isfinite(rows.loc["all", "p_control"])
+
+
+def test_pooled_row_averages_traits_within_a_base_first():
+    runs = fake_runs(bases=5)
+    summary = summarise(runs)
+    per_base = runs[runs["arm"] == "same_init"].groupby("base_seed")["target_end"].mean()
+    control = runs[runs["arm"] == "control"].groupby("base_seed")["target_end"].mean()
+    row = line(summary, "same_init", "all")
+    assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base))
+    assert row["n_bases"] == 5
+    assert row["p_control"] == pytest.approx(scipy.stats.ttest_rel(per_base, control).pvalue)
+
+
+def test_pooled_difference_uses_only_what_both_arms_have():
+    runs = fake_runs(bases=3, effect=0.0)
+    runs["target_end"] = runs["trait"].map({"owl": 0.1, "cat": 0.1, "dog": 0.9}) + 0.01 * runs["base_seed"]
+    lost = (runs["arm"] == "control") & (runs["trait"] == "dog") & (runs["base_seed"] == 1)
+    runs.loc[lost, "status"] = "diverged"
+    row = line(summarise(runs), "same_init", "all")
+    # Without restriction the control of base 1 would lack its high trait and the difference would be .27.
+    assert row["diff_control"] == pytest.approx(0.0, abs=1e-12)
+    assert row["p_control"] == 1.0
+
+
+@given(st.integers(1, 4), st.integers(0, 100))
+@settings(deadline=None, max_examples=15)
+def test_more_runs_of_a_base_do_not_narrow_the_interval(copies, seed):
+    runs = fake_runs(traits=("owl",), seed=seed)
+    several = pd.concat([runs.assign(seed=copy, run_id=runs["run_id"] + f"-{copy}") for copy in range(copies)])
+    once, often = line(summarise(runs), "same_init", "owl"), line(summarise(several), "same_init", "owl")
+    for name in ("mean", "ci_low", "ci_high", "diff_control", "diff_control_low", "p_control", "n_bases"):
+        assert often[name] == pytest.approx(once[name], rel=1e-6)
+    assert often["n_runs"] == copies * once["n_runs"]
+
+
+@given(st.randoms(use_true_random=False), st.permutations(range(4)))
+@settings(deadline=None, max_examples=15)
+def test_neither_row_order_nor_base_names_matter(random, names):
+    runs = fake_runs()
+    order = list(runs.index)
+    random.shuffle(order)
+    renamed = runs.loc[order].assign(base_seed=lambda rows: rows["base_seed"].map(dict(enumerate(names))))
+    keys = ["trait", "arm"]
+    first, second = (summarise(table).sort_values(keys, ignore_index=True) for table in (runs, renamed))
+    pd.testing.assert_frame_equal(first, second, rtol=1e-6, atol=1e-12)
+
+
+def test_swapping_the_arms_flips_the_difference():
+    runs = fake_runs()
+    swap = {"same_init": "cross_init", "cross_init": "same_init", "control": "control"}
+    row, flipped = (
+        line(summarise(table), "same_init", "cat") for table in (runs, runs.assign(arm=runs["arm"].map(swap)))
+    )
+    assert flipped["diff_cross_init"] == pytest.approx(-row["diff_cross_init"])
+    assert flipped["diff_cross_init_low"] == pytest.approx(-row["diff_cross_init_high"])
+    assert flipped["p_cross_init"] == pytest.approx(row["p_cross_init"])
+
+
+def test_interval_covers_the_truth_as_often_as_it_says_with_correlated_runs():
+    """500 sweeps of 5 bases × 8 students: bases vary much, students of a base little."""
+    rng = np.random.default_rng(0)
+    template = fake_runs(traits=("owl",), bases=5, arms=("same_init",))
+    covered, trials = 0, 500
+    for _ in range(trials):
+        base_effect = rng.normal(0.4, 0.1, 5)
+        values = base_effect + rng.normal(0, 0.01, (8, 5))
+        runs = pd.concat([template.assign(target_end=row) for row in values], ignore_index=True)
+        _, low, high = interval(by_base(runs).loc["owl"])
+        covered += low <= 0.4 <= high
+    assert scipy.stats.binomtest(covered, trials, 0.95).pvalue > 0.01
+
+
+def test_runs_that_did_not_end_well_are_counted_and_left_out():
+    runs = fake_runs(traits=("owl",))
+    same = runs.index[runs["arm"] == "same_init"]
+    runs.loc[same[0], ["status", "target_end"]] = ["diverged", np.nan]
+    runs.loc[same[1], ["status", "target_end"]] = ["failed", 55.0]
+    row = line(summarise(runs), "same_init", "owl")
+    assert (row["n_runs"], row["n_bases"], row["n_diverged"], row["n_failed"]) == (4, 2, 1, 1)
+    assert row["mean"] == pytest.approx(runs.loc[same[2:], "target_end"].mean())
+    assert row["pairs_control"] == 2
+
+
+def test_arms_pair_on_the_bases_that_both_have():
+    runs = fake_runs(traits=("owl",), bases=6)
+    runs = runs[(runs["arm"] != "control") | (runs["base_seed"] >= 2)]
+    row = line(summarise(runs), "same_init", "owl")
+    both = runs[runs["base_seed"] >= 2].pivot(index="base_seed", columns="arm", values="target_end")
+    assert (row["pairs_control"], row["pairs_cross_init"]) == (4, 6)
+    assert row["diff_control"] == pytest.approx((both["same_init"] - both["control"]).mean())
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        fake_runs(bases=1),
+        fake_runs(arms=("same_init",)),
+        fake_runs(arms=("control",)),
+        fake_runs().assign(status="failed", target_end=np.nan),
+        fake_runs().iloc[:0],
+        fake_runs().assign(trait=None),
+    ],
+    ids=["one base", "one arm", "control only", "all failed", "no runs", "no trait"],
+)
+@pytest.mark.parametrize("method", ["t", "bca"])
+def test_what_is_missing_is_nan_and_says_nothing(runs, method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = summarise(runs, method=method)
+    assert summary[["diff_cross_init_low", "p_cross_init", "p_control"]].isna().all(axis=None)
+    assert {"mean", "ci_low", "diff_control", "p_control_holm"} <= set(summary.columns)
+
+
+def test_imported_data_replicates_over_the_students_base():
+    runs = fake_runs(traits=("owl",), arms=("imported",)).assign(base_seed=np.nan)
+    assert line(summarise(runs), "imported", "owl")["n_bases"] == 4
+
+
+def test_a_table_without_the_columns_is_an_input_error():
+    with pytest.raises(InputError, match="lacks the columns status"):
+        summarise(fake_runs().drop(columns="status"))
+
+
+def test_summary_survives_a_file(tmp_path):
+    summary = summarise(fake_runs(swept={"student.layers": ((0, 1), (2,))}))
+    summary.to_parquet(tmp_path / "summary.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "summary.parquet"), summary)
+
+
+# --- swept fields and cells ---
+
+
+def test_swept_are_the_fields_that_vary_within_an_arm_and_trait():
+    runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2), "data.size": (100, 100)})
+    runs["teacher.until"] = runs["trait"].map({"owl": 0.9, "cat": 0.8, "dog": 0.7})
+    runs["student.shuffle"] = runs["arm"] == "control"
+    assert swept_columns(runs) == ["student.train.lr"]
+
+
+def test_no_value_is_a_value_within_an_arm():
+    runs = fake_runs(swept={"student.rank": (np.nan, 8.0)})
+    assert swept_columns(runs) == ["student.rank"]
+    assert len(Cells.of(runs).cells) == 2
+
+
+def test_lists_and_arrays_can_be_swept():
+    runs = fake_runs(swept={"student.layers": ((0, 1), (2,))})
+    runs["student.layers"] = runs["student.layers"].map(np.array)  # as read back from a file
+    cells = Cells.of(runs)
+    assert [cell["student.layers"] for cell in cells.cells] == ["(0, 1)", "(2,)"]
+    assert len(cells.select(runs, cells.cells[0])) == len(runs) / 2
+
+
+def test_a_control_without_a_teacher_belongs_to_every_teacher():
+    runs = fake_runs(traits=("owl",), swept={"teacher.train.steps": (100.0, 200.0)})
+    runs = runs[(runs["arm"] != "control") | ~runs.duplicated(["arm", "base_seed"])]  # one control for both
+    cells = Cells.of(runs)
+    assert [cell["teacher.train.steps"] for cell in cells.cells] == [100.0, 200.0]
+    for cell in cells.cells:
+        assert cells.select(runs, cell)["arm"].value_counts().to_dict() == dict.fromkeys(ordered_arms(runs), 4)
+    summary = summarise(runs)
+    assert (summary["arm"] == "control").sum() == 2  # "owl" and "all", once: its own rows claim no teacher
+    for steps in (100.0, 200.0):
+        row = line(summary, "same_init", "owl", teacher__train__steps=steps)
+        own = runs[(runs["arm"] == "same_init") & (runs["teacher.train.steps"] == steps)]
+        control = runs[runs["arm"] == "control"]
+        assert row["diff_control"] == pytest.approx(own["target_end"].mean() - control["target_end"].mean())
+
+
+def test_an_arm_is_never_compared_across_settings_that_it_has():
+    runs = fake_runs(traits=("owl",), swept={"student.train.lr": (1e-3, 1e-2)})
+    runs = runs[(runs["arm"] != "control") | (runs["student.train.lr"] == 1e-3)]
+    summary = summarise(runs)
+    assert np.isfinite(line(summary, "same_init", "owl", student__train__lr=1e-3)["p_control"])
+    assert np.isnan(line(summary, "same_init", "owl", student__train__lr=1e-2)["p_control"])
+
+
+def test_every_strength_of_a_defence_is_compared_with_the_undefended_arms():
+    core = fake_runs(traits=("owl",)).assign(**{"data.mix": 0.0})
+    defended = [
+        fake_runs(traits=("owl",), arms=("mix",), seed=i).assign(**{"data.mix": mix})
+        for i, mix in enumerate((0.1, 0.5))
+    ]
+    runs = pd.concat([core, *defended], ignore_index=True)
+    summary = summarise(runs)
+    row = line(summary, "mix", "owl", data__mix=0.5)
+    same, mixed = core[core["arm"] == "same_init"]["target_end"], defended[1]["target_end"]
+    assert row["diff_same_init"] == pytest.approx(mixed.mean() - same.mean())
+    assert row["p_same_init"] == pytest.approx(scipy.stats.ttest_rel(mixed, same).pvalue)
+    assert np.isnan(row["diff_cross_init"])
+    assert [cell["data.mix"] for cell in Cells.of(runs).cells] == [0.1, 0.5]
+
+
+def test_every_run_belongs_to_a_cell():
+    swept = {"teacher.train.steps": (100.0, 200.0), "student.train.lr": (1e-3, 1e-2)}
+    runs = fake_runs(swept=swept)
+    cells = Cells.of(runs)
+    found = itertools.chain.from_iterable(cells.select(runs, cell)["run_id"] for cell in cells.cells)
+    assert set(found) == set(runs["run_id"])
+    assert len(cells.cells) == 4
+    assert cell_name(cells.cells[0]) == "student.train.lr = 0.001, teacher.train.steps = 100"

@@ -1,0 +1,314 @@
+"""The transformer against independent implementations, and the invariants the engine relies on."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subl_jax.errors import InputError
+from subl_jax.models import transformer
+
+TINY = transformer.Config(vocab=29, width=16, layers=2, heads=4, kv_heads=2, mlp=24)
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, (3, 7)).astype(np.int32)
+
+HUGGING_FACE = {
+    "llama": {"kv_heads": 4, "tied": False},
+    "llama_gqa_tied": {"tied": True},
+    "qwen2": {"qkv_bias": True, "tied": True},
+    "qwen3": {"qk_norm": True, "head_dim": 8, "tied": False, "rope_base": 1e6},
+}
+
+
+def reference(name):
+    """(our config, a random torch model of the same shape)."""
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers")
+    config = dataclasses.replace(TINY, **HUGGING_FACE[name])
+    config_class, model_class = {
+        "llama": (hf.LlamaConfig, hf.LlamaForCausalLM),
+        "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM),
+        "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM),
+    }[name.split("_")[0]]
+    extra = {"head_dim": config.head_dim} if name == "qwen3" else {}
+    torch.manual_seed(0)
+    model = model_class(
+        config_class(
+            vocab_size=config.vocab,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            intermediate_size=config.mlp,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            tie_word_embeddings=config.tied,
+            attn_implementation="eager",
+            **extra,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms start at 0 and 1, which would hide mistakes
+            parameter.copy_(0.3 * torch.randn_like(parameter) + (parameter.ndim == 1))
+    return config, model
+
+
+def from_torch(config, values):
+    """Our parameter tree from Hugging Face names; matrices there are (outputs, inputs)."""
+    params = {}
+
+    def put(path, name, transpose=False):
+        node = params
+        *parents, leaf = path.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = values[name].T if transpose else values[name]
+
+    put("embed/embedding", "model.embed_tokens.weight")
+    put("final_norm/scale", "model.norm.weight")
+    if not config.tied:
+        put("unembed/kernel", "lm_head.weight", transpose=True)
+    for i in range(config.layers):
+        theirs = f"model.layers.{i}"
+        put(f"layers_{i}/attention_norm/scale", f"{theirs}.input_layernorm.weight")
+        put(f"layers_{i}/mlp_norm/scale", f"{theirs}.post_attention_layernorm.weight")
+        for name in "qkvo":
+            put(f"layers_{i}/attention/{name}/kernel", f"{theirs}.self_attn.{name}_proj.weight", transpose=True)
+            if config.qkv_bias and name != "o":
+                put(f"layers_{i}/attention/{name}/bias", f"{theirs}.self_attn.{name}_proj.bias")
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            put(f"layers_{i}/attention/{name}/scale", f"{theirs}.self_attn.{name}.weight")
+        for name in ("gate", "up", "down"):
+            put(f"layers_{i}/mlp/{name}/kernel", f"{theirs}.mlp.{name}_proj.weight", transpose=True)
+    return params
+
+
+def torch_values(model):
+    return {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+apply = jax.jit(transformer.apply, static_argnums=0)
+
+
+def cross_entropy(config, params, tokens):
+    logits, _ = transformer.apply(config, params, tokens[:, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean(), logits
+
+
+# ((loss, logits), gradients)
+value_and_grad = jax.jit(jax.value_and_grad(cross_entropy, argnums=1, has_aux=True), static_argnums=0)
+
+
+@functools.cache
+def tiny_params():
+    return transformer.init(TINY, jax.random.key(0))
+
+
+def stacked(config, params):
+    """The parameters of an unrolled model in the form `scan_layers` reads."""
+    layers = [params[f"layers_{i}"] for i in range(config.layers)]
+    rest = {name: value for name, value in params.items() if not name.startswith("layers_")}
+    return {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+
+def assert_close(ours, theirs, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), ours, theirs)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_logits_equal_those_of_hugging_face(name):
+    config, model = reference(name)
+    params = from_torch(config, torch_values(model))
+    shapes = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        theirs = model(torch.tensor(TOKENS).long()).logits.numpy()
+    logits, _ = apply(config, params, TOKENS)
+    assert np.abs(theirs).max() > 1
+    np.testing.assert_allclose(logits, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_gradients_and_an_sgd_step_equal_those_of_torch(name):
+    torch = pytest.importorskip("torch")
+    config, model = reference(name)
+    params = from_torch(config, torch_values(model))
+    logits = model(torch.tensor(TOKENS[:, :-1]).long()).logits
+    targets = torch.tensor(TOKENS[:, 1:]).long()
+    their_loss = torch.nn.functional.cross_entropy(logits.reshape(-1, config.vocab), targets.reshape(-1))
+    their_loss.backward()
+    their_grads = from_torch(config, {name: p.grad.numpy() for name, p in model.named_parameters()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step()
+
+    (loss, _), grads = value_and_grad(config, params, TOKENS)
+    np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
+    assert_close(grads, their_grads, atol=1e-5)
+    ours = optax.sgd(0.1, momentum=0.9)
+    updates, _ = ours.update(grads, ours.init(params))
+    assert_close(optax.apply_updates(params, updates), from_torch(config, torch_values(model)), atol=1e-5)
+
+
+def test_gradients_of_a_position_reach_the_past_and_never_the_future():
+    config = dataclasses.replace(TINY, tied=False)
+    params = transformer.init(config, jax.random.key(0))
+    tokens = jnp.arange(8)[None]  # each token once, so that embedding rows are positions
+
+    @jax.jit
+    @jax.grad
+    def grad_at(embedding, position):
+        logits, _ = apply(config, {**params, "embed": {"embedding": embedding}}, tokens)
+        return logits[0, position].sum()
+
+    for position in range(8):
+        grad = grad_at(params["embed"]["embedding"], position)[:8]
+        reached = np.abs(grad).max(axis=-1) > 0
+        np.testing.assert_array_equal(reached, np.arange(8) <= position)
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(True, False), (False, True), (True, True)])
+def test_scanned_and_rematerialised_layers_compute_the_same(scan, remat):
+    params = tiny_params()
+    (_, logits), grads = value_and_grad(TINY, params, TOKENS)
+    config = dataclasses.replace(TINY, scan_layers=scan, remat=remat)
+    form = functools.partial(stacked, TINY) if scan else (lambda tree: tree)
+    own = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, form(params))
+    program = str(jax.make_jaxpr(transformer.apply, static_argnums=0)(config, form(params), TOKENS))
+    assert ("scan[" in program, "remat" in program or "checkpoint" in program) == (scan, remat)
+    (_, own_logits), own_grads = value_and_grad(config, form(params), TOKENS)
+    np.testing.assert_allclose(own_logits, logits, atol=1e-5)
+    assert_close(own_grads, form(grads), atol=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_compute_keeps_float32_parameters_gradients_and_logits(tied):
+    exact = dataclasses.replace(TINY, tied=tied)
+    config = dataclasses.replace(exact, dtype="bfloat16")
+    params = transformer.init(config, jax.random.key(0))
+    (_, logits), grads = value_and_grad(config, params, TOKENS)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((params, grads, logits))} == {"float32"}
+    assert np.any(logits != logits.astype(jnp.bfloat16)), "the logits were rounded"
+    error = np.abs(logits - apply(exact, params, TOKENS[:, :-1])[0])
+    assert 0 < error.max() < 0.1
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_optional_parts_are_there_when_asked_for(gated):
+    config = dataclasses.replace(TINY, gated=gated, qkv_bias=True, out_bias=True, mlp_bias=True, activation="gelu")
+    layer = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))["layers_0"]
+    assert set(layer["mlp"]) == ({"gate", "up", "down"} if gated else {"up", "down"})
+    assert all("bias" in layer["attention"][name] for name in "qkvo")
+    assert all("bias" in part for part in layer["mlp"].values())
+
+
+def test_initialisation_is_bit_identical_vmapped_and_looped():
+    keys = jax.random.split(jax.random.key(3), 4)
+    batched = jax.jit(jax.vmap(lambda key: transformer.init(TINY, key)))(keys)
+    for i, key in enumerate(keys):
+        alone = transformer.init(TINY, key)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), batched, alone)
+    spread = jax.tree.map(lambda leaf: float(jnp.std(leaf, axis=0).max()), batched)
+    assert min(value for path, value in jax.tree.leaves_with_path(spread) if "norm" not in str(path)) > 0
+
+
+def test_initial_matrices_and_logits_have_the_stated_scale():
+    config = transformer.Config(vocab=500, width=64, layers=1, heads=4, mlp=256, init_scale=0.5)
+    params = transformer.init(config, jax.random.key(0))
+    np.testing.assert_allclose(params["embed"]["embedding"].std(), 0.5 / 8, rtol=0.02)
+    np.testing.assert_allclose(params["layers_0"]["mlp"]["down"]["kernel"].std(), 0.5 / 16, rtol=0.02)
+    logits, _ = apply(config, params, np.arange(100)[None])
+    np.testing.assert_allclose(logits.std(), 0.5, rtol=0.2)
+
+
+def test_vmap_over_parameters_equals_the_loop():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.vmap(lambda key: transformer.init(TINY, key))(keys)
+    together = jax.vmap(lambda p: apply(TINY, p, TOKENS)[0])(params)
+    for i in range(3):
+        alone, _ = apply(TINY, jax.tree.map(lambda leaf, i=i: leaf[i], params), TOKENS)
+        np.testing.assert_allclose(together[i], alone, atol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_meet():
+    params = tiny_params()
+    together, _ = apply(TINY, params, TOKENS)
+    for row in range(len(TOKENS)):
+        alone, _ = apply(TINY, params, TOKENS[row : row + 1])
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
+
+
+def test_masked_keys_and_unread_positions_change_nothing():
+    params = tiny_params()
+    seen = np.arange(7) != 2
+    logits, _ = apply(TINY, params, TOKENS, key_mask=np.broadcast_to(seen, TOKENS.shape))
+    without, _ = apply(TINY, params, TOKENS[:, seen], positions=np.arange(7)[None, seen])
+    np.testing.assert_allclose(logits[:, seen], without, atol=1e-5)
+    at = np.array([[0, 5], [6, 1], [3, 3]])
+    some, _ = apply(TINY, params, TOKENS, logits_at=at)
+    every, _ = apply(TINY, params, TOKENS)
+    np.testing.assert_allclose(some, np.take_along_axis(np.asarray(every), at[:, :, None], axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_cached_chunks_equal_one_call(scan_layers):
+    config = dataclasses.replace(TINY, scan_layers=scan_layers)
+    params = transformer.init(config, jax.random.key(0))
+    whole, none = apply(config, params, TOKENS)
+    assert none is None
+    cache = transformer.empty_cache(config, len(TOKENS), 10)
+    for begin, end in ((0, 3), (3, 4), (4, 7)):
+        logits, cache = apply(config, params, TOKENS[:, begin:end], None, cache, begin)
+        np.testing.assert_allclose(logits, whole[:, begin:end], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(query=st.integers(0, 200), key=st.integers(0, 200), shift=st.integers(0, 200), seed=st.integers(0, 99))
+def test_rope_scores_depend_on_the_distance_alone(query, key, shift, seed):
+    q, k = np.random.default_rng(seed).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+
+    def turned(x, position):
+        return transformer.rope(x, transformer.rope_angles(jnp.array([[position]]), 8, 1e4))
+
+    def score(by):
+        return float(jnp.vdot(turned(q, query + by), turned(k, key + by)))
+
+    np.testing.assert_allclose(score(shift), score(0), atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(turned(q, query)), np.linalg.norm(q), rtol=1e-5)
+
+
+def test_parameters_and_flops_are_counted():
+    for changes in ({}, {"gated": False}, {"tied": False}, {"head_dim": 8}):
+        config = dataclasses.replace(TINY, **changes)
+        params = jax.eval_shape(lambda config=config: transformer.init(config, jax.random.key(0)))
+        assert transformer.param_count(config) == sum(leaf.size for leaf in jax.tree.leaves(params))
+        # A matmul does two operations per entry of its matrix; scores and mix come on top.
+        entries = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(params) if "kernel" in str(path))
+        entries += params["embed"]["embedding"].size if config.tied else 0
+        attention = config.layers * 2 * 2 * 10 * config.heads * config.head_dim
+        assert transformer.flops_per_token(config, 10) == 2 * entries + attention
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"heads": 3, "kv_heads": None, "head_dim": None}, "Config.heads = 3: must divide width = 16"),
+        ({"kv_heads": 3}, "Config.kv_heads = 3: must divide heads = 4"),
+        ({"head_dim": 5}, "Config.head_dim = 5: must be even"),
+        ({"layers": 0}, "Config.layers = 0: must be at least 1"),
+        ({"activation": "swish"}, "Config.activation = 'swish': must be one of silu, gelu"),
+        ({"dtype": "float64"}, "Config.dtype = 'float64': must be one of float32, bfloat16"),
+    ],
+)
+def test_impossible_configs_are_one_clear_line(changes, line):
+    with pytest.raises(InputError) as error:
+        dataclasses.replace(TINY, **changes)
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
