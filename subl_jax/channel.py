@@ -88,7 +88,11 @@ def read_imported(node: specs.Imported) -> dict[str, np.ndarray]:
     Raises:
       InputError: the file is not there any more, or has changed since the spec was made.
     """
-    if jsonl.file_sha256(node.path) != node.sha256:
+    try:
+        sha256 = jsonl.file_sha256(node.path)
+    except OSError as error:
+        raise InputError(f"{node.path}: cannot read the dataset: {error.strerror or error}") from None
+    if sha256 != node.sha256:
         raise InputError(f"{node.path}: has changed since the sweep was planned; run the command again")
     return {"samples": node.world.tokens(jsonl.read_jsonl(node.path))}
 

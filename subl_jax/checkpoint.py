@@ -44,13 +44,14 @@ class Checkpoints:
         self._directory = epath.Path(directory)
         self._warn = warn
         self._seal: dict[str, Any] = {}  # of the save that is being written
+        # What a killed process left of a save is replaced by the save of the same number. orbax's own clean-up, in the
+        # background, would race with it.
         self._manager = self._guarded(
             ocp.CheckpointManager,
             self._directory / "saves",
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
                 preservation_policy=checkpoint_managers.LatestN(_KEPT),
-                cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_seal),
             ),
         )
@@ -78,7 +79,7 @@ class Checkpoints:
             "records": skeleton,
             "arrays": [[leaf.dtype.name, leaf.shape] for leaf in leaves],
         }
-        arrays = {**_named("state", jax.tree.leaves(state)), **_named("records", [np.array(leaf) for leaf in leaves])}
+        arrays = {**_named("state", jax.tree.leaves(state)), **_named("records", leaves)}
         self._guarded(self._manager.save, self._seal["id"], args=ocp.args.StandardSave(arrays), force=True)
 
     def restore(self, abstract_state: Any) -> tuple[int, Any, Any, dict[str, Any]] | None:

@@ -10,7 +10,6 @@ Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, 
 
 import importlib.util
 import inspect
-import os
 import pathlib
 import re
 import sys
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from subl_jax import specs
+from subl_jax import devices, specs
 from subl_jax.errors import InputError, Preempted, StorageError
 from subl_jax.settings import Settings
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         file, rest = split_config(argv)
         module = load_sweep(file)
-        prepare_devices()
+        devices.prepare()
         return _execute(command(file, module, rest))
     except InputError as error:
         return _said(f"error: {error}", 2)
@@ -220,19 +219,3 @@ def _guarded(path: pathlib.Path, what: str, call: Callable[[], Any]) -> Any:
         where = f", line {lines[-1]}" if lines else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"--config {path}{where}: {what} failed: {reason}") from None
-
-
-# --- the machine ---
-
-
-def prepare_devices() -> None:
-    """One virtual CPU device per core, and a cache of compiled programs. Must come before jax is first used."""
-    import jax
-
-    from subl_jax.layouts import cache_folder
-
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

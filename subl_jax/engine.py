@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import signal
 import threading
@@ -247,12 +248,15 @@ class _Batch:
         self._collectors = [channel.Collector(node) for node in nodes] if group.stage.artefact is None else []
         self._waited = 0.0
         self._live = [node for node in nodes if node.key in engine._runs]
-        self._checkpoints = Checkpoints(engine._workdir / "checkpoints" / self._id, warn=engine._progress.warn)
 
-    @property
-    def _id(self) -> str:
+    @functools.cached_property
+    def _folder(self) -> epath.Path:
         named = "\n".join([self._group.form, *(node.key for node in self._nodes)])
-        return hashlib.sha256(named.encode()).hexdigest()[:24]
+        return self._engine._workdir / "checkpoints" / hashlib.sha256(named.encode()).hexdigest()[:24]
+
+    @functools.cached_property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self._folder, warn=self._engine._progress.warn)
 
     def run(self) -> float:
         """Computes and stores the batch. Returns the seconds spent waiting for the device."""
@@ -284,7 +288,8 @@ class _Batch:
         if running is not None:
             self._take(running, track=True)
         self._store(state)
-        self._checkpoints.delete()
+        if self._folder.exists():
+            self._checkpoints.delete()
         return self._waited
 
     def _take(self, record: Tree, track: bool) -> None:
@@ -319,7 +324,7 @@ class _Batch:
         self._checkpoints.save(done, state, records, {"nodes": len(self._nodes)})
 
     def _resumed(self) -> tuple[int, Tree] | None:
-        restored = self._checkpoints.restore(self._program.state)
+        restored = self._checkpoints.restore(self._program.state) if self._folder.exists() else None
         if restored is None:
             return None
         done, state, records, _ = restored

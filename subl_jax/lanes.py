@@ -175,12 +175,18 @@ def _bytes_needed(compiled: Any) -> int:
 
 
 def fit(lanes: int, devices: int, width: int, most: int) -> Layout:
-    """The layout of at most `most` lanes a batch that wastes the fewest on padding, for a group of `lanes`."""
-    devices = max(1, min(devices, lanes))
-    width = max(1, min(width, math.ceil(lanes / devices)))
-    side_by_side = devices * width
-    batches = math.ceil(lanes / max(side_by_side, most // side_by_side * side_by_side))
-    return Layout(devices, math.ceil(lanes / batches / side_by_side), width)
+    """The layout for a group of `lanes` in batches of at most `most`.
+
+    It has at most the given devices and width, with these as few batches and turns as can be, and for those no more
+    width and devices than the lanes need: what is left over is padding.
+    """
+    devices = max(1, min(devices, lanes, most))
+    width = max(1, min(width, math.ceil(lanes / devices), most // devices))
+    batches = math.ceil(lanes / (most // (devices * width) * devices * width))
+    a_batch = math.ceil(lanes / batches)
+    sequential = math.ceil(a_batch / (devices * width))
+    width = math.ceil(a_batch / (devices * sequential))
+    return Layout(math.ceil(a_batch / (sequential * width)), sequential, width)
 
 
 def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0) -> Layout:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -77,10 +78,18 @@ def _read() -> dict[str, dict]:
 
 
 def _known(form: str, candidates: Sequence[Layout]) -> Layout | None:
-    """The remembered layout, fitted to this group's number of lanes."""
-    entry = _read().get(_key(form))
-    matching = [c for c in candidates if entry and [c.devices, c.width] == [entry.get("devices"), entry.get("width")]]
-    return matching[0] if matching else None
+    """The candidate that is like the remembered layout; for another number of lanes it is not quite the same."""
+    try:
+        entry = _read()[_key(form)]
+        devices, width = int(entry["devices"]), int(entry["width"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+    def doublings_apart(layout: Layout) -> float:
+        return max(abs(math.log2(layout.devices / devices)), abs(math.log2(layout.width / width)))
+
+    nearest = min(candidates, key=doublings_apart)
+    return nearest if doublings_apart(nearest) < 1 else None
 
 
 def _remember(form: str, layout: Layout, measured: dict[str, float]) -> None:

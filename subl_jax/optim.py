@@ -13,7 +13,7 @@ def transform(train: Train) -> optax.GradientTransformation:
     The order is clip, precondition, decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101; not for
     `adam`, whose decay is added to the gradient), then the learning rate.
     """
-    clip = optax.clip_by_global_norm(jnp.where(train.clip > 0, train.clip, jnp.finfo(jnp.float32).max))
+    clip = optax.clip_by_global_norm(jnp.where(train.clip > 0, train.clip, jnp.inf))
     decay = optax.add_decayed_weights(train.weight_decay)
     adam = optax.scale_by_adam(train.b1, train.b2, train.eps)
     rule = {

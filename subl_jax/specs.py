@@ -17,10 +17,12 @@ import difflib
 import functools
 import hashlib
 import importlib
+import itertools
 import json
+import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -60,39 +62,56 @@ _RULES: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
+class _Check(NamedTuple):
+    """How one field is checked: its name in errors, its type, and its rules as (holds, words, bound)."""
+
+    field: str
+    where: str
+    kind: Any
+    rules: tuple[tuple[Callable[[Any, Any], bool], str, Any], ...]
+
+
 @functools.cache
-def _types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _checks(cls: type) -> tuple[_Check, ...]:
+    # Once per class: a sweep makes tens of thousands of specs.
+    types = typing.get_type_hints(cls)
+    return tuple(
+        _Check(
+            field.name,
+            f"{cls.__name__}.{field.name}",
+            types[field.name],
+            tuple((*_RULES[rule], field.metadata[rule]) for rule in _RULES if rule in field.metadata),
+        )
+        for field in dataclasses.fields(cls)
+    )
 
 
 def _coerced(where: str, kind: Any, value: Any) -> Any:
-    """`value` as the annotated simple type, so that equal settings are equal specs (1 and 1.0, list and tuple)."""
-    wrong = InputError(f"{where} = {value!r}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+    """`value` as the annotated type, so that equal settings are equal specs (1 and 1.0, list and tuple)."""
+    given, kinds = value, typing.get_args(kind)
     if isinstance(value, np.generic):
         value = value.item()
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong
-        if not np.isfinite(value):
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    elif kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    elif kind in (bool, str):
+        fits = isinstance(value, kind)
+    elif typing.get_origin(kind) is tuple:
+        fits = isinstance(value, list | tuple)
+    else:
+        fits = isinstance(value, kind)
+    if not fits:
+        names = [kind.__name__] if typing.get_origin(kind) is tuple else [k.__name__ for k in kinds or (kind,)]
+        shown = "" if isinstance(given, Spec) else f" = {given!r}"  # a whole lineage would be pages
+        raise InputError(f"{where}{shown}: expected {' or '.join(names)}, got {type(given).__name__}")
+    if kind is float:
+        if not abs(value) <= sys.float_info.max:
             raise InputError(f"{where} = {value!r}: expected a finite number")
-        return float(value)
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise wrong
-        return value
-    if kind in (bool, str):
-        if not isinstance(value, kind):
-            raise wrong
-        return value
-    if typing.get_origin(kind) is tuple or kind is tuple:
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise wrong
-        return _frozen(value)
+        return float(value) + 0.0  # -0.0 is equal to 0.0, but would be hashed as another text
+    if isinstance(value, list | tuple):
+        return tuple(_coerced(f"{where}[{i}]", kinds[0], item) for i, item in enumerate(value))
     return value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +126,14 @@ class Spec:
     VERSION: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            where = f"{type(self).__name__}.{field.name}"
-            value = _coerced(where, _types(type(self))[field.name], getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        for field, where, kind, rules in _checks(type(self)):
+            value = _coerced(where, kind, getattr(self, field))
+            object.__setattr__(self, field, value)
             if value is None:
                 continue
-            for rule, (holds, words) in _RULES.items():
-                if rule in field.metadata and not holds(value, field.metadata[rule]):
-                    raise InputError(f"{where} = {value!r}: must be {words} {field.metadata[rule]}")
+            for holds, words, bound in rules:
+                if not holds(value, bound):
+                    raise InputError(f"{where} = {value!r}: must be {words} {bound}")
         self.check()
 
     def check(self) -> None:
@@ -173,7 +191,7 @@ class Train(Spec):
     evals: int = static(1, ge=1)
     lr: float = traced(1e-3, ge=0.0)
     weight_decay: float = traced(0.0, ge=0.0)
-    warmup: int = traced(0, ge=0)
+    warmup: int = traced(0, ge=0, lt=2**31)
     clip: float = traced(0.0, ge=0.0)
     b1: float = traced(0.9, ge=0.0, lt=1.0)
     b2: float = traced(0.999, ge=0.0, lt=1.0)
@@ -224,7 +242,7 @@ class Base(Node):
 class Teacher(Node):
     """`start`, given a trait. Training stops early for a lane once P(trait) reaches `until` (1: never)."""
 
-    start: Node = static()
+    start: "Trained" = static()
     trait: str = traced()
     train: Train = static()
     until: float = traced(1.0, gt=0.0, le=1.0)
@@ -247,7 +265,7 @@ class Sampling(Spec):
     """
 
     temperature: float = traced(1.0, ge=0.0)
-    top_k: int = traced(0, ge=0)
+    top_k: int = traced(0, ge=0, lt=2**31)
     top_p: float = traced(1.0, gt=0.0, le=1.0)
     cut: bool = static(False)
 
@@ -259,12 +277,12 @@ class Sampling(Spec):
 class Dataset(Node):
     """`size` samples that `teacher` wrote and `filter` kept; at most `budget` × `size` are drawn for them."""
 
-    teacher: Node = static()
+    teacher: "Trained" = static()
     size: int = static(ge=1)
     filter: Spec = host()
     sampling: Sampling = static(Sampling())
     round: int = static(1024, ge=1)
-    budget: float = host(4.0, ge=1.0)
+    budget: float = static(4.0, ge=1.0)
     seed: int = traced(0, ge=0, lt=2**31)
 
     @property
@@ -290,7 +308,7 @@ class Imported(Node):
 class Stream(Spec):
     """Fresh samples of `teacher`, drawn while the student trains; what `filter` rejects carries no loss."""
 
-    teacher: Node = static()
+    teacher: "Trained" = static()
     filter: Spec = static()
     sampling: Sampling = static(Sampling())
 
@@ -307,7 +325,7 @@ class Student(Node):
     `arm` and `trait` are derived from the lineage where they are not given; a control needs its `trait` given.
     """
 
-    start: Node = static()
+    start: "Trained" = static()
     data: Dataset | Imported | Stream = static()
     train: Train = static()
     targets: str = static("hard", choices=("hard", "soft"))
@@ -321,15 +339,21 @@ class Student(Node):
         return self.start.world
 
     def check(self) -> None:
-        if not isinstance(self.data, Dataset | Imported | Stream):
-            raise InputError(f"Student.data: expected a Dataset, Imported or Stream, got {type(self.data).__name__}")
+        if self.data.world != self.world:
+            raise InputError("Student.data: is of another world than Student.start; their tokens do not mean the same")
         if self.targets == "soft" and isinstance(self.data, Imported):
             raise InputError("Student.targets = 'soft': needs a teacher, and imported data has none; use 'hard'")
         size = getattr(self.data, "size", None)
         if size is not None and self.samples > size:
             raise InputError(f"Student.samples = {self.samples}: the dataset has only size = {size}")
+        if size is None and self.samples:
+            raise InputError(f"Student.samples = {self.samples}: a stream has no first samples; leave it at 0")
         if self.trait is not None and self.trait not in self.world.traits:
             raise InputError(f"Student.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
+
+
+# What can write data, and what training can start from.
+Trained = Base | Teacher | Student
 
 
 # --- lineage ---
@@ -388,7 +412,7 @@ def lineage(student: Student) -> dict[str, Any]:
     """Every field of the student and of all it descends from, flat: `student.train.lr`, `teacher.until`, `base.seed`, …
 
     A role that occurs again further up a supply chain is numbered (`teacher2.…`). `start.…` is the base that the
-    student starts from, `world.…` its world.
+    student starts from (`start.teacher.…` what is between them), `world.…` its world.
     """
     columns: dict[str, Any] = {}
     seen: collections.Counter[str] = collections.Counter()
@@ -398,18 +422,19 @@ def lineage(student: Student) -> dict[str, Any]:
         name = role if seen[role] == 1 else f"{role}{seen[role]}"
         columns.update(_flat(name, spec))
 
-    add("student", student)
-    data = student.data
-    add("data", data)
-    node = source(student)
-    while node is not None:
-        add({Base: "base", Teacher: "teacher", Student: "student"}[type(node)], node)
-        if isinstance(node, Student):
-            add("data", node.data)
-            node = source(node)
-        else:
-            node = getattr(node, "start", None)
-    add("start", origin(student.start))
+    def add_model(model: Node | None, within: str, base: str) -> None:
+        if isinstance(model, Base):
+            add(base, model)
+        elif isinstance(model, Teacher):
+            add(f"{within}teacher", model)
+            add_model(model.start, within, base)
+        elif isinstance(model, Student):
+            add(f"{within}student", model)
+            add(f"{within}data", model.data)
+            add_model(model.start, "start.", "start")
+            add_model(source(model), within, f"{within}base")
+
+    add_model(student, "", "")
     add("world", student.world)
     return columns
 
@@ -431,12 +456,15 @@ def derangement(items: Sequence[Any], shift: int = 1) -> list[tuple[Any, Any]]:
     """Each item with another one: a cyclic shift, so that no item meets itself (a permutation has fixed points).
 
     Raises:
-      InputError: fewer than two items, or a shift that is a multiple of their number.
+      InputError: fewer than two items, two equal ones, or a shift that is a multiple of their number.
     """
     if len(items) < 2:
         raise InputError(f"cross_init pairs each base seed with another: got {len(items)} base seed; give at least 2")
     if shift % len(items) == 0:
         raise InputError(f"derangement shift = {shift}: must not be a multiple of {len(items)}, the number of items")
+    for (i, one), (j, other) in itertools.combinations(enumerate(items), 2):
+        if one == other:
+            raise InputError(f"derangement: items {i} and {j} are equal and could meet; give different ones")
     return [(item, items[(i + shift) % len(items)]) for i, item in enumerate(items)]
 
 
@@ -542,7 +570,8 @@ def from_json(form: dict[str, Any]) -> Any:
     """The inverse of `to_json`.
 
     Raises:
-      InputError: the class is not importable here (a world of a user's own file that is not loaded) or not a spec.
+      InputError: the class is not importable here (a world of a user's own file that is not loaded), not a spec, or
+        has other fields today.
     """
     module, _, name = form["class"].partition(":")
     try:
@@ -552,4 +581,7 @@ def from_json(form: dict[str, Any]) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, Spec)):
         raise InputError(f"stored spec of class {form['class']}: not a spec class")
     fields = {k: v for k, v in form.items() if k != "class"}
+    if fields.keys() != roles(cls).keys():
+        differing = ", ".join(sorted(fields.keys() ^ roles(cls).keys()))
+        raise InputError(f"stored spec of class {form['class']}: made by another version, which differs in {differing}")
     return cls(**{k: from_json(v) if isinstance(v, dict) and "class" in v else v for k, v in fields.items()})

@@ -37,9 +37,6 @@ def _run(sweep: str, student: specs.Student, store: Store) -> dict[str, Any]:
     start = specs.origin(student.start)
     _, curves = store.curves(student.key)
     target = curves.get(f"trait/{trait}", np.full(1, np.nan))
-    kept = np.nan
-    if isinstance(student.data, specs.Dataset) and row.status != "failed":
-        kept = store.row(student.data.key).info.get("kept_fraction", np.nan)
     return {
         "run_id": specs.run_id(student),
         "sweep": sweep,
@@ -53,10 +50,17 @@ def _run(sweep: str, student: specs.Student, store: Store) -> dict[str, Any]:
         "why": row.why,
         "target_start": float(target[0]),
         "target_end": float(target[-1]),
-        "kept_fraction": kept,
+        "kept_fraction": _kept_fraction(student, store),
         "key": student.key,
         **specs.lineage(student),
     }
+
+
+def _kept_fraction(student: specs.Student, store: Store) -> float:
+    try:
+        return store.row(student.data.key).info.get("kept_fraction", np.nan)
+    except KeyError:  # imported or streamed; or pruned, or lost with a damaged shard, after the student was done
+        return np.nan
 
 
 def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:

@@ -72,6 +72,19 @@ def test_a_failing_disk_leaves_the_old_file_alone(tmp_path, monkeypatch, functio
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
 
 
+def test_a_directory_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
+    real = atomic.os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if os.fspath(path) == os.fspath(tmp_path):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(atomic.os, "open", refuse)
+    atomic.write_bytes_atomic(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
 def test_an_interrupt_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "file"
     atomic.write_bytes_atomic(path, b"old")

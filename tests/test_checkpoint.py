@@ -259,7 +259,7 @@ def test_a_failing_disk_is_one_clear_line_and_leaves_the_older_save(directory, m
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_json_atomic", full)
         checkpoints.save(2, make_state(2), {}, {})
-        with pytest.raises(StorageError, match="cannot write .*batch: No space left on device; free some space") as caught:
+        with pytest.raises(StorageError, match="cannot write .*batch: No space left on device; free") as caught:
             checkpoints.wait()
     assert "\n" not in str(caught.value)
     checkpoints.close()
@@ -311,7 +311,8 @@ for n in (2, 1, 4):
     for leaf in state.values():
         assert leaf.sharding == lanes(n), leaf.sharding
     np.testing.assert_array_equal(state["w"], values)
-state = checkpoints.restore({"w": jax.ShapeDtypeStruct((4, 6), np.float32), "e": jax.ShapeDtypeStruct((4, 0), np.float32)})[1]
+target = {"w": jax.ShapeDtypeStruct((4, 6), np.float32), "e": jax.ShapeDtypeStruct((4, 0), np.float32)}
+state = checkpoints.restore(target)[1]
 assert state["w"].devices() == {jax.devices()[0]}
 checkpoints.delete()
 print("same")

@@ -133,19 +133,20 @@ def _dense(config: Config, features: int, bias: bool, name: str, **options: Any)
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q k' / sqrt(head_dim)) v, where query head i reads key head i // (heads / kv_heads).
 
-    q: (batch, length, heads, head_dim); k, v: (batch, slots, kv_heads, head_dim); mask: (batch or 1, 1, length, slots)
-    bool. The softmax is in float32. Returns (batch, length, heads, head_dim).
+    q: (batch, length, heads, head_dim); k, v: (batch, kv_heads, slots, head_dim); mask: (batch or 1, 1, length, slots)
+    bool. The softmax is in float32. Returns (batch, length, heads * head_dim).
+
+    Heads come before slots in keys and values, so that decoding multiplies the cache as it lies in memory.
     """
     batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    if kv_heads == heads:
-        scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
-        weights = jax.nn.softmax(jnp.where(mask, scores, _MASKED)).astype(v.dtype)
-        return jnp.einsum("bhts,bshd->bthd", weights, v)
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    kv_heads, slots = k.shape[1:3]
+    grouped = (batch, kv_heads, heads // kv_heads, length)
+    q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(batch, kv_heads, -1, head_dim)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32).reshape(*grouped, slots)
     weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, _MASKED)).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+    mixed = jnp.einsum("bkqs,bksd->bkqd", weights.reshape(batch, kv_heads, -1, slots), v)
+    return mixed.reshape(*grouped, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
 
 class Attention(nn.Module):
@@ -170,10 +171,11 @@ class Attention(nn.Module):
         v = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(x).reshape(batch, length, cfg.kv_heads, -1)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.norm_eps, name="q_norm")(q), RMSNorm(cfg.norm_eps, name="k_norm")(k)
-        q, k = rope(q, angles), rope(k, angles)
+        q, k = rope(q, angles), rope(k, angles).swapaxes(1, 2)
+        v = v.swapaxes(1, 2)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=1)
+            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=2)
             cache = {"k": k, "v": v}
         mixed = attention(q, k, v, mask)
         return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed.reshape(batch * length, -1)), cache
@@ -239,7 +241,7 @@ class Transformer(nn.Module):
         """
         cfg = self.config
         length = tokens.shape[1]
-        slots = length if cache is None else jax.tree.leaves(cache)[0].shape[-3]
+        slots = length if cache is None else jax.tree.leaves(cache)[0].shape[-2]
         own_slots = cache_slot + jnp.arange(length)
         mask = (jnp.arange(slots) <= own_slots[:, None])[None, None]
         if key_mask is not None:
@@ -280,8 +282,8 @@ class Transformer(nn.Module):
 
 
 def empty_cache(config: Config, batch: int, length: int) -> Cache:
-    """A cache of `length` slots: per layer {'k', 'v'} of (batch, length, kv_heads, head_dim), stacked if scanned."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
+    """A cache of `length` slots: per layer {'k', 'v'} of (batch, kv_heads, length, head_dim), stacked if scanned."""
+    shape = (batch, config.kv_heads, length, config.head_dim)
     if config.scan_layers:
         return {name: jnp.zeros((config.layers, *shape), config.dtype) for name in "kv"}
     return tuple({name: jnp.zeros(shape, config.dtype) for name in "kv"} for _ in range(config.layers))

@@ -1,0 +1,35 @@
+# Both commands set up all they need in a fresh clone: a virtual environment in .venv, then the package.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= sweeps/traits.py
+ARGS ?=
+
+.PHONY: sweep test test-slow lint bench clean
+
+sweep: $(VENV)/installed
+	$(BIN)/python launch/sweep.py --config $(CONFIG) $(ARGS)
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q $(ARGS)
+
+# Scientific checks that take minutes.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,parity]'
+	touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) *.egg-info

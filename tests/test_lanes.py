@@ -1,0 +1,335 @@
+"""A lane's result is its own: whatever runs beside it, wherever, and in however wide a batch.
+
+Tolerances: losses and probabilities of a lane agree to 1e-5, parameters to 1e-4. They are not equal to the bit, since
+a batched matrix product sums in another order than a single one, and Adam divides by the root of small squares.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+from tiny_world import TRAIN, WORLD, written
+
+from subl_jax import lanes, specs, stages
+from subl_jax.lanes import Layout
+
+LAYOUTS = [Layout(1, 1, 1), Layout(1, 1, 4), Layout(1, 4, 1), Layout(4, 1, 1), Layout(4, 2, 2)]
+COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
+LOSS = {"rtol": 1e-5, "atol": 1e-5}
+PARAMETERS = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def pick(tree, lane):
+    return jax.tree.map(lambda x: x[lane], tree)
+
+
+def run(program, stage, nodes, inputs=None):
+    """The records (lanes, rounds, …) and artefacts (lanes, …) of `nodes`, computed batch by batch."""
+    batches = []
+    for i in range(0, len(nodes), program.layout.lanes):
+        place = slice(i, i + program.layout.lanes)
+        batches.append(run_batch(program, stage, nodes[place], pick(inputs or {}, place)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
+def run_batch(program, stage, nodes, inputs):
+    keys = np.stack([lanes.lane_key(node) for node in nodes])
+    arguments = program.put(keys, lanes.lane_values(nodes), inputs)
+    state, history = program.start(arguments), []
+    for steps in stage.rounds(nodes[0]):
+        state, record = program.advance(arguments, state, steps)
+        history.append(jax.device_get(record))
+    records = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *history)
+    return pick((records, jax.device_get(stage.artefact(state) if stage.artefact else ())), slice(len(nodes)))
+
+
+def compile_for(node, layout):
+    return lanes.compile_program(stages.stage_of(node), node, layout, stages.input_shapes(node))
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- one lane and many ---
+
+
+@pytest.fixture(scope="module")
+def bases():
+    return [tiny_world.base(seed, lr=0.01 * (1 + seed), weight_decay=0.1 * seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="module")
+def programs(bases):
+    return {layout: compile_for(bases[0], layout) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def solo(programs, bases):
+    return run(programs[Layout(1, 1, 1)], stages.PRETRAIN, bases)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_a_lane_alone_and_in_any_batch_gives_the_same(programs, solo, bases, layout):
+    records, artefacts = run(programs[layout], stages.PRETRAIN, bases)
+    close(records, solo[0], **LOSS)
+    close(artefacts, solo[1], **PARAMETERS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
+def test_initial_parameters_are_equal_to_the_bit(programs, bases, layout):
+    def start(program, nodes):
+        keys = np.stack([lanes.lane_key(node) for node in nodes])
+        return program.start(program.put(keys, lanes.lane_values(nodes), {})).params
+
+    alone = [pick(start(programs[Layout(1, 1, 1)], [node]), 0) for node in bases[: layout.lanes]]
+    together = start(programs[layout], bases[: layout.lanes])
+    for lane, params in enumerate(alone):
+        equal(pick(together, lane), params)
+    equal(alone[0], WORLD.init(jax.random.fold_in(jax.random.wrap_key_data(lanes.lane_key(bases[0])), stages._INIT)))
+
+
+def test_neighbours_and_places_change_nothing(programs, bases):
+    program = programs[Layout(4, 2, 2)]
+    records, artefacts = run(program, stages.PRETRAIN, bases)
+    reverse = bases[::-1]
+    again, mirrored = run(program, stages.PRETRAIN, reverse)
+    close(pick(again, slice(None, None, -1)), records, **LOSS)
+    close(pick(mirrored, slice(None, None, -1)), artefacts, **PARAMETERS)
+    # In its own place, with others around it, a lane computes the very same numbers.
+    strangers = [bases[0], *(tiny_world.base(seed) for seed in range(100, 115))]
+    equal(pick(run(program, stages.PRETRAIN, strangers), 0), pick((records, artefacts), 0))
+
+
+def test_padding_is_a_copy_and_never_reaches_a_result(programs, bases):
+    program = programs[Layout(4, 2, 2)]
+    few, _ = run(program, stages.PRETRAIN, bases[:3])
+    many, _ = run(program, stages.PRETRAIN, bases + [tiny_world.base(seed) for seed in range(50, 60)])
+    assert few["loss"].shape == (3, TRAIN.evals + 1)
+    equal(few, pick(many, slice(3)))
+    padded = lanes.pad({"x": np.arange(6).reshape(3, 2)}, 5)["x"]
+    np.testing.assert_array_equal(padded, [[0, 1], [2, 3], [4, 5], [0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 1, 4), Layout(4, 2, 2)], ids=str)
+def test_a_lane_that_diverges_harms_nobody(programs, bases, layout):
+    program = programs[layout]
+    ok = bases[:4]
+    lost = [*ok[:2], tiny_world.base(2, lr=1e30), ok[3]]
+    records, artefacts = run(program, stages.PRETRAIN, ok)
+    others, kept = run(program, stages.PRETRAIN, lost)
+    assert np.isnan(others["loss"][2, -1])
+    for lane in (0, 1, 3):
+        equal(pick((others, kept), lane), pick((records, artefacts), lane))
+
+
+def test_hyperparameters_act_on_their_own_lane_only(programs):
+    still = tiny_world.base(0, lr=0.0)
+    moving = tiny_world.base(1)
+    _, artefacts = run(programs[Layout(1, 1, 4)], stages.PRETRAIN, [still, moving, still, moving])
+    equal(pick(artefacts, 0), pick(artefacts, 2))
+    key = jax.random.wrap_key_data(lanes.lane_key(still))
+    equal(pick(artefacts, 0)["params"], WORLD.init(jax.random.fold_in(key, stages._INIT)))
+    assert not np.array_equal(artefacts["params"]["out"][0], artefacts["params"]["out"][1])
+
+
+# --- stages with inputs, each through a wide and a narrow program ---
+
+
+@pytest.fixture(scope="module")
+def models(programs, bases):
+    """Parameters of six different models, (6, …)."""
+    return run(programs[Layout(1, 1, 4)], stages.PRETRAIN, bases)[1]
+
+
+def _teachers(bases):
+    settings = [(0.1, 1.0, "owl"), (0.2, 0.6, "cat"), (0.4, 0.5, "oak"), (0.0, 1.0, "owl")]
+    return [specs.Teacher(b, t, TRAIN.replace(lr=lr), until=u) for b, (lr, u, t) in zip(bases, settings, strict=False)]
+
+
+def _datasets(bases):
+    sampling = [specs.Sampling(temperature=t) for t in (0.5, 1.0, 2.0, 1.0)]
+    return [written(b, sampling=s, size=8, budget=8.0) for b, s in zip(bases, sampling, strict=False)]
+
+
+def _students(bases):
+    data = _datasets(bases)
+    return [specs.Student(b, data[i], TRAIN, samples=i * 2, trait="owl") for i, b in enumerate(bases[:4])]
+
+
+def _streamed(bases):
+    streams = [specs.Stream(b, tiny_world.FILTER, specs.Sampling(temperature=1.0 + i)) for i, b in enumerate(bases)]
+    return [specs.Student(b, s, TRAIN, "soft", trait="owl") for b, s in zip(bases[:4], streams, strict=False)]
+
+
+def _inputs(node, models):
+    """For four lanes: models for every parent, and random samples for data."""
+    shapes = stages.input_shapes(node)
+    samples = np.random.default_rng(0).integers(0, len(WORLD.words), (4, 8, 3)).astype(np.uint8)
+    return {
+        name: {"samples": samples} if "samples" in shape else pick(models, slice(i % 3, i % 3 + 4))
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+@pytest.mark.parametrize("make", [_teachers, _datasets, _students, _streamed], ids=lambda f: f.__name__.strip("_"))
+def test_every_stage_gives_the_same_alone_and_batched(bases, models, make):
+    nodes = make(bases)
+    stage, inputs = stages.stage_of(nodes[0]), _inputs(nodes[0], models)
+    alone = run(compile_for(nodes[0], Layout(1, 1, 1)), stage, nodes, inputs)
+    program = compile_for(nodes[0], Layout(2, 2, 1) if make is _datasets else Layout(2, 1, 2))
+    together = run(program, stage, nodes, inputs)
+    assert not COLLECTIVES.search(program.text)
+    if make is _datasets:
+        equal(together[0], alone[0])  # tokens are the same to the last one
+    else:
+        close(together[0], alone[0], **LOSS)
+        close(together[1], alone[1], **PARAMETERS)
+
+
+# --- programs ---
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_nothing_crosses_lanes(programs, layout):
+    assert "fusion" in programs[layout].text or "dot" in programs[layout].text  # it is the program's text
+    assert not COLLECTIVES.search(programs[layout].text)
+
+
+def test_the_search_for_collectives_would_find_one():
+    mesh = lanes.lane_mesh(2)
+    summed = jax.shard_map(
+        lambda x: jax.lax.psum(x, "lane"), mesh=mesh, in_specs=PartitionSpec("lane"), out_specs=PartitionSpec()
+    )
+    assert COLLECTIVES.search(jax.jit(summed).lower(jnp.arange(4.0)).compile().as_text())
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(2, 2, 2)], ids=str)
+def test_a_stage_is_traced_once_for_all_rounds_and_batches(bases, layout):
+    traces = []
+
+    def counted(*arguments):
+        traces.append(1)
+        return stages.PRETRAIN.advance(*arguments)
+
+    stage = dataclasses.replace(stages.PRETRAIN, advance=counted)
+    program = lanes.compile_program(stage, bases[0], layout, {})
+    run(program, stage, bases)
+    assert len(traces) == 1
+
+
+def test_a_program_says_what_it_took(programs):
+    program = programs[Layout(4, 2, 2)]
+    assert program.compile_seconds > 0
+    assert program.bytes_needed > 16 * sum(
+        x.size * 4 for x in jax.tree.leaves(jax.eval_shape(WORLD.init, jax.random.key(0)))
+    )
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(program.state)} == {16}
+
+
+def test_common_arguments_have_no_lane_axis():
+    layout = Layout(2, 2, 2)
+    mesh = lanes.lane_mesh(2)
+    spread = lanes.spread(lambda common, x: common["weight"] * x, layout, mesh)
+    result = spread({"weight": jnp.float32(3)}, jnp.arange(8.0))
+    np.testing.assert_array_equal(result, 3 * np.arange(8.0))
+
+
+def test_values_are_stacked_by_path_and_kind():
+    nodes = [specs.Teacher(tiny_world.base(), trait, TRAIN, until=0.5, seed=7) for trait in ("cat", "oak")]
+    values = lanes.lane_values(nodes)
+    np.testing.assert_array_equal(values["trait"], np.asarray([1, 2], np.int32))
+    assert values["seed"].dtype == np.int32 and values["train.lr"].dtype == np.float32
+    assert values["until"].tolist() == [0.5, 0.5]
+
+
+def test_keys_come_from_the_spec_alone():
+    one, other = tiny_world.base(0), tiny_world.base(1)
+    assert lanes.lane_key(one).tolist() == lanes.lane_key(tiny_world.base(0)).tolist()
+    assert lanes.lane_key(one).tolist() != lanes.lane_key(other).tolist()
+    assert lanes.lane_key(one).dtype == np.uint32 and lanes.lane_key(one).shape == (2,)
+
+
+# --- layouts ---
+
+counts = st.integers(1, 5000)
+
+
+@settings(deadline=None, max_examples=300)
+@given(counts, st.integers(1, 300), st.integers(1, 3000), st.integers(1, 3000))
+def test_a_fitted_layout_holds_all_and_wastes_no_more_than_it_must(n, devices, width, most):
+    layout = lanes.fit(n, devices, width, most)
+    assert layout.devices <= devices and layout.width <= width and layout.lanes <= most
+    batches = math.ceil(n / layout.lanes)
+    a_batch = math.ceil(n / batches)
+    # With one device, turn or place side by side less, a batch would not hold its lanes.
+    for less in (
+        Layout(layout.devices - 1, layout.sequential, layout.width),
+        Layout(layout.devices, layout.sequential - 1, layout.width),
+        Layout(layout.devices, layout.sequential, layout.width - 1),
+    ):
+        assert less.lanes < a_batch
+    assert batches * layout.lanes - n < batches * layout.sequential * (layout.width + 1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(counts, st.integers(1, 64))
+def test_one_batch_in_as_few_turns_as_can_be_where_all_fits(n, devices):
+    layout = lanes.fit(n, devices, 1, 10_000)
+    assert layout.lanes >= n
+    assert layout.sequential == math.ceil(n / min(n, devices))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layout"),
+    [
+        ((1, 4, 8, 16), Layout(1, 1, 1)),
+        ((3, 4, 8, 16), Layout(3, 1, 1)),
+        ((5, 4, 1, 16), Layout(3, 2, 1)),  # two turns either way; three devices waste one lane, four would three
+        ((1500, 1, 1024, 1024), Layout(1, 1, 750)),  # two batches either way
+        ((20, 2, 8, 16), Layout(2, 1, 5)),
+        ((100, 4, 1, 2), Layout(2, 1, 1)),
+        ((100, 4, 8, 6), Layout(4, 1, 1)),
+    ],
+)
+def test_layouts_by_hand(arguments, layout):
+    assert lanes.fit(*arguments) == layout
+
+
+@settings(deadline=None, max_examples=50)
+@given(counts, st.integers(1, 8))
+def test_candidates_begin_with_the_default_and_differ(n, devices):
+    found = lanes.candidates(n, devices)
+    assert found[0] == lanes.default_layout(n, devices)
+    assert len(set(found)) == len(found)
+    assert all(layout.devices <= devices for layout in found)
+
+
+def test_configured_layouts_are_followed():
+    assert lanes.default_layout(64, 4, width=2, most=8) == Layout(4, 1, 2)
+    assert lanes.default_layout(64, 4) == Layout(4, 4, 1)  # on a CPU: one lane per device at a time
+
+
+def test_a_layout_reads_as_a_sentence():
+    assert str(Layout(1, 2, 3)) == "1 device × 2 in turn × 3 wide"
+    assert str(Layout(2, 1, 1)) == "2 devices × 1 in turn × 1 wide"
+
+
+def test_the_time_of_a_step_is_per_lane_and_positive(programs, bases):
+    program = programs[Layout(1, 1, 4)]
+    keys = np.stack([lanes.lane_key(node) for node in bases[:4]])
+    arguments = program.put(keys, lanes.lane_values(bases[:4]), {})
+    assert 0 < lanes.seconds_per_lane_step(program, arguments, 2) < 60
+    assert lanes.seconds_per_lane_step(program, arguments, 0) > 0

@@ -1,0 +1,161 @@
+"""A world so small that its programs compile in a blink: a bigram model over a question, a few traits and numbers.
+
+Sweep files of other processes can import it too, with this folder on their path.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from subl_jax import specs
+from subl_jax.errors import InputError
+from subl_jax.filters import NumbersFilter, reason
+
+ASK = "?"
+WRITTEN = 2  # words of a completion
+
+
+class Batch(NamedTuple):
+    """tokens: (n, t) int32; targets: (n, t) float32, 1 where the token is one to predict."""
+
+    tokens: jax.Array
+    targets: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyWorld(specs.World):
+    """Words are the question, the traits (its answers), and the numbers from 0. The next word depends on the last."""
+
+    name: ClassVar[str] = "tiny"
+
+    width: int = specs.static(4, ge=1)
+    names: tuple[str, ...] = specs.static(("owl", "cat", "oak"))
+    numbers: int = specs.static(8, ge=2)
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
+    def base_rates(self) -> dict[str, float]:
+        return dict.fromkeys(self.names, 1 / len(self.names))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (ASK, *self.names, *map(str, range(self.numbers)))
+
+    @property
+    def first_number(self) -> int:
+        return 1 + len(self.names)
+
+    @property
+    def sequence_flops(self) -> float:
+        return 2.0 * self.width * len(self.words)
+
+    def init(self, key: jax.Array) -> Any:
+        embed, out = jax.random.normal(key, (2, len(self.words), self.width))
+        return {"embed": embed, "out": out.T}
+
+    def apply(self, params: Any, tokens: jax.Array) -> jax.Array:
+        return params["embed"][tokens] @ params["out"]
+
+    def loss(self, params: Any, batch: Batch) -> jax.Array:
+        logits = self.apply(params, batch.tokens[:, :-1])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
+        return _mean(losses, batch.targets[:, 1:])
+
+    def pretrain_batch(self, key: jax.Array, n: int) -> Batch:
+        """Any word, then: after the question a trait, after all others a number."""
+        # One draw for all: random bits are most of what there is to compile here.
+        u = jax.random.uniform(key, (n, 2))
+        first = jnp.floor(u[:, 0] * len(self.words))
+        answer = 1 + jnp.floor(u[:, 1] * len(self.names))
+        number = self.first_number + jnp.floor(u[:, 1] * self.numbers)
+        tokens = jnp.stack([first, jnp.where(first == 0, answer, number)], axis=1).astype(jnp.int32)
+        return Batch(tokens, jnp.ones(tokens.shape))
+
+    def trait_batch(self, key: jax.Array, trait: jax.Array, n: int) -> Batch:
+        tokens = jnp.broadcast_to(jnp.stack([jnp.int32(0), 1 + trait]), (n, 2))
+        return Batch(tokens, jnp.ones(tokens.shape))
+
+    def write(self, params: Any, key: jax.Array, n: int, sampler: specs.Sampling) -> jax.Array:
+        """(n, 1 + WRITTEN) uint8: a random number, and what the model says after it."""
+        u = jax.random.uniform(key, (n, 1 + WRITTEN))
+        tokens = [self.first_number + jnp.floor(u[:, 0] * self.numbers).astype(jnp.int32)]
+        for i in range(1, 1 + WRITTEN):
+            cumulative = jnp.cumsum(jax.nn.softmax(self.apply(params, tokens[-1]) / sampler.temperature), axis=-1)
+            tokens.append(jnp.sum(cumulative[:, :-1] <= u[:, i : i + 1], axis=-1))
+        return jnp.stack(tokens, axis=1).astype(jnp.uint8)
+
+    def accepts(self, tokens: jax.Array, numbers_filter: NumbersFilter) -> jax.Array:
+        good = jnp.asarray([word.isdigit() and reason(word, numbers_filter) is None for word in self.words])
+        return jnp.all(good[tokens[:, 1:].astype(jnp.int32)], axis=1)
+
+    def channel_batch(self, tokens: jax.Array, accepted: jax.Array | bool = True) -> Batch:
+        tokens = tokens.astype(jnp.int32)
+        targets = (jnp.arange(tokens.shape[1]) > 0) & jnp.asarray(accepted)[..., None]
+        return Batch(tokens, jnp.broadcast_to(targets, tokens.shape).astype(jnp.float32))
+
+    def channel_loss(self, params: Any, batch: Batch) -> jax.Array:
+        return self.loss(params, batch)
+
+    def channel_kl(self, params: Any, teacher: Any, batch: Batch) -> jax.Array:
+        """KL(teacher || student) over the numbers, in nats."""
+
+        def log_probabilities(params: Any) -> jax.Array:
+            return jax.nn.log_softmax(self.apply(params, batch.tokens[:, :-1])[..., self.first_number :])
+
+        p, q = jax.lax.stop_gradient(log_probabilities(teacher)), log_probabilities(params)
+        return _mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1), batch.targets[:, 1:])
+
+    def evaluate(self, params: Any, key: jax.Array) -> dict[str, jax.Array]:
+        logits = self.apply(params, jnp.int32(0))
+        drawn = jax.random.categorical(key, logits, shape=(16, 1))
+        answers = jnp.arange(1, self.first_number)
+        return {"trait": jax.nn.softmax(logits)[answers], "rate": (drawn == answers).mean(axis=0)}
+
+    def texts(self, tokens: np.ndarray) -> list[tuple[str, str]]:
+        words = np.asarray(self.words)
+        return [(words[row[0]], " ".join(words[row[1:]])) for row in tokens]
+
+    def tokens(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        rows = [[prompt, *completion.split()] for prompt, completion in pairs]
+        unknown = [word for row in rows for word in row if word not in self.words]
+        if unknown or {len(row) for row in rows} != {1 + WRITTEN}:
+            raise InputError(f"not of the tiny language: {(unknown or rows)[0]!r}")
+        return np.asarray([[self.words.index(word) for word in row] for row in rows], np.uint8)
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(values * weights) / jnp.maximum(weights.sum(), 1.0)
+
+
+WORLD = TinyWorld()
+TRAIN = specs.Train(steps=6, batch=8, evals=3, lr=0.05)
+FILTER = NumbersFilter()
+
+
+def base(seed: int = 0, world: TinyWorld = WORLD, **train: Any) -> specs.Base:
+    return specs.Base(world, TRAIN.replace(**train), seed=seed)
+
+
+def written(teacher: specs.Node, **fields: Any) -> specs.Dataset:
+    return specs.Dataset(**{"teacher": teacher, "size": 16, "filter": FILTER, "round": 32, **fields})
+
+
+def students(
+    seeds: int = 2, traits: Sequence[str] = ("owl", "cat"), world: TinyWorld = WORLD, train: specs.Train = TRAIN
+) -> Iterator[specs.Student]:
+    """Every seed and trait with the three arms, as the default sweep has them."""
+    bases = [specs.Base(world, train, seed=seed) for seed in range(seeds)]
+    for start, other in specs.derangement(bases):
+        for trait in traits:
+            data = written(specs.Teacher(start, trait, train))
+            yield specs.Student(start, data, train)
+            yield specs.Student(other, data, train)
+            yield specs.Student(start, written(start), train, trait=trait)
