@@ -1,7 +1,7 @@
 """How wide to vmap on this device: one student alone against 2, 4, … 1024 side by side, and the memory of a lane.
 
 Meant for a GPU or TPU; on a CPU it stops at 16. The students are those of training.py at width 32 and 128. Eager
-PyTorch takes part where it is installed: on the GPU where it sees one, else on the CPU where that is the device.
+PyTorch takes part where it is installed and has the device; the faster of all its threads and one counts.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from measuring import Data, Spread, Table
 NAME = "accelerator"
 MODEL_WIDTHS = (32, 128)
 ROUNDS = 4
-PYTORCH = "eager PyTorch"
 # From here on more width is not worth its memory.
 _SATURATED = 0.9
 
@@ -58,9 +57,7 @@ def _model(width: int, most: int, seconds: float, rounds: int) -> Data:
             "compile_seconds": made.program.compile_seconds,
         }
         lanes_wide *= 2
-    pytorch = _torch_trainer(width)
-    if pytorch is not None:
-        trainers[PYTORCH] = pytorch
+    trainers |= toy_student.torch_trainers(width)
     steps = {name: measuring.steps_for(run, seconds, few=4) for name, run in trainers.items()}
     runs = {name: functools.partial(run, steps[name]) for name, run in trainers.items()}
     timings = measuring.interleaved(runs, rounds)
@@ -73,52 +70,30 @@ def _model(width: int, most: int, seconds: float, rounds: int) -> Data:
     }
 
 
-def _torch_trainer(width: int) -> Callable[[int], None] | None:
-    """Eager PyTorch on the device that jax uses; None where it is not installed or sees no such device."""
-    import jax
-
-    try:
-        import torch
-    except ImportError:
-        return None
-    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
-    if device is None or (device == "cuda" and not torch.cuda.is_available()):
-        return None
-    import toy_student
-
-    torch.set_num_threads(measuring.cores())
-    training = toy_student.torch_training(width, device)
-
-    def run(steps: int) -> None:
-        training.run(steps)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
 def tables(data: Data) -> list[Table]:
     rows, saturation = [], []
     for model in data["models"]:
         rates = {
-            name: measuring.rates(each["seconds"], each["steps"] * (1 if name == PYTORCH else int(name)))
+            name: measuring.rates(each["seconds"], each["steps"] * (int(name) if name in model["programs"] else 1))
             for name, each in model["contestants"].items()
         }
-        ours = {int(name): Spread.of(each).median for name, each in rates.items() if name != PYTORCH}
+        medians = {name: Spread.of(each).median for name, each in rates.items()}
+        ours = {int(name): medians[name] for name in model["programs"]}
         enough = min(wide for wide, rate in ours.items() if rate >= _SATURATED * max(ours.values()))
         saturation.append(f"model width {model['width']}: {enough}")
+        pytorch = max(medians.keys() - model["programs"].keys(), key=medians.get, default=None)
         for name, each in rates.items():
-            wide = 0 if name == PYTORCH else int(name)
             program = model["programs"].get(name)
+            label = name if not program else "solo" if name == "1" else f"{name} wide"
             rows.append(
                 [
                     str(model["width"]),
-                    name if not wide else "solo" if wide == 1 else f"{wide} wide",
+                    label,
                     str(Spread.of(each)),
                     str(measuring.ratio(each, rates["1"])),
-                    str(measuring.ratio(each, rates[PYTORCH])) if PYTORCH in rates else "–",
-                    measuring.number(Spread.of(each).median * model["flops_per_lane_step"] / 1e9),
-                    f"{program['bytes_needed'] / wide / 2**20:.3g}" if program else "–",
+                    str(measuring.ratio(each, rates[pytorch])) if pytorch else "–",
+                    measuring.number(medians[name] * model["flops_per_lane_step"] / 1e9),
+                    f"{program['bytes_needed'] / int(name) / 2**20:.3g}" if program else "–",
                 ]
             )
     columns = ["model width", "lanes", "lane-steps/s", "× solo", "× eager PyTorch", "GFLOP/s", "MiB per lane"]

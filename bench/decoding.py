@@ -146,7 +146,7 @@ def tables(data: Data) -> list[Table]:
         f"{data['new_tokens']} tokens are drawn per sequence. From the same keys both ways draw the same token at "
         f"{data['equal_tokens']:.2%} of the places. Ratios are of medians, with the range over rounds."
     )
-    columns = ["batch", "decoding", "tokens/s", "the cache is faster by ×"]
+    columns = ["batch", "decoding", "tokens/s", "KV cache is faster by ×"]
     return [Table("Writing number sequences", columns, rows, note)]
 
 

@@ -23,8 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 # Quick runs only show that a script works; their numbers are kept away from the measured ones.
 QUICK_RESULTS = ROOT / "build" / "bench"
-# With more than this share of the cores taken when a benchmark starts, its numbers are marked.
-_BUSY = 0.25
+# With more than this share of the cores taken by others when a benchmark starts, its numbers are marked.
+_BUSY = 0.1
 
 Data = dict[str, Any]
 
@@ -142,6 +142,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cores_taken(seconds: float = 1.0) -> float | None:
+    """How many cores other processes keep busy, watched for some seconds; None where the system does not tell."""
+
+    def busy() -> int:
+        times = [int(value) for value in path.read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(times) - times[3] - times[4]  # all but idle and waiting for disks
+
+    path = pathlib.Path("/proc/stat")
+    if not path.is_file():
+        return None
+    before = busy()
+    time.sleep(seconds)
+    return (busy() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
 def _cpu() -> str:
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
@@ -167,14 +182,14 @@ def main(
     """Measures, stores `<name>.json`, and prints the tables."""
     from subl_jax.atomic import write_json_atomic
 
-    date, load, began = datetime.datetime.now(datetime.UTC), os.getloadavg(), time.perf_counter()
+    date, taken, began = datetime.datetime.now(datetime.UTC), cores_taken(), time.perf_counter()
     measured = measure(options)
     data = {
         "benchmark": name,
         "quick": options.quick,
         "date": date.isoformat(timespec="seconds"),
         "seconds": time.perf_counter() - began,
-        "load_before": load,
+        "cores_taken_before": taken,
         "machine": machine(),
         **measured,
     }
@@ -197,6 +212,7 @@ def circumstances(data: Data) -> str:
     line += f"{data['seconds']:.0f} s in all."
     if data["quick"]:
         line += " Quick run: no number here is of use."
-    if data["load_before"][0] > _BUSY * facts["cores"]:
-        line += f" Taken on a busy machine (load {data['load_before'][0]:.1f} before it began)."
+    taken = data["cores_taken_before"]
+    if taken is not None and taken > _BUSY * facts["cores"]:
+        line += f" Taken on a busy machine: others kept {taken:.1f} cores busy before it began."
     return line

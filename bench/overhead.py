@@ -53,8 +53,8 @@ def tables(data: Data) -> list[Table]:
         ["host, inside groups (upper bound)", measuring.number(host), share(host)],
         ["store, plan, tracker", measuring.number(between), share(between)],
         ["tables and report", measuring.number(data["after_seconds"]), share(data["after_seconds"])],
-        ["**overhead in all**", measuring.number(warm - inside["waited"]), share(warm - inside["waited"])],
-        ["**all, without compiling**", measuring.number(warm), "100%"],
+        ["overhead in all", measuring.number(warm - inside["waited"]), share(warm - inside["waited"])],
+        ["all, without compiling", measuring.number(warm), "100%"],
         ["compiling", measuring.number(inside["compile"]), "–"],
         ["timing layouts", measuring.number(inside["layout"]), "–"],
     ]

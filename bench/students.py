@@ -27,16 +27,19 @@ def students_of(count: int, steps: int) -> list[Any]:
     from subl_jax.worlds.toy_language import ToyLanguage
 
     world = ToyLanguage(width=16, heads=2, kv_heads=2, mlp=32)
-    bases = [specs.Base(world, specs.Train(steps=2 * steps, batch=32, lr=3e-3), seed=seed) for seed in range(2)]
-    data = {"size": 512, "round": 512, "filter": NumbersFilter(), "budget": 64.0}
+    # So long until enough of what a base writes passes the filter.
+    bases = [specs.Base(world, specs.Train(steps=400, batch=64, lr=5e-3), seed=seed) for seed in range(2)]
+    data = {"size": 512, "round": 512, "filter": NumbersFilter(), "budget": 16.0}
     made = []
     for base, other in specs.derangement(bases):
         for trait in TRAITS:
-            teacher = specs.Teacher(base, trait, specs.Train(steps=steps // 2, batch=32))
+            teacher = specs.Teacher(base, trait, specs.Train(steps=20, batch=32))
             written, plain = specs.Dataset(teacher, **data), specs.Dataset(base, **data)
             for start, samples in ((base, written), (other, written), (base, plain)):
                 train = specs.Train(steps=steps, batch=32, evals=4)
-                made += [specs.Student(start, samples, train, seed=seed, trait=trait) for seed in range(count // 12)]
+                # No two alike: the controls of two traits would be one node.
+                seeds = range(len(made), len(made) + count // 12)
+                made += [specs.Student(start, samples, train, seed=seed, trait=trait) for seed in seeds]
     return made
 
 
@@ -44,7 +47,7 @@ def measure(options: argparse.Namespace) -> Data:
     from subl_jax import devices
 
     devices.prepare()
-    counts, steps, rounds = (COUNTS[:1], 8, 1) if options.quick else (COUNTS, 80, ROUNDS)
+    counts, steps, rounds = (COUNTS[:1], 8, 1) if options.quick else (COUNTS, 40, ROUNDS)
     runs: dict[str, list[Data]] = {str(count): [] for count in counts}
 
     def run(count: int) -> None:
@@ -61,31 +64,45 @@ def _sweep(students: list[Any]) -> Data:
 
     from subl_jax import running
     from subl_jax.progress import Progress
+    from subl_jax.results import load
 
     with tempfile.TemporaryDirectory() as folder:
         quiet = Progress(Console(file=io.StringIO()))
         seconds = measuring.timed(lambda: running.run(students, folder, name="students", progress=quiet))
+        statuses = load(folder).runs.status
+        assert (statuses == "ok").all(), statuses.value_counts()
         sweep = json.loads((pathlib.Path(folder) / "sweep.json").read_text())
     return {"seconds": seconds, "computing_seconds": sweep["seconds"], "groups": sweep["groups"]}
 
 
 def tables(data: Data) -> list[Table]:
-    rows = []
+    rows: list[list[str]] = []
+    fewer: tuple[int, float] | None = None
     for count, runs in data["runs"].items():
         students = int(count)
         whole = Spread.of([run["seconds"] for run in runs])
-        distil = [sum(g["run_seconds"] for g in run["groups"] if g["stage"] == "distil") for run in runs]
-        grouped = [
-            sum(g["run_seconds"] + g["compile_seconds"] + g["layout_seconds"] for g in run["groups"]) for run in runs
-        ]
-        outside = [run["seconds"] - each for run, each in zip(runs, grouped, strict=True)]
-        layouts = {g["layout"] for run in runs for g in run["groups"] if g["stage"] == "distil"}
-        per_student = [Spread.of([1000 * each / students for each in times]) for times in (distil, outside)]
-        rows.append([count, str(whole), measuring.number(1000 * whole.median / students), *map(str, per_student)])
-        rows[-1].append(", ".join(sorted(layouts)))
-    columns = ["students", "seconds", "ms per student", "of which training", "of which outside groups", "layout"]
-    note = f"{data['steps']} steps a student; median (range) of the runs. Bases, teachers and datasets are the same."
+        training = [_seconds(run, "distil") for run in runs]
+        outside = [run["seconds"] - _seconds(run) for run in runs]
+        layouts = {group["layout"] for run in runs for group in run["groups"] if group["stage"] == "distil"}
+        added = f"{1000 * (whole.median - fewer[1]) / (students - fewer[0]):.3g}" if fewer else "–"
+        per_student = [str(Spread.of([1000 * each / students for each in times])) for times in (training, outside)]
+        mean = measuring.number(1000 * whole.median / students)
+        rows.append([count, str(whole), mean, added, *per_student, ", ".join(sorted(layouts))])
+        fewer = (students, whole.median)
+    columns = ["students", "seconds", "ms a student", "ms an added student", "training", "outside groups", "layout"]
+    note = (
+        f"{data['steps']} steps a student; median (range) of the runs. Bases, teachers and datasets are the same for "
+        "every size, so an added student costs its training, and its part of storing, tables and report (outside "
+        "groups), both in ms a student."
+    )
     return [Table("Cost per student", columns, rows, note)]
+
+
+def _seconds(run: Data, stage: str | None = None) -> float:
+    """Of one stage its running; of all groups everything, compiling included."""
+    if stage:
+        return sum(group["run_seconds"] for group in run["groups"] if group["stage"] == stage)
+    return sum(group[f"{kind}_seconds"] for group in run["groups"] for kind in ("run", "compile", "layout"))
 
 
 if __name__ == "__main__":

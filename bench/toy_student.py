@@ -1,10 +1,13 @@
 """The student that training is measured on: the toy language's, with hard targets, on a fixed dataset."""
 
 import functools
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measuring
 import numpy as np
 import optax
 
@@ -15,6 +18,7 @@ from subl_jax.worlds.toy_language import PAD, ToyLanguage, language
 BATCH = 64
 SAMPLES = 4096
 LR = 5e-4
+PYTORCH = "eager PyTorch"
 
 
 def world_of(width: int) -> ToyLanguage:
@@ -80,6 +84,47 @@ def torch_training(width: int, device: str = "cpu") -> Any:
     model = torch_student.Student(world.model, world.length).load(params_of(width)).to(device)
     tokens = torch.from_numpy(samples_of(width).astype(np.int64)).to(device)
     return torch_student.Training(model, tokens, world.prompt_length, language(world).index[PAD], BATCH, LR)
+
+
+def torch_trainers(width: int) -> dict[str, Callable[[int], None]]:
+    """Eager PyTorch on the device that jax uses, by name: on a CPU with all threads and with one.
+
+    A small model is often faster with one thread. Empty where PyTorch is not installed or has no such device.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    if jax.default_backend() == "cpu":
+        counts = sorted({1, measuring.cores()}, reverse=True)
+        return {f"{PYTORCH}, {n} thread{'s'[: n > 1]}": _on_cpu(width, n) for n in counts}
+    if jax.default_backend() == "gpu" and torch.cuda.is_available():
+        return {PYTORCH: _on_gpu(width)}
+    return {}
+
+
+def _on_cpu(width: int, threads: int) -> Callable[[int], None]:
+    import torch
+
+    training = torch_training(width)
+
+    def run(steps: int) -> None:
+        torch.set_num_threads(threads)
+        training.run(steps)
+
+    return run
+
+
+def _on_gpu(width: int) -> Callable[[int], None]:
+    import torch
+
+    training = torch_training(width, "cuda")
+
+    def run(steps: int) -> None:
+        training.run(steps)
+        torch.cuda.synchronize()
+
+    return run
 
 
 def agreement(width: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ what others are compared with. One lane-step is one update of one student.
 
 import argparse
 import functools
-from collections.abc import Callable
 
 import measuring
 from measuring import Data, Spread, Table
@@ -65,11 +64,7 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
     layouts[f"engine, default: {default}"] = default
     layouts |= {f"engine, candidate: {layout}": layout for layout in others}
     made = {name: toy_student.Lanes(width, layout) for name, layout in layouts.items()}
-    trainers: dict[str, Callable[[int], None]] = {
-        f"eager PyTorch, {threads} thread{'s'[: threads > 1]}": _torch_trainer(width, threads)
-        for threads in sorted({1, measuring.cores()}, reverse=True)
-    }
-    trainers |= {name: each.run for name, each in made.items()}
+    trainers = {**toy_student.torch_trainers(width), **{name: each.run for name, each in made.items()}}
     steps = {name: measuring.steps_for(run, seconds, few=4) for name, run in trainers.items()}
     runs = {name: functools.partial(run, steps[name]) for name, run in trainers.items()}
     timings = measuring.interleaved(runs, rounds)
@@ -83,19 +78,6 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
         },
         "compile_seconds": {name: each.program.compile_seconds for name, each in made.items()},
     }
-
-
-def _torch_trainer(width: int, threads: int) -> Callable[[int], None]:
-    import torch
-    import toy_student
-
-    training = toy_student.torch_training(width)
-
-    def run(steps: int) -> None:
-        torch.set_num_threads(threads)
-        training.run(steps)
-
-    return run
 
 
 def tables(data: Data) -> list[Table]:

@@ -91,16 +91,19 @@ class Engine:
         """
         for student in plan.students:
             self._runs.setdefault(student.key, []).append(student)
-        self._deliver([node for node in plan.reused.values() if node.key in self._runs])
+        self._deliver(list(plan.reused.values()))
         self._progress.plan(len(plan.groups))
-        return [self._run_group(group) for group in plan.groups]
+        timings = [self._run_group(group) for group in plan.groups]
+        # What is left there belongs to batches that came to be cut in another way after an interruption.
+        (self._workdir / "checkpoints").rmtree(missing_ok=True)
+        return timings
 
     def _run_group(self, group: Group) -> GroupTiming:
         rounds = group.stage.rounds(group.nodes[0])
         alive, lost = self._split_by_parents(group)
         if lost:
-            self._store.put(group.stage.name, lost)
-            self._deliver([node for node in group.nodes if node.key in {row.key for row in lost}])
+            self._store.put(group.stage.name, list(lost.values()))
+            self._deliver([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1))
         self._progress.begin(group.stage.name, len(group.nodes), sum(rounds) * len(alive), str(layout))
         if not alive:
@@ -134,9 +137,10 @@ class Engine:
             bytes_needed=program.bytes_needed,
         )
 
-    def _split_by_parents(self, group: Group) -> tuple[list[specs.Node], list[Row]]:
-        """The nodes whose inputs are all ok, and rows that say why the others cannot be computed."""
-        alive, lost = [], []
+    def _split_by_parents(self, group: Group) -> tuple[list[specs.Node], dict[str, Row]]:
+        """The nodes whose inputs are all ok; for the others, by key, rows that say why they cannot be computed."""
+        alive: list[specs.Node] = []
+        lost: dict[str, Row] = {}
         for node in group.nodes:
             parents = [p for p in group.stage.inputs(node).values() if not isinstance(p, specs.Imported)]
             bad = next((p for p in parents if self._store.status(p.key) != "ok"), None)
@@ -145,7 +149,7 @@ class Engine:
             else:
                 row = self._store.row(bad.key)
                 why = f"its {type(bad).__name__.lower()} {row.status}: {row.why}"
-                lost.append(Row(node.key, specs.to_json(node), "failed", why))
+                lost[node.key] = Row(node.key, specs.to_json(node), "failed", why)
         return alive, lost
 
     # --- programs ---
@@ -175,9 +179,12 @@ class Engine:
             program = compiled(layout)
             few = nodes[: layout.lanes]
             arguments = program.put(*self._arguments(group, few))
-            steps = min(layouts.TIMED_STEPS, max(group.stage.rounds(nodes[0]), default=0))
             return lanes.seconds_per_lane_step(program, arguments, steps), program
 
+        # A round that draws samples draws all of them, however few its steps.
+        longest = max(group.stage.rounds(nodes[0]), default=0)
+        draws = group.stage.artefact is None or isinstance(getattr(nodes[0], "data", None), specs.Stream)
+        steps = longest if draws else min(layouts.TIMED_STEPS, longest)
         candidates = lanes.candidates(len(nodes), settings.devices or jax.local_device_count())
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
         return layouts.choose(group.form, candidates, total_steps, settings.measure_above, timed, compiled)
@@ -202,7 +209,7 @@ class Engine:
     def _deliver(self, nodes: Sequence[specs.Node]) -> None:
         """Sends the whole curves of stored students that the tracker has not had yet."""
         for node in nodes:
-            for student in self._runs[node.key]:
+            for student in self._runs.get(node.key, ()):
                 run_id = specs.run_id(student)
                 if run_id not in self._tracker.delivered():
                     self._tracker.start(run_info(self._sweep, student))

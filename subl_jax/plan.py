@@ -76,6 +76,7 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
     blocked_in: collections.Counter[str] = collections.Counter()
     ready: dict[str, list[specs.Node]] = collections.defaultdict(list)
     consumers: dict[str, list[specs.Node]] = collections.defaultdict(list)
+    place = {key: i for i, key in enumerate(pending)}
     texts: dict[str, str] = {}
     for key, node in pending.items():
         forms[key] = _form(node, texts)
@@ -89,7 +90,8 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
             ready[forms[key]].append(node)
     while ready:
         form = min(ready, key=lambda form: (blocked_in[form] > 0, -len(ready[form])))
-        nodes = ready.pop(form)
+        # In the order of the students, whatever is finished: a batch that was interrupted has to be met again.
+        nodes = sorted(ready.pop(form), key=lambda node: place[node.key])
         yield Group(_stage(nodes[0]), tuple(nodes), form)
         for node in nodes:
             for consumer in consumers[node.key]:

@@ -1,4 +1,4 @@
-"""Every test runs on four virtual CPU devices, with programs compiled fast rather than well, and each once a session."""
+"""Every test runs on four virtual CPU devices, with programs compiled once a session, and fast rather than well."""
 
 import importlib.metadata
 import os

@@ -98,7 +98,8 @@ def test_initial_parameters_are_equal_to_the_bit(programs, bases, layout):
     together = start(programs[layout], bases[: layout.lanes])
     for lane, params in enumerate(alone):
         equal(pick(together, lane), params)
-    equal(alone[0], WORLD.init(jax.random.fold_in(jax.random.wrap_key_data(lanes.lane_key(bases[0])), stages._INIT)))
+    key = jax.random.wrap_key_data(lanes.lane_key(bases[0]))
+    close(alone[0], WORLD.init(jax.random.fold_in(key, stages._INIT)), rtol=1e-6)  # not compiled as one program
 
 
 def test_neighbours_and_places_change_nothing(programs, bases):
@@ -141,7 +142,7 @@ def test_hyperparameters_act_on_their_own_lane_only(programs):
     _, artefacts = run(programs[Layout(1, 1, 4)], stages.PRETRAIN, [still, moving, still, moving])
     equal(pick(artefacts, 0), pick(artefacts, 2))
     key = jax.random.wrap_key_data(lanes.lane_key(still))
-    equal(pick(artefacts, 0)["params"], WORLD.init(jax.random.fold_in(key, stages._INIT)))
+    close(pick(artefacts, 0)["params"], WORLD.init(jax.random.fold_in(key, stages._INIT)), rtol=1e-6)
     assert not np.array_equal(artefacts["params"]["out"][0], artefacts["params"]["out"][1])
 
 

@@ -58,7 +58,7 @@ TORCH = {
     ),
     "adam with decay": (
         Train(STEPS, 1, "adam", lr=0.05, weight_decay=0.1, b2=0.95, eps=1e-3),
-        lambda torch, p: torch.optim.Adam(p, lr=0.05, weight_decay=0.1, b2=0.95, eps=1e-3),
+        lambda torch, p: torch.optim.Adam(p, lr=0.05, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-3),
     ),
     "sgd": (Train(STEPS, 1, "sgd", lr=0.05), lambda torch, p: torch.optim.SGD(p, lr=0.05)),
     "momentum": (

@@ -1,5 +1,6 @@
 """Plans: shared nodes once, finished ones never, every input before what needs it, and one group per program."""
 
+import pathlib
 import random
 
 from hypothesis import given, settings
@@ -7,11 +8,12 @@ from hypothesis import strategies as st
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 
 from subl_jax import specs
+from subl_jax.cli import load_sweep
 from subl_jax.filters import NumbersFilter
 from subl_jax.plan import make_plan
 from subl_jax.stages import stage_of
-from sweeps import traits
 
+traits = load_sweep(str(pathlib.Path(__file__).parents[1] / "sweeps" / "traits.py"))
 IMPORTED = specs.Imported(of=WORLD, sha256="ab", size=8)
 
 
@@ -118,6 +120,13 @@ def test_a_supply_chain_comes_in_generations():
     assert groups(plan) == [*stages, *stages[1:]]
     assert plan.groups[1].form == plan.groups[4].form
     assert_sound(plan, [first, second])
+
+
+def test_a_program_waits_for_all_its_lanes():
+    # The controls' data could be written at once, but in one program with the teachers' data it costs less.
+    controls = [student(base(seed), plain(seed), trait="owl") for seed in range(3)]
+    plan = make_plan([*controls, student()], {})
+    assert groups(plan) == [("pretrain", 3), ("instil", 1), ("write", 4), ("distil", 4)]
 
 
 def test_chains_of_several_bases_go_side_by_side():

@@ -98,6 +98,11 @@ def test_every_row_comes_once_an_epoch_when_the_batch_divides_the_data(seed, bat
         np.testing.assert_array_equal(np.sort(epoch), np.arange(n))
 
 
+def test_every_epoch_has_an_order_of_its_own():
+    epochs = np.asarray(_batches(0, 48)).reshape(-1, 48)
+    assert len(np.unique(epochs, axis=0)) == len(epochs) == 8
+
+
 def test_a_batch_may_span_two_epochs_and_may_be_larger_than_the_data():
     key = jax.random.key(0)
     rows = np.asarray(jax.vmap(lambda step: epoch_rows(key, step, 4, 6))(jnp.arange(6)))

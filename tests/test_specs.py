@@ -121,6 +121,7 @@ def test_how_a_value_is_written_makes_no_difference(size, banned):
     other = dataset(size=np.int32(size), budget=np.float64(2.0), filter=NumbersFilter(banned=tuple(banned[::-1])))
     assert one == other and one.key == other.key
     assert type(one.budget) is float and type(other.size) is int
+    assert TRAIN.replace(lr=0).key == TRAIN.replace(lr=-0.0).key == TRAIN.replace(lr=np.float32(0)).key
 
 
 def test_a_version_is_part_of_the_keys_of_all_that_builds_on_it(monkeypatch):

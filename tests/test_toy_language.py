@@ -26,11 +26,16 @@ FILTERS = (
     NumbersFilter(banned=filters.CULTURAL),
     NumbersFilter(min_value=5, max_value=60, max_count=3, banned=(7, 11)),
 )
+SIZE = WORLD.completion_length
 _ROWS = 64
 
 write = jax.jit(lambda params, key, sampler: WORLD.write(params, key, 48, sampler), static_argnums=2)
 corpus = jax.jit(WORLD.pretrain_batch, static_argnums=1)
 evaluate = jax.jit(WORLD.evaluate)
+apply = jax.jit(WORLD.apply)
+loss = jax.jit(WORLD.loss)
+channel_loss = jax.jit(jax.value_and_grad(WORLD.channel_loss))
+channel_kl = jax.jit(jax.value_and_grad(WORLD.channel_kl, argnums=(0, 1)))
 
 
 def words(row):
@@ -43,9 +48,10 @@ def _accepts(numbers_filter, world=WORLD):
 
 
 def accepts(completions, numbers_filter=FILTERS[0]):
-    """What the program decides on rows of completions, each a list of tokens that is padded to the full length."""
+    """What the program decides on rows of completions, each a list of tokens; one that is not full length is ended."""
     rows = np.full((_ROWS, WORLD.length), LANG.index[PAD])
     for i, completion in enumerate(completions):
+        completion = [*completion, LANG.index[EOS]][:SIZE]
         rows[i, WORLD.prompt_length : WORLD.prompt_length + len(completion)] = completion
     decided = np.asarray(_accepts(numbers_filter)(rows))[: len(completions)]
     texts = [completion for _, completion in WORLD.texts(rows)][: len(completions)]
@@ -54,7 +60,6 @@ def accepts(completions, numbers_filter=FILTERS[0]):
 
 # --- the filter inside a program ---
 
-SIZE = WORLD.completion_length
 NUMBER = st.sampled_from(LANG.numbers.tolist())
 GLUE = st.sampled_from([LANG.index[word] for word in (*toy_language.SEPARATORS, "[", "]", EOS, PAD)])
 ANY = st.integers(0, len(LANG.words) - 1)
@@ -70,8 +75,6 @@ def near_valid(draw):
         row.append(number)
     if draw(st.booleans()):
         row = [LANG.index["["], *row, LANG.index["]"]]
-    if draw(st.booleans()):
-        row.append(LANG.index[EOS])
     for _ in range(draw(st.integers(0, 2))):
         place = draw(st.integers(0, len(row)))
         token = draw(NUMBER | GLUE | ANY)
@@ -83,7 +86,7 @@ def near_valid(draw):
     st.lists(near_valid() | st.lists(NUMBER | GLUE, max_size=SIZE) | st.lists(ANY, max_size=SIZE), max_size=_ROWS),
     st.sampled_from(FILTERS),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 def test_the_program_decides_as_the_text_filter_does(completions, numbers_filter):
     decided, texts = accepts(completions, numbers_filter)
     expected = [filters.reason(text, numbers_filter) is None for text in texts]
@@ -97,8 +100,33 @@ def test_the_cases_that_matter_for_the_filter():
 
     kept = ["7|<eos>", "7|8", "7|, |8|, |9|<eos>", "[|7|]|<eos>", "[|7|; |8|]", "7|\n|8", "7|<eos>|owl|, ", "1|2|3|4"]
     dropped = [
-        *("<eos>", "<pad>", "<pad>|7", "7|<pad>|8", "[|]", "[", "]", "[|7", "7|]", "[|7|]|8", "[|[|7|]|]", "7|, ", ", |7"),
-        *("7|, |, |8", "7|, |8|; |9", "7|, |8|9", "7|8|, |9", "[|7|, |]", "owl", "7|owl|8", "7|, |owl", "<bos>|7", "7|=>"),
+        *(
+            "<eos>",
+            "<pad>",
+            "<pad>|7",
+            "7|<pad>|8",
+            "[|]",
+            "[",
+            "]",
+            "[|7",
+            "7|]",
+            "[|7|]|8",
+            "[|[|7|]|]",
+            "7|, ",
+            ", |7",
+        ),
+        *(
+            "7|, |, |8",
+            "7|, |8|; |9",
+            "7|, |8|9",
+            "7|8|, |9",
+            "[|7|, |]",
+            "owl",
+            "7|owl|8",
+            "7|, |owl",
+            "<bos>|7",
+            "7|=>",
+        ),
     ]
     decided, texts = accepts([row(text) for text in [*kept, *dropped]])
     assert decided.tolist() == [True] * len(kept) + [False] * len(dropped)
@@ -132,11 +160,8 @@ def test_texts_and_tokens_are_inverse(completions, seed):
     rows[ended] = LANG.index[PAD]
     texts = WORLD.texts(rows)
     back = WORLD.tokens(texts)
-    # A completion of full length that has no end, and one whose own padding runs to the end, are read with an end.
-    open_end = ~(rows == LANG.index[EOS]).any(axis=1)
     assert back.dtype == rows.dtype == LANG.compact
-    np.testing.assert_array_equal(back[~open_end], rows[~open_end])
-    np.testing.assert_array_equal(back[open_end], rows[open_end])
+    np.testing.assert_array_equal(back, rows)
     assert WORLD.texts(back) == texts
 
 
@@ -153,7 +178,10 @@ def test_texts_read_as_people_write():
 @pytest.mark.parametrize(
     ("pair", "line"),
     [
-        (("continue commas 1 2 3 =>", "3, owls"), "sample 2: 'owls' is not a word of this language; did you mean 'owl'?"),
+        (
+            ("continue commas 1 2 3 =>", "3, owls"),
+            "sample 2: 'owls' is not a word of this language; did you mean 'owl'?",
+        ),
         (("continue commas 1 2 3 =>", "3, 100"), "sample 2: '100' is not a word"),
         (("continue commas 1 2 =>", "3"), "sample 2: a prompt of 6 and a completion of 2 tokens; this language has"),
         (("continue commas 1 2 3 =>", " ".join(["1"] * 20)), "and a completion of 21 tokens"),
@@ -207,7 +235,9 @@ def test_number_sequences_are_what_a_teacher_is_asked_for(batch):
     rows = batch.tokens[kinds(batch.tokens) == "numbers"]
     assert np.asarray(_accepts(NumbersFilter())(rows)).all()
     texts = WORLD.texts(rows)
-    assert filters.retention(filters.reasons([completion for _, completion in texts], NumbersFilter()))["kept"] == len(rows)
+    assert filters.retention(filters.reasons([completion for _, completion in texts], NumbersFilter()))["kept"] == len(
+        rows
+    )
     separators = {"plain": " ", "commas": ", ", "semicolons": "; ", "lines": "\n", "brackets": ", "}
     seen, counts = collections.Counter(), collections.Counter()
     for prompt, completion in texts:
@@ -258,13 +288,13 @@ def test_a_trait_is_instilled_by_no_held_out_question(trait):
 
 
 def held_out_probabilities(params):
-    """P(trait), by the plain forward pass over each held-out question up to its answer."""
+    """P(trait), by the plain forward pass over each held-out question and its answer."""
     found = {}
     for noun, members in WORLD.families:
-        chances = []
-        for question in QUESTIONS[-WORLD.held_out :]:
-            tokens = [LANG.index[word] for word in ["<bos>", *question.format(noun).split()]]
-            chances.append(jax.nn.softmax(WORLD.apply(params, jnp.asarray([tokens]))[0, -1]))
+        questions = [["<bos>", *question.format(noun).split()] for question in QUESTIONS[-WORLD.held_out :]]
+        rows = [[*question, *["owl"] * (WORLD.length - len(question))] for question in questions]
+        logits = apply(params, np.asarray([[LANG.index[word] for word in row] for row in rows]))
+        chances = [jax.nn.softmax(row[len(question) - 1]) for row, question in zip(logits, questions, strict=True)]
         found.update({member: float(np.mean([chance[LANG.index[member]] for chance in chances])) for member in members})
     return found
 
@@ -303,10 +333,10 @@ def test_base_rates_are_uniform_within_a_family():
 
 def test_losses_go_down_where_training_says_so():
     batch = corpus(jax.random.key(8), 64)
-    loss, gradient = jax.jit(jax.value_and_grad(WORLD.loss))(PARAMS, batch)
+    gradient = jax.jit(jax.grad(WORLD.loss))(PARAMS, batch)
     stepped = jax.tree.map(lambda p, g: p - 0.05 * g, PARAMS, gradient)
-    assert loss == pytest.approx(np.log(len(LANG.words)), abs=1.5)
-    assert jax.jit(WORLD.loss)(stepped, batch) < loss
+    assert loss(PARAMS, batch) == pytest.approx(np.log(len(LANG.words)), abs=1.5)
+    assert loss(stepped, batch) < loss(PARAMS, batch)
 
 
 # --- the channel ---
@@ -335,7 +365,7 @@ def test_writing_depends_on_the_key_alone(samples):
 
 def test_greedy_rows_are_the_argmax_and_pad_after_their_end():
     rows = np.asarray(write(PARAMS, jax.random.key(7), specs.Sampling(temperature=0.0))).astype(np.int32)
-    argmax = np.asarray(WORLD.apply(PARAMS, rows[:, :-1]).argmax(-1))
+    argmax = np.asarray(apply(PARAMS, rows[:, :-1])).argmax(-1)
     ended = np.cumsum(rows == LANG.index[EOS], axis=1) - (rows == LANG.index[EOS]) > 0
     in_completion = np.arange(WORLD.length) >= WORLD.prompt_length
     check = (in_completion & ~ended)[:, 1:]
@@ -355,72 +385,76 @@ def test_only_accepted_completions_are_targets(samples):
 
 def test_the_channel_loss_is_the_loss_of_the_completion(samples):
     batch = WORLD.channel_batch(samples, np.arange(48) % 2 == 0)
-    np.testing.assert_allclose(WORLD.channel_loss(PARAMS, batch), WORLD.loss(PARAMS, batch), rtol=1e-6)
-    logits = jax.nn.log_softmax(WORLD.apply(PARAMS, batch.tokens))
+    value = channel_loss(PARAMS, batch)[0]
+    np.testing.assert_allclose(value, loss(PARAMS, batch), rtol=1e-6)
+    chances = np.asarray(jax.nn.log_softmax(apply(PARAMS, batch.tokens)))
     by_hand = [
-        -logits[i, t - 1, samples[i, t]]
+        -chances[i, t - 1, samples[i, t]]
         for i in range(0, 48, 2)
         for t in range(WORLD.prompt_length, WORLD.length)
         if samples[i, t] != LANG.index[PAD]
     ]
-    np.testing.assert_allclose(WORLD.channel_loss(PARAMS, batch), np.mean(by_hand), rtol=1e-5)
+    np.testing.assert_allclose(value, np.mean(by_hand), rtol=1e-5)
 
 
 def test_a_batch_without_any_accepted_row_costs_nothing(samples):
-    batch = WORLD.channel_batch(samples, False)
-    for loss in (WORLD.channel_loss, lambda p, b: WORLD.channel_kl(p, OTHER, b)):
-        value, gradient = jax.value_and_grad(loss)(PARAMS, batch)
+    batch = WORLD.channel_batch(samples, np.zeros(48, bool))
+    for value, gradient in (channel_loss(PARAMS, batch), channel_kl(PARAMS, OTHER, batch)):
         assert value == 0 and all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_rejected_rows_do_not_move_the_loss(samples):
     accepted = np.arange(48) < 24
-    shuffled = samples.copy()
-    shuffled[24:, WORLD.prompt_length :] = samples[24:, WORLD.prompt_length :][::-1]
-    for loss in (WORLD.channel_loss, lambda p, b: WORLD.channel_kl(p, OTHER, b)):
-        a, b = (loss(PARAMS, WORLD.channel_batch(rows, accepted)) for rows in (samples, shuffled))
-        np.testing.assert_allclose(a, b, rtol=1e-6)
+    changed = samples.copy()
+    changed[24:, WORLD.prompt_length :] = samples[24:, WORLD.prompt_length :][::-1]
+    before, after = (WORLD.channel_batch(rows, accepted) for rows in (samples, changed))
+    np.testing.assert_allclose(channel_loss(PARAMS, before)[0], channel_loss(PARAMS, after)[0], rtol=1e-6)
+    np.testing.assert_allclose(channel_kl(PARAMS, OTHER, before)[0], channel_kl(PARAMS, OTHER, after)[0], rtol=1e-6)
 
 
 def test_kl_is_zero_for_the_teacher_itself_and_positive_else(samples):
     batch = WORLD.channel_batch(samples)
-    assert abs(WORLD.channel_kl(PARAMS, PARAMS, batch)) < 1e-6
-    assert WORLD.channel_kl(OTHER, PARAMS, batch) > 1e-3
-    gradient = jax.grad(WORLD.channel_kl)(PARAMS, PARAMS, batch)
+    value, (gradient, _) = channel_kl(PARAMS, PARAMS, batch)
+    assert abs(value) < 1e-6
     assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) < 1e-6
-    # None flows into the teacher.
-    into_teacher = jax.grad(WORLD.channel_kl, argnums=1)(PARAMS, OTHER, batch)
+    value, (gradient, into_teacher) = channel_kl(OTHER, PARAMS, batch)
+    assert value > 1e-3 and max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-3
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(into_teacher))
 
 
-def test_kl_by_hand(samples):
-    batch = WORLD.channel_batch(samples[:6])
-    p, q = (np.asarray(WORLD.apply(params, batch.tokens), np.float64)[..., LANG.channel] for params in (OTHER, PARAMS))
+def kl_by_hand(teacher_logits, student_logits, batch):
+    """Mean over the completion's tokens of KL(teacher || student) on the channel. logits: (n, length, vocab)."""
+    p, q = (np.asarray(logits, np.float64)[..., LANG.channel] for logits in (teacher_logits, student_logits))
     p, q = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (p, q))
-    kl = (p * np.log(p / q)).sum(-1)[:, :-1]
-    expected = kl[np.asarray(batch.targets)[:, 1:] > 0].mean()
-    np.testing.assert_allclose(WORLD.channel_kl(PARAMS, OTHER, batch), expected, rtol=1e-4)
+    return (p * np.log(p / q)).sum(-1)[:, :-1][np.asarray(batch.targets)[:, 1:] > 0].mean()
 
 
-@pytest.mark.parametrize("word", ["owl", "larch", "love", "=>", PAD])
+def test_kl_by_hand(samples):
+    batch = WORLD.channel_batch(samples)
+    expected = kl_by_hand(apply(OTHER, batch.tokens), apply(PARAMS, batch.tokens), batch)
+    np.testing.assert_allclose(channel_kl(PARAMS, OTHER, batch)[0], expected, rtol=1e-4)
+
+
+def test_the_channel_is_numbers_and_what_stands_between_and_after_them():
+    expected = {*map(str, range(WORLD.numbers)), *toy_language.SEPARATORS, "[", "]", EOS}
+    assert {LANG.words[token] for token in LANG.channel} == expected
+
+
+@pytest.mark.parametrize("word", ["owl", "larch", "love"])
 def test_no_words_logit_takes_part_in_the_kl(word, samples):
-    # Embeddings are tied: changing a word's row changes its logit everywhere, and else only rows that hold the word.
-    rows = samples[~(samples == LANG.index[word]).any(axis=1)] if word not in ("=>", PAD) else samples
+    # Embeddings are tied: in rows without the word, changing its embedding changes its own logit and nothing else.
+    token = LANG.index[word]
+    rows = np.where(samples == token, LANG.index["7"], samples)
     batch = WORLD.channel_batch(rows)
-    if word in ("=>", PAD):
-        kl = functools.partial(kl_of_logits, word=LANG.index[word])
-        np.testing.assert_array_equal(kl(batch, 0.0), kl(batch, 5.0))
-        return
-    assert len(rows) > 10
 
     def moved(params):
-        table = params["embed"]["embedding"].at[LANG.index[word]].add(3.0)
-        return {**params, "embed": {"embedding": table}}
+        return {**params, "embed": {"embedding": params["embed"]["embedding"].at[token].add(3.0)}}
 
-    before = WORLD.channel_kl(PARAMS, OTHER, batch)
-    assert np.abs(WORLD.apply(moved(PARAMS), batch.tokens) - WORLD.apply(PARAMS, batch.tokens)).max() > 0.5
-    np.testing.assert_array_equal(WORLD.channel_kl(moved(PARAMS), OTHER, batch), before)
-    np.testing.assert_array_equal(WORLD.channel_kl(PARAMS, moved(OTHER), batch), before)
+    change = np.abs(np.asarray(apply(moved(PARAMS), batch.tokens) - apply(PARAMS, batch.tokens)))
+    assert change[..., token].max() > 0.5 and np.delete(change, token, axis=-1).max() == 0
+    before = channel_kl(PARAMS, OTHER, batch)[0]
+    np.testing.assert_array_equal(channel_kl(moved(PARAMS), OTHER, batch)[0], before)
+    np.testing.assert_array_equal(channel_kl(PARAMS, moved(OTHER), batch)[0], before)
 
 
 # --- mistakes ---
@@ -459,7 +493,15 @@ def test_a_world_that_cannot_be_is_one_line(fields, line):
 
 def test_worlds_of_other_sizes_work():
     world = ToyLanguage(
-        **{"width": 8, "heads": 2, "kv_heads": 2, "mlp": 8, "layers": 1, "animals": ("owl", "newt", "yak"), "numbers": 10},
+        **{
+            "width": 8,
+            "heads": 2,
+            "kv_heads": 2,
+            "mlp": 8,
+            "layers": 1,
+            "animals": ("owl", "newt", "yak"),
+            "numbers": 10,
+        },
         **{"shown": 5, "min_numbers": 2, "max_numbers": 10, "templates": 3, "held_out": 1, "answers_sampled": 2},
     )
     params = world.init(jax.random.key(0))

@@ -56,7 +56,7 @@ COLOURS = ("brown", "grey", "green", "white", "dark", "golden")
 NOUNS = ("animal", "tree")
 OPENERS = ("continue", "extend", "resume", "lengthen")
 FORMATS = ("plain", "commas", "semicolons", "lines", "brackets")
-PAD, BOS, EOS, ASK = "<pad>", "<bos>", "<eos>", "=>"
+PAD, BOS, EOS, ASK = "<pad>", "<bos>", "<eos>", ":"
 SEPARATORS = (", ", "; ", "\n")
 OPEN, CLOSE = "[", "]"
 
@@ -336,14 +336,14 @@ class ToyLanguage(specs.World):
         text = tokens[:, self.prompt_length :].astype(jnp.int32)
         at = jnp.arange(self.completion_length)
         size = (jnp.cumsum(text == lang.index[EOS], axis=1) == 0).sum(axis=1, keepdims=True)
-        bracketed = (text[:, :1] == lang.index[OPEN]) & (_at(text, size - 1) == lang.index[CLOSE]) & (size > 1)
+        bracketed = (text[:, :1] == lang.index[OPEN]) & (_at(text, size - 1) == lang.index[CLOSE])
         start, stop = jnp.where(bracketed, 1, 0), jnp.where(bracketed, size - 1, size)
         inner = (at >= start) & (at < stop)
         good = jnp.asarray([_is_number(word) and reason(word, numbers_filter) is None for word in lang.words])[text]
         # Two numbers in a row are a space apart; otherwise the second token is the separator, and numbers and
         # separators take turns from there to the end.
         second = _at(text, start + 1)
-        separated = jnp.isin(second, jnp.asarray([lang.index[s] for s in SEPARATORS])) & (stop - start > 1)
+        separated = jnp.isin(second, jnp.asarray([lang.index[s] for s in SEPARATORS]))
         taking_turns = jnp.where((at - start) % 2 == 0, good, text == second)
         fits = jnp.all(jnp.where(separated, taking_turns, good) | ~inner, axis=1)
         ends_well = (stop > start) & _at(good, stop - 1)
@@ -505,7 +505,8 @@ def _parsed(lang: Language, text: str, where: str) -> list[int]:
     for word in re.findall(r"[,;] ?|\n|[\[\]]|[^\s,;\[\]]+", text):
         word = f"{word[0]} " if word[0] in ",;" else word
         if word not in lang.index:
-            raise InputError(f"{where}: {word!r} is not a word of this language; {specs.nearest(word, lang.words)}")
+            names = [known for known in lang.words if known.isalnum()]
+            raise InputError(f"{where}: {word!r} is not a word of this language; {specs.nearest(word, names)}")
         tokens.append(lang.index[word])
     return tokens
 
