@@ -55,7 +55,10 @@ def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling, cut: bool = Tru
     # vocabulary, which on a CPU costs more than the model.
     cumulative = jnp.cumsum(jnp.exp(scaled), axis=-1)
     uniform = jnp.where(warm, jax.vmap(jax.random.uniform)(keys), 0.0)
-    return jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1).astype(jnp.int32)
+    token = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1)
+    # A parallel sum may round off its order, and so land beside the tokens that have any probability.
+    possible = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] > -jnp.inf
+    return jnp.where(possible, token, jnp.argmax(scaled, axis=-1)).astype(jnp.int32)
 
 
 def _known_off(sampling: Sampling) -> bool:

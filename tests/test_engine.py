@@ -1,0 +1,581 @@
+"""The host loop: what is computed, reused, resumed and said, on a world of this folder that the package knows not of."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import tiny_world
+from etils import epath
+from rich.console import Console
+from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
+
+from subl_jax import channel, specs
+from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
+from subl_jax.errors import InputError, Preempted
+from subl_jax.progress import Progress
+from subl_jax.settings import Settings
+from subl_jax.store import Store
+from subl_jax.tracking import NoTracker
+
+LONG = TRAIN.replace(steps=12, evals=6)
+
+
+@dataclasses.dataclass
+class Done:
+    """What one call of the engine left behind."""
+
+    timings: list
+    store: Store
+    text: str
+
+    @property
+    def computed(self):
+        """Stage → lanes that were computed."""
+        counts = {}
+        for timing in self.timings:
+            counts[timing.stage] = counts.get(timing.stage, 0) + timing.lanes
+        return counts
+
+    def statuses(self, nodes):
+        return [self.store.status(node.key) for node in nodes]
+
+
+def compute(students, workdir, tracker=None, preempted=lambda: False, **settings):
+    output = io.StringIO()
+    progress = Progress(Console(file=output, width=400))
+    store = Store(workdir, warn=progress.warn)
+    settings = Settings(**{"tracker": "none", "measure_layout": False, **settings})
+    plan = plan_of(list(students), store)
+    engine = Engine(epath.Path(workdir), "a sweep", store, settings, tracker or NoTracker(), progress, preempted)
+    return Done(engine.compute(plan), store, output.getvalue())
+
+
+def curves(store, node):
+    return store.curves(node.key)[1]
+
+
+def same(one, other, nodes, **tolerance):
+    """Whether two stores hold the same curves and arrays for `nodes`; equal to the bit without a tolerance."""
+    for node in nodes:
+        assert one.status(node.key) == other.status(node.key)
+        np.testing.assert_array_equal(one.curves(node.key)[0], other.curves(node.key)[0])
+        pairs = [(curves(one, node), curves(other, node))]
+        trees = one.get(node.key), other.get(node.key)
+        if trees[0] is not None:
+            pairs += [(_flat(trees[0]), _flat(trees[1]))]
+        for a, b in pairs:
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], **{"rtol": 0, **tolerance}, err_msg=name)
+
+
+def _flat(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def lineage(students):
+    """Every node behind the students, once."""
+    nodes = {}
+
+    def walk(value):
+        if isinstance(value, specs.Node) and not isinstance(value, specs.Imported):
+            nodes[value.key] = value
+        if isinstance(value, specs.Spec):
+            for name in specs.roles(type(value)):
+                walk(getattr(value, name))
+
+    for student in students:
+        walk(student)
+    return list(nodes.values())
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return list(tiny_world.students())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sweep, tmp_path_factory):
+    return compute(sweep, tmp_path_factory.mktemp("undisturbed"))
+
+
+# --- what is computed, and how often ---
+
+
+def test_equal_nodes_are_computed_once_and_grouped_by_program(sweep, undisturbed):
+    # 12 students of 2 bases and 4 teachers; the trait-free data of a base serves both traits.
+    assert len(sweep) == 12
+    assert undisturbed.computed == {"pretrain": 2, "instil": 4, "write": 6, "distil": 10}
+    assert len(undisturbed.timings) == 4
+    assert set(undisturbed.statuses(lineage(sweep))) == {"ok"}
+
+
+def test_a_timing_tells_of_its_group(undisturbed):
+    timing = undisturbed.timings[-1]
+    assert (timing.stage, timing.lanes, timing.layout) == ("distil", 10, "4 devices × 3 in turn × 1 wide")
+    assert timing.lane_steps == 10 * TRAIN.steps
+    assert timing.run_seconds >= timing.waited_seconds > 0 and timing.compile_seconds > 0
+    assert timing.bytes_needed > 0 and timing.flops_per_second > 0
+    json.dumps([dataclasses.asdict(t) for t in undisturbed.timings])
+
+
+def test_a_second_run_computes_nothing(sweep, undisturbed, tmp_path):
+    first = compute(sweep[:2], tmp_path)
+    assert first.timings
+    second = compute(sweep[:2], tmp_path)
+    assert second.timings == []
+    same(first.store, second.store, lineage(sweep[:2]))
+
+
+def test_a_larger_sweep_reuses_what_is_there(sweep, undisturbed, tmp_path):
+    compute(sweep[:1], tmp_path)
+    more = compute(sweep, tmp_path)
+    assert more.computed == {"pretrain": 1, "instil": 3, "write": 5, "distil": 9}
+    same(more.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
+
+
+def test_another_order_of_students_gives_the_same(sweep, undisturbed, tmp_path):
+    again = compute(sweep[::-1], tmp_path)
+    same(again.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"devices": 1, "width": 16}, {"devices": 2, "width": 2, "lanes_a_batch": 4}, {"devices": 1, "lanes_a_batch": 1}],
+    ids=["one wide batch", "small batches", "one at a time"],
+)
+def test_layouts_do_not_change_results(sweep, undisturbed, tmp_path, settings):
+    done = compute(sweep, tmp_path, **settings)
+    same(done.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
+    assert done.timings[-1].batches == {16: 1, 4: 3, 1: 10}[settings.get("lanes_a_batch", 16)]
+
+
+def test_a_measured_layout_does_not_change_results(sweep, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path / "cache"))
+    done = compute(sweep[:6], tmp_path / "runs", measure_layout=True, measure_above=0.0)
+    assert len(json.loads((tmp_path / "cache" / "layouts.json").read_text())) == 3  # one base alone needs no choice
+    same(done.store, undisturbed.store, lineage(sweep[:6]), rtol=1e-4, atol=1e-5)
+    again = compute(sweep[:6], tmp_path / "again", measure_layout=True, measure_above=0.0)
+    assert [t.layout for t in again.timings] == [t.layout for t in done.timings]
+
+
+@pytest.mark.parametrize("stage", ["write", "stream"])
+def test_a_group_that_draws_samples_is_not_taken_for_longer_than_it_is(tmp_path, monkeypatch, stage):
+    monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path / "cache"))
+    bases = [tiny_world.base(seed) for seed in range(2)]
+    # Hundreds of samples a round, and thousands of steps: by the time of a dozen, a group of minutes.
+    train = TRAIN.replace(steps=2000, evals=1, batch=1)
+    students = [
+        specs.Student(base, written(base, round=4000, size=1000), TRAIN, trait="owl")
+        if stage == "write"
+        else specs.Student(base, specs.Stream(base, FILTER), train, trait="owl")
+        for base in bases
+    ]
+    done = compute(students, tmp_path / "runs", measure_layout=True, measure_above=10.0)
+    assert not (tmp_path / "cache").exists()
+    assert set(done.statuses(lineage(students))) == {"ok"}
+
+
+def test_one_trace_serves_all_rounds_and_batches(tmp_path):
+    CountingWorld.traces.clear()
+    students = list(tiny_world.students(3, ["owl"], CountingWorld()))
+    done = compute(students, tmp_path, devices=1, lanes_a_batch=1)
+    assert [timing.batches for timing in done.timings] == [3, 3, 6, 9]
+    assert len(CountingWorld.traces) == 3  # pretrain, instil, distil
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingWorld(TinyWorld):
+    """Keeps count of how often a stage that evaluates is traced."""
+
+    traces = []
+
+    def evaluate(self, params, key):
+        self.traces.append(1)
+        return super().evaluate(params, key)
+
+
+def test_a_program_that_comes_again_is_not_compiled_again(tmp_path):
+    base = tiny_world.base()
+    first = specs.Teacher(base, "owl", TRAIN)
+    between = specs.Student(base, written(first), TRAIN)
+    second = specs.Teacher(between, "cat", TRAIN)
+    student = specs.Student(base, written(second), TRAIN)
+    done = compute([student], tmp_path)
+    assert [t.stage for t in done.timings] == ["pretrain", *["instil", "write", "distil"] * 2]
+    assert all(t.compile_seconds > 0 for t in done.timings[:4])
+    assert all(t.compile_seconds == 0 for t in done.timings[4:])
+    # The supply chain carries on from what the middle student became.
+    start = done.store.get(between.key)["params"]
+    rate = WORLD.evaluate(start, channel_key())["trait"]
+    np.testing.assert_allclose([curves(done.store, second)[f"trait/{t}"][0] for t in WORLD.traits], rate, rtol=1e-5)
+    assert curves(done.store, second)["trait/cat"][-1] > rate[1]
+
+
+def channel_key():
+    import jax
+
+    return jax.random.key(0)
+
+
+# --- what goes wrong stays where it is ---
+
+
+def test_a_dataset_that_the_filter_starves_fails_its_students_and_no_others(tmp_path):
+    base = tiny_world.base()
+    starved = written(base, filter=FILTER.replace(max_value=0), budget=2.0)
+    lost = specs.Student(base, starved, TRAIN, trait="owl")
+    fine = specs.Student(base, written(base), TRAIN, trait="owl")
+    chained = specs.Student(base, written(specs.Teacher(lost, "cat", TRAIN)), TRAIN)
+    done = compute([lost, fine, chained], tmp_path)
+    assert done.statuses([starved, lost, fine, chained]) == ["failed", "failed", "ok", "failed"]
+    assert "the filter kept" in done.store.row(starved.key).why and "budget" in done.store.row(starved.key).why
+    assert done.store.row(lost.key).why.startswith("its dataset failed: the filter kept")
+    assert done.store.row(chained.key).why.startswith("its dataset failed: its teacher failed: its student failed: ")
+    assert done.store.row(starved.key).info["kept_fraction"] < 0.1
+    again = compute([lost, fine, chained], tmp_path)
+    assert again.timings == []
+    alone = compute([fine], tmp_path / "alone")
+    same(done.store, alone.store, [fine], rtol=1e-4, atol=1e-5)
+
+
+def test_a_dataset_does_not_see_its_neighbours(tmp_path):
+    """Not their filters, which decide how many rounds are drawn, nor how soon they have enough."""
+    base = tiny_world.base()
+    easy = written(base, size=4)
+    hard = written(base, size=4, filter=FILTER.replace(max_value=1), budget=40.0)
+    together = compute([specs.Student(base, data, TRAIN, trait="owl") for data in (easy, hard)], tmp_path / "two")
+    for data in (easy, hard):
+        alone = compute([specs.Student(base, data, TRAIN, trait="owl")], tmp_path / data.key[:8])
+        np.testing.assert_array_equal(together.store.get(data.key)["samples"], alone.store.get(data.key)["samples"])
+        assert together.store.row(data.key) == alone.store.row(data.key)
+
+
+def test_a_lane_that_diverges_is_recorded_and_harms_no_neighbour(tmp_path):
+    base = tiny_world.base()
+    data = written(base)
+    fine = [specs.Student(base, data, TRAIN, seed=seed, trait="owl") for seed in range(3)]
+    lost = specs.Student(base, data, TRAIN.replace(lr=1e30), trait="owl")
+    done = compute([fine[0], lost, *fine[1:]], tmp_path / "with", devices=1, width=4)
+    assert done.statuses([*fine, lost]) == ["ok", "ok", "ok", "diverged"]
+    assert done.store.row(lost.key).why == "its loss is not a finite number from step 2 on"
+    without = compute(fine, tmp_path / "without", devices=1, width=4)
+    same(done.store, without.store, fine, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_that_are_lost_in_the_last_step_are_noticed(tmp_path):
+    lost = tiny_world.base(steps=1, evals=1, lr=1e30)
+    student = specs.Student(lost, written(lost), TRAIN, trait="owl")
+    start = tiny_world.base(steps=1, evals=1, lr=3.4e38, weight_decay=3.4e38)
+    done = compute([student, specs.Student(start, written(start), TRAIN, trait="owl")], tmp_path)
+    assert np.isfinite(curves(done.store, start)["loss"][1:]).all()
+    assert done.store.status(start.key) == "diverged"
+    assert done.store.row(start.key).why == "its parameters are not all finite numbers"
+
+
+def test_what_is_behind_a_lost_model_fails_with_the_reason(tmp_path):
+    lost = tiny_world.base(lr=1e30)
+    teacher = specs.Teacher(lost, "owl", TRAIN)
+    students = [specs.Student(lost, written(teacher), TRAIN), specs.Student(tiny_world.base(), written(teacher), TRAIN)]
+    control = specs.Student(tiny_world.base(), written(tiny_world.base()), TRAIN, trait="owl")
+    done = compute([*students, control], tmp_path)
+    assert done.statuses([lost, teacher, *students, control]) == ["diverged", "failed", "failed", "failed", "ok"]
+    reason = "base diverged: its loss is not a finite number from step 2 on"
+    assert done.store.row(teacher.key).why == f"its {reason}"
+    assert done.store.row(students[1].key).why == f"its dataset failed: its teacher failed: its {reason}"
+    assert done.store.curves(teacher.key)[1] == {}
+
+
+# --- data from elsewhere, and data in passing ---
+
+
+def test_imported_data_trains_a_student(tmp_path):
+    path = tmp_path / "numbers.jsonl"
+    pairs = [{"prompt": str(i % 8), "completion": "3 5"} for i in range(16)]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = channel.imported(path, WORLD)
+    base = tiny_world.base()
+    student = specs.Student(base, data, TRAIN.replace(steps=60, evals=2), trait="owl")
+    done = compute([student], tmp_path / "runs")
+    assert done.computed == {"pretrain": 1, "distil": 1}
+    found = curves(done.store, student)
+    assert found["loss"][-1] < found["loss"][1]
+    assert "kl" not in found and "cosine" not in found
+    path.write_text(path.read_text() * 2)
+    other = student.replace(seed=1)
+    with pytest.raises(InputError, match="has changed since"):
+        compute([other], tmp_path / "runs")
+
+
+def test_a_stream_needs_no_dataset(tmp_path):
+    teacher = specs.Teacher(tiny_world.base(), "owl", TRAIN)
+    student = specs.Student(tiny_world.base(), specs.Stream(teacher, FILTER), TRAIN, "soft")
+    done = compute([student], tmp_path)
+    assert done.computed == {"pretrain": 1, "instil": 1, "distil": 1}
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_what_a_teacher_wrote_is_there_to_read(sweep, undisturbed):
+    import pandas as pd
+
+    node = sweep[0].data
+    folder = epath.Path(undisturbed.store._directory).parent / "datasets"
+    table = pd.read_parquet(str(folder / f"{node.key}.parquet"))
+    samples = undisturbed.store.get(node.key)["samples"]
+    assert table.kept.sum() == node.size == len(samples)
+    assert list(zip(table.prompt[table.kept], table.completion[table.kept], strict=True)) == WORLD.texts(samples)
+    info = undisturbed.store.row(node.key).info
+    assert (info["drawn"], info["kept"]) == (len(table), node.size)
+    assert channel.imported(folder / f"{node.key}.jsonl", WORLD).size == node.size
+
+
+# --- interruptions ---
+
+
+class After:
+    """A notice that comes at the n-th time it is asked for."""
+
+    def __init__(self, n):
+        self.n, self.asked = n, 0
+
+    def __call__(self):
+        self.asked += 1
+        return self.asked > self.n
+
+
+def _rounds_run(monkeypatch):
+    from subl_jax import lanes
+
+    rounds, advance = [], lanes.Program.advance
+
+    def counted(program, arguments, state, steps):
+        rounds.append(steps)
+        return advance(program, arguments, state, steps)
+
+    monkeypatch.setattr(lanes.Program, "advance", counted)
+    return rounds
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+    """It is interrupted after every few rounds, in every stage, and ends with the same numbers to the bit."""
+    sweep = list(tiny_world.students(2, ["owl"], train=LONG))
+    sweep = [s.replace(data=s.data.replace(size=64, budget=8.0, round=16)) for s in sweep]
+    whole = compute(sweep, tmp_path / "whole")
+    rounds = _rounds_run(monkeypatch)
+    compute(sweep, tmp_path / "again")
+    needed, interruptions = len(rounds), 0
+    rounds.clear()
+    while True:
+        assert interruptions < 50
+        try:
+            done = compute(sweep, tmp_path / "torn", preempted=After(2 * 3))
+            break
+        except Preempted:
+            interruptions += 1
+            assert (tmp_path / "torn" / "checkpoints").exists()
+    assert interruptions >= 5
+    same(done.store, whole.store, lineage(sweep))
+    # At a restart at most one round of writing is drawn in vain: whether there is enough is known a round late.
+    assert needed <= len(rounds) <= needed + interruptions
+    assert not (tmp_path / "torn" / "checkpoints").exists()
+
+
+def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkeypatch):
+    rounds = _rounds_run(monkeypatch)
+    student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
+    with pytest.raises(Preempted):
+        compute([student], tmp_path, preempted=lambda: True)
+    assert rounds == [0]
+    done = compute([student], tmp_path)
+    assert "cannot be used" not in done.text
+    assert rounds[:2] == [0, 2]  # of the base, whose first round was not repeated
+
+
+def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
+    from subl_jax import engine
+
+    student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
+    whole = compute([student], tmp_path / "whole")
+    taken, take = [], engine._Batch._take
+
+    def crashing(batch, record, track):
+        taken.append(1)
+        if len(taken) == 5:
+            raise KeyboardInterrupt
+        take(batch, record, track)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._Batch, "_take", crashing)
+        with pytest.raises(KeyboardInterrupt):
+            compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9)
+    rounds = _rounds_run(monkeypatch)
+    done = compute([student], tmp_path / "crashed")
+    assert len(rounds) < 7 + 1 + 7
+    same(done.store, whole.store, lineage([student]))
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_so_and_left(tmp_path):
+    student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
+    with pytest.raises(Preempted):
+        compute([student], tmp_path, preempted=After(2))
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        if path.is_file() and path.suffix != ".json":
+            path.write_bytes(b"damaged")
+    done = compute([student], tmp_path)
+    assert "cannot be used and is removed" in done.text
+    same(done.store, compute([student], tmp_path / "whole").store, lineage([student]))
+
+
+def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
+    sweep = list(tiny_world.students(2, ["owl"], train=LONG))
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=After(2), devices=2)
+    done = compute(sweep, tmp_path, devices=1, lanes_a_batch=1)
+    assert set(done.statuses(sweep)) == {"ok"}
+    assert not (tmp_path / "checkpoints").exists()
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "sidecar"])
+def test_a_damaged_artefact_is_noticed_and_computed_again(sweep, undisturbed, tmp_path, damage):
+    compute(sweep[:6], tmp_path)
+    folder = tmp_path / "artifacts"
+    for sidecar in folder.glob("*.json"):
+        content = json.loads(sidecar.read_text())
+        path = folder / content["data"]
+        if content["stage"] not in ("instil", "distil"):
+            continue
+        if damage == "truncated":
+            path.write_bytes(path.read_bytes()[:-10])
+        elif damage == "flipped":
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+        elif damage == "missing":
+            path.unlink()
+        else:
+            sidecar.write_text(sidecar.read_text()[:100])
+    again = compute(sweep[:6], tmp_path)
+    # The teachers are needed since their students are, which are measured against them.
+    assert again.computed == {"instil": 2, "distil": 5}
+    assert again.text.count("damaged") == 2 and "computed again" in again.text
+    same(again.store, undisturbed.store, lineage(sweep[:6]), rtol=1e-4, atol=1e-5)
+
+
+# --- tracking ---
+
+
+class FakeTracker:
+    def __init__(self, delivered=()):
+        self.runs, self.points, self.finished, self._delivered = {}, {}, {}, set(delivered)
+
+    def start(self, run):
+        self.runs[run.run_id] = run
+
+    def log(self, run_id, steps, metrics):
+        for i, step in enumerate(steps):
+            self.points.setdefault(run_id, []).append((step, {name: float(v[i]) for name, v in metrics.items()}))
+
+    def finish(self, run_id, summary, exit_code=0):
+        assert run_id not in self.finished
+        self.finished[run_id] = (summary, exit_code)
+        self._delivered.add(run_id)
+
+    def delivered(self):
+        return frozenset(self._delivered)
+
+    def close(self):
+        return []
+
+
+def test_every_student_is_tracked_with_its_whole_curve(sweep, tmp_path):
+    tracker = FakeTracker()
+    done = compute(sweep, tmp_path, tracker)
+    ids = {specs.run_id(student): student for student in sweep}
+    assert tracker.runs.keys() == tracker.finished.keys() == tracker.points.keys() == ids.keys()
+    assert len(ids) == 12
+    for run_id, student in ids.items():
+        steps, stored = done.store.curves(student.key)
+        assert [step for step, _ in tracker.points[run_id]] == steps.tolist() == [0, 2, 4, 6]
+        for name, values in stored.items():
+            np.testing.assert_array_equal([point[name] for _, point in tracker.points[run_id]], values)
+        summary, exit_code = tracker.finished[run_id]
+        assert (summary["status"], exit_code) == ("ok", 0)
+        assert summary["target_start"] == stored[f"trait/{specs.trait_of(student)}"][0]
+        assert summary["target_end"] == stored[f"trait/{specs.trait_of(student)}"][-1]
+
+
+def test_a_tracker_that_missed_a_stored_student_gets_it_later_and_once(sweep, tmp_path):
+    compute(sweep[:3], tmp_path)
+    tracker = FakeTracker(delivered=[specs.run_id(sweep[0])])
+    done = compute(sweep[:3], tmp_path, tracker)
+    assert done.timings == []
+    assert tracker.finished.keys() == {specs.run_id(student) for student in sweep[1:3]}
+    assert [step for step, _ in tracker.points[specs.run_id(sweep[1])]] == [0, 2, 4, 6]
+    repeated = compute(sweep[:3], tmp_path, tracker)
+    assert repeated.timings == [] and len(tracker.finished) == 2
+
+
+def test_lost_students_are_tracked_as_such(tmp_path):
+    base = tiny_world.base()
+    starved = specs.Student(base, written(base, filter=FILTER.replace(max_value=0), budget=1.0), TRAIN, trait="owl")
+    wild = specs.Student(base, written(base), TRAIN.replace(lr=1e30), trait="owl")
+    tracker = FakeTracker()
+    compute([starved, wild], tmp_path, tracker)
+    assert tracker.finished[specs.run_id(starved)] == ({"status": "failed"}, 1)
+    summary, exit_code = tracker.finished[specs.run_id(wild)]
+    assert (summary["status"], exit_code) == ("diverged", 1)
+    assert len(tracker.points[specs.run_id(wild)]) == 4 and specs.run_id(starved) not in tracker.points
+
+
+def test_a_run_knows_its_lineage(sweep):
+    info = run_info("a sweep", sweep[1])
+    assert (info.arm, info.trait, info.world, info.sweep) == ("cross_init", "owl", "tiny", "a sweep")
+    assert info.config["student"]["train"]["lr"] == TRAIN.lr
+    assert info.config["teacher"]["trait"] == "owl"
+    assert info.name == "cross_init-owl-base1-0"
+    json.dumps(info.config)
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_becomes_a_notice_and_its_handler_comes_back(number):
+    before = signal.getsignal(number)
+    with preemption_notice() as told:
+        assert not told()
+        os.kill(os.getpid(), number)
+        assert told()
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one is no haste
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), preemption_notice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_notebook_thread_has_no_signals():
+    found = []
+
+    def inside():
+        with preemption_notice() as told:
+            found.append(told())
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert found == [False]
