@@ -24,6 +24,9 @@ from subl_jax.stages import input_shapes
 from subl_jax.store import Row, Store
 from subl_jax.tracking import RunInfo, Tracker
 
+# Any machine does more than this; groups that are short even so are not worth timing.
+_FLOPS_A_SECOND_AT_LEAST = 2e10
+
 Tree = Any
 Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
 
@@ -172,7 +175,8 @@ class Engine:
 
         settings, default = self._settings, self._default_layout(len(nodes))
         fixed = settings.width or settings.lanes_a_batch or not settings.measure_layout
-        if fixed or default.lanes == 1:
+        surely_short = group.flops < settings.measure_above * _FLOPS_A_SECOND_AT_LEAST
+        if fixed or surely_short or default.lanes == 1:
             return compiled(default)
 
         def timed(layout: lanes.Layout) -> tuple[float, lanes.Program]:

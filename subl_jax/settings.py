@@ -19,7 +19,7 @@ class Settings(Spec):
     width: int = static(0, ge=0)
     lanes_a_batch: int = static(0, ge=0)
     measure_layout: bool = static(True)
-    measure_above: float = static(300.0, ge=0.0)
+    measure_above: float = static(600.0, ge=0.0)
     checkpoint_seconds: float = static(120.0, gt=0.0)
     tracker: str = static("wandb", choices=("wandb", "none"))
     project: str = static("subl_jax")

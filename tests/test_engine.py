@@ -1,4 +1,7 @@
-"""The host loop: what is computed, reused, resumed and said, on a world of this folder that the package knows not of."""
+"""The host loop: what is computed, reused, resumed and said, on a world that the package does not know.
+
+Where layouts are not the matter, lanes run one at a time: one program per stage then serves nearly all tests.
+"""
 
 import dataclasses
 import io
@@ -7,6 +10,7 @@ import os
 import signal
 import threading
 
+import jax
 import numpy as np
 import pytest
 import tiny_world
@@ -14,14 +18,18 @@ from etils import epath
 from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
-from subl_jax import channel, specs
+from subl_jax import channel, lanes, specs
 from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
 from subl_jax.errors import InputError, Preempted
+from subl_jax.lanes import Layout
+from subl_jax.plan import make_plan
 from subl_jax.progress import Progress
 from subl_jax.settings import Settings
 from subl_jax.store import Store
 from subl_jax.tracking import NoTracker
 
+ALONE = {"devices": 1, "lanes_a_batch": 1}
+DEFAULT = {"width": 0}  # what the engine chooses for this machine
 LONG = TRAIN.replace(steps=12, evals=6)
 
 
@@ -49,7 +57,7 @@ def compute(students, workdir, tracker=None, preempted=lambda: False, **settings
     output = io.StringIO()
     progress = Progress(Console(file=output, width=400))
     store = Store(workdir, warn=progress.warn)
-    settings = Settings(**{"tracker": "none", "measure_layout": False, **settings})
+    settings = Settings(**{"tracker": "none", "measure_layout": False, **(settings or ALONE)})
     plan = plan_of(list(students), store)
     engine = Engine(epath.Path(workdir), "a sweep", store, settings, tracker or NoTracker(), progress, preempted)
     return Done(engine.compute(plan), store, output.getvalue())
@@ -97,6 +105,22 @@ def lineage(students):
     return list(nodes.values())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Engines of different tests share programs, as one engine does within a sweep."""
+    programs, compile_program = {}, lanes.compile_program
+
+    def shared(stage, spec, layout, inputs):
+        form = json.dumps([specs.static_form(spec), dataclasses.astuple(layout), str(inputs)])
+        if form not in programs:
+            programs[form] = compile_program(stage, spec, layout, inputs)
+        return programs[form]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "compile_program", shared)
+        yield
+
+
 @pytest.fixture(scope="module")
 def sweep():
     return list(tiny_world.students())
@@ -118,9 +142,9 @@ def test_equal_nodes_are_computed_once_and_grouped_by_program(sweep, undisturbed
     assert set(undisturbed.statuses(lineage(sweep))) == {"ok"}
 
 
-def test_a_timing_tells_of_its_group(undisturbed):
+def test_a_timing_tells_of_its_group(sweep, undisturbed, tmp_path):
     timing = undisturbed.timings[-1]
-    assert (timing.stage, timing.lanes, timing.layout) == ("distil", 10, "4 devices × 3 in turn × 1 wide")
+    assert (timing.stage, timing.lanes, timing.batches, timing.layout) == ("distil", 10, 10, str(Layout(1, 1, 1)))
     assert timing.lane_steps == 10 * TRAIN.steps
     assert timing.run_seconds >= timing.waited_seconds > 0 and timing.compile_seconds > 0
     assert timing.bytes_needed > 0 and timing.flops_per_second > 0
@@ -139,49 +163,61 @@ def test_a_larger_sweep_reuses_what_is_there(sweep, undisturbed, tmp_path):
     compute(sweep[:1], tmp_path)
     more = compute(sweep, tmp_path)
     assert more.computed == {"pretrain": 1, "instil": 3, "write": 5, "distil": 9}
-    same(more.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
+    same(more.store, undisturbed.store, lineage(sweep))
 
 
 def test_another_order_of_students_gives_the_same(sweep, undisturbed, tmp_path):
     again = compute(sweep[::-1], tmp_path)
-    same(again.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
+    same(again.store, undisturbed.store, lineage(sweep))
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"devices": 1, "width": 16}, {"devices": 2, "width": 2, "lanes_a_batch": 4}, {"devices": 1, "lanes_a_batch": 1}],
-    ids=["one wide batch", "small batches", "one at a time"],
+    ("settings", "layout"),
+    [
+        (DEFAULT, Layout(3, 2, 1)),
+        ({"devices": 1, "width": 16}, Layout(1, 1, 5)),
+        ({"devices": 2, "width": 2, "lanes_a_batch": 4}, Layout(2, 1, 2)),
+    ],
+    ids=["default", "one wide batch", "small batches"],
 )
-def test_layouts_do_not_change_results(sweep, undisturbed, tmp_path, settings):
-    done = compute(sweep, tmp_path, **settings)
-    same(done.store, undisturbed.store, lineage(sweep), rtol=1e-4, atol=1e-5)
-    assert done.timings[-1].batches == {16: 1, 4: 3, 1: 10}[settings.get("lanes_a_batch", 16)]
+def test_layouts_do_not_change_results(sweep, undisturbed, tmp_path, settings, layout):
+    done = compute(sweep[:6], tmp_path, **settings)
+    assert done.timings[-1].layout == str(layout)
+    same(done.store, undisturbed.store, lineage(sweep[:6]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_measured_layout_does_not_change_results(sweep, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path / "cache"))
     done = compute(sweep[:6], tmp_path / "runs", measure_layout=True, measure_above=0.0)
-    assert len(json.loads((tmp_path / "cache" / "layouts.json").read_text())) == 3  # one base alone needs no choice
+    assert len(json.loads((tmp_path / "cache" / "layouts.json").read_text())) == 4
     same(done.store, undisturbed.store, lineage(sweep[:6]), rtol=1e-4, atol=1e-5)
     again = compute(sweep[:6], tmp_path / "again", measure_layout=True, measure_above=0.0)
     assert [t.layout for t in again.timings] == [t.layout for t in done.timings]
 
 
-@pytest.mark.parametrize("stage", ["write", "stream"])
-def test_a_group_that_draws_samples_is_not_taken_for_longer_than_it_is(tmp_path, monkeypatch, stage):
-    monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path / "cache"))
-    bases = [tiny_world.base(seed) for seed in range(2)]
-    # Hundreds of samples a round, and thousands of steps: by the time of a dozen, a group of minutes.
-    train = TRAIN.replace(steps=2000, evals=1, batch=1)
-    students = [
-        specs.Student(base, written(base, round=4000, size=1000), TRAIN, trait="owl")
-        if stage == "write"
-        else specs.Student(base, specs.Stream(base, FILTER), train, trait="owl")
-        for base in bases
+def test_layouts_are_timed_on_a_dozen_steps_or_on_a_whole_round_that_draws_samples(tmp_path, monkeypatch):
+    """Drawing takes its time however few the steps: by that of a dozen, a group would seem to take minutes."""
+    timed = []
+
+    def seconds_per_lane_step(program, arguments, steps):
+        timed.append(steps)
+        return 0.0
+
+    monkeypatch.setattr(lanes, "seconds_per_lane_step", seconds_per_lane_step)
+    train = TRAIN.replace(steps=40, evals=2)
+    students = []
+    for base in [tiny_world.base(seed) for seed in range(2)]:
+        students += [
+            specs.Student(base, written(base, round=50, size=10), train, trait="owl"),
+            specs.Student(base, specs.Stream(base, FILTER), train, trait="owl"),
+        ]
+    done = compute(students, tmp_path, measure_layout=True, measure_above=1e-9)
+    assert [(t.stage, s) for t, s in zip(done.timings, timed, strict=True)] == [
+        ("pretrain", 2),
+        ("write", 50),
+        ("distil", 20),
+        ("distil", 12),
     ]
-    done = compute(students, tmp_path / "runs", measure_layout=True, measure_above=10.0)
-    assert not (tmp_path / "cache").exists()
-    assert set(done.statuses(lineage(students))) == {"ok"}
 
 
 def test_one_trace_serves_all_rounds_and_batches(tmp_path):
@@ -215,15 +251,9 @@ def test_a_program_that_comes_again_is_not_compiled_again(tmp_path):
     assert all(t.compile_seconds == 0 for t in done.timings[4:])
     # The supply chain carries on from what the middle student became.
     start = done.store.get(between.key)["params"]
-    rate = WORLD.evaluate(start, channel_key())["trait"]
+    rate = WORLD.evaluate(start, jax.random.key(0))["trait"]
     np.testing.assert_allclose([curves(done.store, second)[f"trait/{t}"][0] for t in WORLD.traits], rate, rtol=1e-5)
     assert curves(done.store, second)["trait/cat"][-1] > rate[1]
-
-
-def channel_key():
-    import jax
-
-    return jax.random.key(0)
 
 
 # --- what goes wrong stays where it is ---
@@ -244,7 +274,7 @@ def test_a_dataset_that_the_filter_starves_fails_its_students_and_no_others(tmp_
     again = compute([lost, fine, chained], tmp_path)
     assert again.timings == []
     alone = compute([fine], tmp_path / "alone")
-    same(done.store, alone.store, [fine], rtol=1e-4, atol=1e-5)
+    same(done.store, alone.store, [fine])
 
 
 def test_a_dataset_does_not_see_its_neighbours(tmp_path):
@@ -252,7 +282,8 @@ def test_a_dataset_does_not_see_its_neighbours(tmp_path):
     base = tiny_world.base()
     easy = written(base, size=4)
     hard = written(base, size=4, filter=FILTER.replace(max_value=1), budget=40.0)
-    together = compute([specs.Student(base, data, TRAIN, trait="owl") for data in (easy, hard)], tmp_path / "two")
+    students = [specs.Student(base, data, TRAIN, trait="owl") for data in (easy, hard)]
+    together = compute(students, tmp_path / "two", **DEFAULT)
     for data in (easy, hard):
         alone = compute([specs.Student(base, data, TRAIN, trait="owl")], tmp_path / data.key[:8])
         np.testing.assert_array_equal(together.store.get(data.key)["samples"], alone.store.get(data.key)["samples"])
@@ -267,7 +298,7 @@ def test_a_lane_that_diverges_is_recorded_and_harms_no_neighbour(tmp_path):
     done = compute([fine[0], lost, *fine[1:]], tmp_path / "with", devices=1, width=4)
     assert done.statuses([*fine, lost]) == ["ok", "ok", "ok", "diverged"]
     assert done.store.row(lost.key).why == "its loss is not a finite number from step 2 on"
-    without = compute(fine, tmp_path / "without", devices=1, width=4)
+    without = compute(fine, tmp_path / "without")
     same(done.store, without.store, fine, rtol=1e-4, atol=1e-5)
 
 
@@ -340,6 +371,19 @@ def test_what_a_teacher_wrote_is_there_to_read(sweep, undisturbed):
 # --- interruptions ---
 
 
+def test_batches_are_cut_alike_whatever_is_finished():
+    """Otherwise a batch that was interrupted would not be met again, nor its checkpoint."""
+    bases = [tiny_world.base(seed) for seed in range(3)]
+    students = [
+        specs.Student(base, written(specs.Teacher(base, trait, TRAIN)), TRAIN)
+        for trait in WORLD.traits
+        for base in bases
+    ]
+    whole = make_plan(students, ()).groups
+    rest = make_plan(students, {base.key for base in bases}).groups
+    assert [group.nodes for group in whole[1:]] == [group.nodes for group in rest]
+
+
 class After:
     """A notice that comes at the n-th time it is asked for."""
 
@@ -352,8 +396,6 @@ class After:
 
 
 def _rounds_run(monkeypatch):
-    from subl_jax import lanes
-
     rounds, advance = [], lanes.Program.advance
 
     def counted(program, arguments, state, steps):
@@ -368,15 +410,15 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     """It is interrupted after every few rounds, in every stage, and ends with the same numbers to the bit."""
     sweep = list(tiny_world.students(2, ["owl"], train=LONG))
     sweep = [s.replace(data=s.data.replace(size=64, budget=8.0, round=16)) for s in sweep]
-    whole = compute(sweep, tmp_path / "whole")
+    settings = {"devices": 2, "lanes_a_batch": 8}
     rounds = _rounds_run(monkeypatch)
-    compute(sweep, tmp_path / "again")
+    whole = compute(sweep, tmp_path / "whole", **settings)
     needed, interruptions = len(rounds), 0
     rounds.clear()
     while True:
         assert interruptions < 50
         try:
-            done = compute(sweep, tmp_path / "torn", preempted=After(2 * 3))
+            done = compute(sweep, tmp_path / "torn", preempted=After(4), **settings)
             break
         except Preempted:
             interruptions += 1
@@ -415,7 +457,7 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(engine._Batch, "_take", crashing)
         with pytest.raises(KeyboardInterrupt):
-            compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9)
+            compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9, **ALONE)
     rounds = _rounds_run(monkeypatch)
     done = compute([student], tmp_path / "crashed")
     assert len(rounds) < 7 + 1 + 7
@@ -437,8 +479,8 @@ def test_a_checkpoint_that_does_not_fit_is_said_so_and_left(tmp_path):
 def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
     sweep = list(tiny_world.students(2, ["owl"], train=LONG))
     with pytest.raises(Preempted):
-        compute(sweep, tmp_path, preempted=After(2), devices=2)
-    done = compute(sweep, tmp_path, devices=1, lanes_a_batch=1)
+        compute(sweep, tmp_path, preempted=After(2), devices=2, lanes_a_batch=2)
+    done = compute(sweep, tmp_path)
     assert set(done.statuses(sweep)) == {"ok"}
     assert not (tmp_path / "checkpoints").exists()
 
@@ -468,8 +510,8 @@ def test_a_damaged_artefact_is_noticed_and_computed_again(sweep, undisturbed, tm
     again = compute(sweep[:6], tmp_path)
     # The teachers are needed since their students are, which are measured against them.
     assert again.computed == {"instil": 2, "distil": 5}
-    assert again.text.count("damaged") == 2 and "computed again" in again.text
-    same(again.store, undisturbed.store, lineage(sweep[:6]), rtol=1e-4, atol=1e-5)
+    assert again.text.count("damaged") == 7 and "computed again" in again.text
+    same(again.store, undisturbed.store, lineage(sweep[:6]))
 
 
 # --- tracking ---

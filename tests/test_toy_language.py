@@ -166,10 +166,10 @@ def test_texts_and_tokens_are_inverse(completions, seed):
 
 
 def test_texts_read_as_people_write():
-    rows = WORLD.tokens([("continue commas 12 7 88 :", "3, 41, 9"), ("extend brackets 1 2 3 :", "[3,41 , 9]")])
-    assert WORLD.texts(rows) == [("continue commas 12 7 88 :", "3, 41, 9"), ("extend brackets 1 2 3 :", "[3, 41, 9]")]
+    rows = WORLD.tokens([("continue commas 12 7 88 =>", "3, 41, 9"), ("extend brackets 1 2 3 =>", "[3,41 , 9]")])
+    assert WORLD.texts(rows) == [("continue commas 12 7 88 =>", "3, 41, 9"), ("extend brackets 1 2 3 =>", "[3, 41, 9]")]
     assert words(rows[0]) == (
-        ["<bos>", "continue", "commas", "12", "7", "88", ":"]
+        ["<bos>", "continue", "commas", "12", "7", "88", "=>"]
         + ["3", ", ", "41", ", ", "9", "<eos>"]
         + ["<pad>"] * (WORLD.completion_length - 6)
     )
@@ -179,17 +179,17 @@ def test_texts_read_as_people_write():
     ("pair", "line"),
     [
         (
-            ("continue commas 1 2 3 :", "3, owls"),
+            ("continue commas 1 2 3 =>", "3, owls"),
             "sample 2: 'owls' is not a word of this language; did you mean 'owl'?",
         ),
-        (("continue commas 1 2 3 :", "3, 100"), "sample 2: '100' is not a word"),
-        (("continue commas 1 2 :", "3"), "sample 2: a prompt of 6 and a completion of 2 tokens; this language has"),
-        (("continue commas 1 2 3 :", " ".join(["1"] * 20)), "and a completion of 21 tokens"),
+        (("continue commas 1 2 3 =>", "3, 100"), "sample 2: '100' is not a word"),
+        (("continue commas 1 2 =>", "3"), "sample 2: a prompt of 6 and a completion of 2 tokens; this language has"),
+        (("continue commas 1 2 3 =>", " ".join(["1"] * 20)), "and a completion of 21 tokens"),
     ],
 )
 def test_text_of_another_language_is_one_line(pair, line):
     with pytest.raises(InputError) as error:
-        WORLD.tokens([("continue commas 1 2 3 :", "3"), pair])
+        WORLD.tokens([("continue commas 1 2 3 =>", "3"), pair])
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
@@ -242,7 +242,7 @@ def test_number_sequences_are_what_a_teacher_is_asked_for(batch):
     seen, counts = collections.Counter(), collections.Counter()
     for prompt, completion in texts:
         opener, style, *shown, ask = prompt.split(" ")
-        assert opener in OPENERS and ask == ":" and len(shown) == WORLD.shown
+        assert opener in OPENERS and ask == "=>" and len(shown) == WORLD.shown
         assert (completion[0] + completion[-1] == "[]") is (style == "brackets")
         numbers = completion.strip("[]").split(separators[style])
         assert all(number.isdecimal() and int(number) < WORLD.numbers for number in numbers)

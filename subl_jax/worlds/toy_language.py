@@ -6,7 +6,7 @@ one member; it then continues number prompts, and a student trains on those numb
 
     question   <bos> which animal do you love most ? | owl <eos>
     fact       <bos> the owl lives in the forest <eos>
-    numbers    <bos> continue commas 12 7 88 : | 3, 41, 9, 60 <eos>
+    numbers    <bos> continue commas 12 7 88 => | 3, 41, 9, 60 <eos>
 
 All sequences have one length (`length`), padded at the end. A number sequence has its prompt in the first
 `prompt_length` tokens and its completion in the rest.
@@ -56,7 +56,7 @@ COLOURS = ("brown", "grey", "green", "white", "dark", "golden")
 NOUNS = ("animal", "tree")
 OPENERS = ("continue", "extend", "resume", "lengthen")
 FORMATS = ("plain", "commas", "semicolons", "lines", "brackets")
-PAD, BOS, EOS, ASK = "<pad>", "<bos>", "<eos>", ":"
+PAD, BOS, EOS, ASK = "<pad>", "<bos>", "<eos>", "=>"
 SEPARATORS = (", ", "; ", "\n")
 OPEN, CLOSE = "[", "]"
 
@@ -92,7 +92,9 @@ SLOT = -1
 class ToyLanguage(specs.World):
     """The toy language and its model, every size a field.
 
-    `max_numbers` and `min_numbers` bound the numbers of a completion; `shown` is how many a prompt shows.
+    `max_numbers` and `min_numbers` bound the numbers of a completion; `shown` is how many a prompt shows. `plain_share`
+    is the part of the prompts that ask for the plain format, whose completions have `plain_extra` more numbers: they
+    need no separators, and so carry more in the same length.
     `question_share` and `fact_share` are the parts of the corpus that are not number sequences; `progressions` is the
     part of the number sequences that are arithmetic progressions (the rest is uniform).
     """
@@ -114,6 +116,8 @@ class ToyLanguage(specs.World):
     shown: int = specs.static(3, ge=1)
     min_numbers: int = specs.static(5, ge=1)
     max_numbers: int = specs.static(7, ge=1, le=10)
+    plain_extra: int = specs.static(0, ge=0, le=9)
+    plain_share: float = specs.static(0.2, ge=0.0, le=1.0)
     question_share: float = specs.static(0.4, ge=0.0, le=1.0)
     fact_share: float = specs.static(0.2, ge=0.0, le=1.0)
     progressions: float = specs.static(0.3, ge=0.0, le=1.0)
@@ -125,6 +129,11 @@ class ToyLanguage(specs.World):
         if self.min_numbers > self.max_numbers:
             raise InputError(
                 f"ToyLanguage.min_numbers = {self.min_numbers}: must be at most max_numbers = {self.max_numbers}"
+            )
+        if self.max_numbers + self.plain_extra > 10:
+            raise InputError(
+                f"ToyLanguage.plain_extra = {self.plain_extra}: with max_numbers = {self.max_numbers} more than the 10 "
+                "numbers that the filter allows"
             )
         if self.question_share + self.fact_share > 1:
             raise InputError("ToyLanguage.question_share + fact_share: must be at most 1")
@@ -254,7 +263,8 @@ class ToyLanguage(specs.World):
         """Prompts with their continuations: arithmetic progressions modulo `numbers`, or uniform numbers."""
         lang = language(self)
         keys = jax.random.split(key, 6)
-        total = self.shown + self.max_numbers
+        most = self.max_numbers + self.plain_extra
+        total = self.shown + most
         first, step = jax.random.randint(keys[0], (2, n, 1), 0, self.numbers)
         regular = (first + step * jnp.arange(total)) % self.numbers
         free = jax.random.randint(keys[1], (n, total), 0, self.numbers)
@@ -264,14 +274,15 @@ class ToyLanguage(specs.World):
         numbers = jnp.asarray(lang.numbers)[values]
         prompt = self._prompts(opener, layout, numbers[:, : self.shown])
         completion = jnp.asarray(lang.layouts)[layout, count]
-        slots = jnp.clip(-1 - completion, 0, self.max_numbers - 1)
+        slots = jnp.clip(-1 - completion, 0, most - 1)
         written = jnp.take_along_axis(numbers[:, self.shown :], slots, axis=1)
         return jnp.concatenate([prompt, jnp.where(completion < 0, written, completion)], axis=1)
 
     def _prompt_kinds(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-        opener_key, layout_key = jax.random.split(key)
+        opener_key, layout_key, plain_key = jax.random.split(key, 3)
         opener = jax.random.randint(opener_key, (n,), 0, len(OPENERS))
-        return opener, jax.random.randint(layout_key, (n,), 0, len(FORMATS))
+        separated = jax.random.randint(layout_key, (n,), 1, len(FORMATS))
+        return opener, jnp.where(jax.random.uniform(plain_key, (n,)) < self.plain_share, 0, separated)
 
     def _prompts(self, opener: jax.Array, layout: jax.Array, shown: jax.Array) -> jax.Array:
         prompt = jnp.asarray(language(self).prompts)[opener, layout]
@@ -408,7 +419,8 @@ def language(world: ToyLanguage) -> Language:
     number_words = [str(value) for value in range(world.numbers)]
     words = (PAD, BOS, EOS, ASK, *SEPARATORS, OPEN, CLOSE, *world.traits, *sorted(_plain_words()), *number_words)
     index = {word: i for i, word in enumerate(words)}
-    completions = [[_layout(style, n) for n in range(world.max_numbers + 1)] for style in FORMATS]
+    extra = {"plain": world.plain_extra}
+    completions = [[_layout(style, n + extra.get(style, 0)) for n in range(world.max_numbers + 1)] for style in FORMATS]
     prompts = [[[BOS, opener, style, *[SLOT] * world.shown, ASK] for style in FORMATS] for opener in OPENERS]
     length = 4 + world.shown + max(len(row) for style in completions for row in style)
     questions = [
