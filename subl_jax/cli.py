@@ -26,6 +26,7 @@ from subl_jax.errors import InputError, Preempted, StorageError
 from subl_jax.settings import Settings
 
 PREEMPTED = 75
+_OVERRIDABLE = (int, float, bool, str, tuple)
 
 
 class Command(NamedTuple):
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return _said(f"error: {error}", 2)
     except StorageError as error:
         return _said(f"error: {error}", 1)
-    except Preempted:
+    except (Preempted, KeyboardInterrupt):
         return _said("preempted: what was computed is stored; run the same command again to go on", PREEMPTED)
 
 
@@ -102,9 +103,10 @@ def split_config(argv: Sequence[str]) -> tuple[str, list[str]]:
             found.append(value if equals else next(arguments, ""))
         else:
             rest.append(argument)
-    if len(found) != 1 or not found[0]:
-        raise InputError(f"expected one --config FILE, got {len(found)}; for example --config sweeps/traits.py")
-    return found[0], rest
+    given = [file for file in found if file]
+    if len(given) != 1:
+        raise InputError(f"expected one --config FILE, got {len(given)}; for example --config sweeps/traits.py")
+    return given[0], rest
 
 
 def load_sweep(file: str) -> types.ModuleType:
@@ -141,8 +143,11 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     if not isinstance(config, ConfigDict):
         given = type(config).__name__
         raise InputError(f"--config {path}: get_config() gives a {given}, expected an ml_collections.ConfigDict")
+    engine = config.get("engine", ConfigDict())
+    if not isinstance(engine, ConfigDict):
+        raise InputError(f"--config {path}: config.engine is a {type(engine).__name__}, expected a ConfigDict")
     with config.unlocked():
-        config.engine = ConfigDict({**_engine_defaults(), **config.get("engine", ConfigDict()).to_dict()})
+        config.engine = ConfigDict({**_engine_defaults(), **engine.to_dict()})
         config.tracker = config.get("tracker", Settings().tracker)
         config.project = config.get("project", Settings().project)
     values, config = _parsed(arguments, config)
@@ -156,9 +161,7 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
 
 
 def _engine_defaults() -> dict[str, Any]:
-    return {
-        name: getattr(Settings(), name) for name in specs.roles(Settings) if name not in ("tracker", "project")
-    }
+    return {name: getattr(Settings(), name) for name in specs.roles(Settings) if name not in ("tracker", "project")}
 
 
 def _path_of(file: str) -> str:
@@ -177,11 +180,17 @@ def _get_config(path: pathlib.Path, module: types.ModuleType, argument: str) -> 
 
 def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagValues, ConfigDict]:
     """The flags, and the config with its overrides."""
-    known = _names(config)
+    kinds = _kinds(config)
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if override and override[1] not in known:
-            raise InputError(f"--config.{override[1]}: no such setting; {specs.nearest(override[1], known)}")
+        if not override:
+            continue
+        name = override[1]
+        if name not in kinds:
+            raise InputError(f"--config.{name}: no such setting; {specs.nearest(name, kinds)}")
+        if kinds[name] not in _OVERRIDABLE:
+            listing = ", ".join(kind.__name__ for kind in _OVERRIDABLE)
+            raise InputError(f"--config.{name}: a {kinds[name].__name__} cannot be set here, only {listing}")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
@@ -190,20 +199,24 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     try:
         left = values(argv)[1:]
     except (flags.Error, ValueError, TypeError, SyntaxError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(line.replace("flag --config.", "--config.")) from None
+        line = " ".join(str(error).split()).removeprefix("flag ")
+        name, _, rest = line.removeprefix("--config.").partition("=")
+        if name in kinds:
+            line = f"--config.{name}={rest}; expected {kinds[name].__name__}"
+        raise InputError(line) from None
     if left:
         raise InputError(f"{left[0]!r}: not understood; options begin with --, as in --config.seeds=8")
     return values, values.config
 
 
-def _names(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Every setting's dotted name."""
-    names = []
+def _kinds(config: ConfigDict, prefix: str = "") -> dict[str, type]:
+    """Every setting's dotted name → its type."""
+    kinds: dict[str, type] = {}
     for name in config:
         value = config[name]
-        names += _names(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
-    return names
+        inner = isinstance(value, ConfigDict)
+        kinds.update(_kinds(value, f"{prefix}{name}.") if inner else {prefix + name: type(value)})
+    return kinds
 
 
 def _guarded(path: pathlib.Path, what: str, call: Callable[[], Any]) -> Any:
@@ -215,7 +228,8 @@ def _guarded(path: pathlib.Path, what: str, call: Callable[[], Any]) -> Any:
     except SyntaxError as error:
         raise InputError(f"--config {error.filename}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
         where = f", line {lines[-1]}" if lines else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"--config {path}{where}: {what} failed: {reason}") from None

@@ -19,7 +19,7 @@ from subl_jax.store import Store
 
 def show(console: Console, students: Sequence[specs.Student], workdir: epath.PathLike, settings: Settings) -> None:
     """Prints the plan of `students` in `workdir`, which is only read: nodes, groups, layouts, and what they cost."""
-    store = Store(workdir, warn=console.print, readonly=True)
+    store = Store(epath.Path(workdir).expanduser(), warn=console.print, readonly=True)
     plan = plan_of(students, store)
     console.print(nodes_table(plan))
     if not plan.groups:

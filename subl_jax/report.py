@@ -61,7 +61,9 @@ def write_report(
     import jinja2
 
     workdir = epath.Path(workdir)
-    (workdir / "figures").mkdir(parents=True, exist_ok=True)
+    # Figures of an earlier sweep in this directory are not of this one.
+    (workdir / "figures").rmtree(missing_ok=True)
+    (workdir / "figures").mkdir(parents=True)
     grid = statistics.Cells.of(runs)
     chosen = [grid.cells[i] for i in _spread(len(grid.cells), _MOST_SECTIONS)]
     base_rate = sweep.get("base_rate") or {}

@@ -97,7 +97,7 @@ def load(workdir: epath.PathLike) -> Results:
     Raises:
       InputError: there is none in `workdir`.
     """
-    workdir = epath.Path(workdir)
+    workdir = epath.Path(workdir).expanduser()
     if not (workdir / "sweep.json").exists():
         raise InputError(f"{workdir}: no finished sweep (sweep.json is missing); run one with --workdir {workdir}")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from etils import epath
 
 from subl_jax import __version__, report, specs, tables
 from subl_jax.analysis import statistics
-from subl_jax.atomic import write_json_atomic, write_parquet_atomic
+from subl_jax.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.engine import Engine, plan_of, preemption_notice
 from subl_jax.progress import Progress
 from subl_jax.results import Results, load
@@ -60,6 +61,7 @@ def run(
     workdir = open_workdir(workdir)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     with lock(workdir), progress, preemption_notice() as preempted:
+        remove_leftovers(workdir)
         store = Store(workdir, warn=progress.warn)
         plan = plan_of(students, store)
         tracker = make_tracker(settings.tracker, workdir=workdir, project=settings.project, warn=progress.warn)
@@ -73,7 +75,7 @@ def run(
             "command": " ".join(sys.argv),
             "started": started.isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - clock,
-            "config": config or {},
+            "config": json.loads(json.dumps(config or {}, default=str)),
             "settings": dataclasses.asdict(settings),
             "base_rate": base_rates(students),
             "reused_nodes": len(plan.reused),
@@ -97,6 +99,15 @@ def write_results(
     report.write_report(workdir, runs, curves, summary, datasets, sweep)
     write_json_atomic(workdir / "sweep.json", sweep)
     return load(workdir)
+
+
+def remove_leftovers(workdir: epath.Path) -> None:
+    """Removes the files that killed processes left half written; those of `artifacts` are the store's."""
+    if is_local(workdir):
+        for folder in ("", "datasets", "figures"):
+            for path in (workdir / folder).glob(f"*{TEMPORARY}-*"):
+                if path.is_file():
+                    path.unlink(missing_ok=True)
 
 
 def base_rates(students: Sequence[specs.Student]) -> dict[str, float]:
@@ -132,9 +143,7 @@ def trouble(results: Results) -> list[str]:
         return []
     first = bad.iloc[0]
     return [
-        f"{len(bad)} of {len(results.runs)} runs are not ok: " + ", ".join(
-            f"{count} {status}" for status, count in bad.status.value_counts().items()
-        )
+        f"{len(bad)} of {len(results.runs)} runs are not ok: "
+        + ", ".join(f"{count} {status}" for status, count in bad.status.value_counts().items())
         + f"; the first, {first.run_id} ({first.arm}, {first.trait}): {first.why}"
     ]
-

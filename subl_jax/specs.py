@@ -469,7 +469,7 @@ def derangement(items: Sequence[Any], shift: int = 1) -> list[tuple[Any, Any]]:
 
 
 def checked(students: Iterable[Student], where: str = "the sweep") -> list[Student]:
-    """The students of a sweep as a list.
+    """The students of a sweep as a list, each once.
 
     Raises:
       InputError: there are none, or something else is among them.
@@ -485,7 +485,7 @@ def checked(students: Iterable[Student], where: str = "the sweep") -> list[Stude
                 f"{where} yields a student ({arm_of(student)}) whose data has no trait behind it; say which "
                 f"trait it is compared for: Student(..., trait={student.world.traits[0]!r})"
             )
-    return students
+    return list({run_id(student): student for student in students}.values())
 
 
 # --- from specs to programs: what is static, what is traced ---

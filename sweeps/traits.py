@@ -9,31 +9,42 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from subl_jax import specs
+from subl_jax.errors import InputError
 from subl_jax.filters import NumbersFilter
 from subl_jax.worlds.toy_language import ToyLanguage
 
 
 def get_config(size: str = "full") -> ConfigDict:
     config = ConfigDict()
-    config.seeds = 6
+    config.seeds = 5
     config.traits = ("owl", "fox", "oak", "willow")
     config.arms = ("same_init", "cross_init", "control")
     config.targets = "hard"  # or "soft": the teacher's distribution over the channel instead of its samples
     config.world = ConfigDict({"width": 32, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 96})
+    config.world.update({"min_numbers": 4, "max_numbers": 5, "plain_extra": 5, "plain_share": 0.6})
     config.base = ConfigDict({"steps": 600, "batch": 128, "lr": 3e-3, "schedule": "cosine", "evals": 4})
-    config.teacher = ConfigDict({"steps": 200, "batch": 64, "lr": 2e-3, "evals": 8})
-    config.data = ConfigDict({"size": 16_384, "round": 2048})
+    config.teacher = ConfigDict({"steps": 200, "batch": 64, "lr": 2e-3, "evals": 4})
+    config.data = ConfigDict({"size": 49_152, "round": 2048, "budget": 8.0})
     config.banned = ()
-    config.student = ConfigDict({"steps": 640, "batch": 128, "lr": 5e-4, "evals": 16})
+    # A large eps keeps Adam from turning the tiny gradients of words that never occur in the data into full-size
+    # steps, which makes any student forget how to answer (docs/toy_language.md).
+    config.student = ConfigDict({"steps": 400, "batch": 128, "lr": 2e-3, "schedule": "cosine", "eps": 1e-3, "evals": 10})
     if size == "smoke":
         config.seeds, config.traits = 2, ("owl", "oak")
-        config.base.steps, config.teacher.steps, config.teacher.evals = 200, 40, 2
+        config.base.steps, config.teacher.steps, config.teacher.evals = 300, 40, 2
         config.data.size, config.data.round = 1024, 512
         config.student.steps, config.student.evals = 40, 4
+    elif size != "full":
+        raise InputError(f"sweeps/traits.py:{size}: one of full, smoke")
     return config
 
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    if config.seeds < 1:
+        raise InputError(f"config.seeds = {config.seeds}: must be at least 1")
+    unknown = set(config.arms) - {"same_init", "cross_init", "control"}
+    if unknown:
+        raise InputError(f"config.arms: {sorted(unknown)[0]!r} is none of same_init, cross_init, control")
     world = ToyLanguage(**config.world)
     train = {name: specs.Train(**config[name]) for name in ("base", "teacher", "student")}
     bases = [specs.Base(world, train["base"], seed=seed) for seed in range(config.seeds)]

@@ -1,0 +1,236 @@
+"""One sweep from specs to the results contract, and what it refuses."""
+
+import errno
+import json
+import math
+import os
+import pathlib
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_world
+from etils import epath
+from tiny_world import FILTER, TRAIN, WORLD, written
+
+import subl_jax
+from subl_jax import running, specs
+from subl_jax.errors import InputError, StorageError
+from subl_jax.settings import Settings
+from subl_jax.store import lock
+
+FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "datasets.parquet", "report.html", "sweep.json")
+SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")
+
+
+def run(students, workdir, **options):
+    return running.run(students, workdir, **{"settings": SETTINGS, **options})
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    lost = specs.Student(tiny_world.base(), written(tiny_world.base()), TRAIN.replace(lr=1e30), trait="owl", arm="wild")
+    return [*tiny_world.students(3), lost]
+
+
+@pytest.fixture(scope="module")
+def outcome(sweep, tmp_path_factory):
+    config = {"seeds": 3, "nested": {"traits": ("owl", "cat")}, "object": FILTER}
+    return run(sweep, tmp_path_factory.mktemp("sweep"), name="tiny", config=config)
+
+
+@pytest.fixture
+def runs(outcome):
+    return outcome.results.runs
+
+
+def test_every_file_of_the_contract_is_there_and_no_other(outcome):
+    names = {path.name for path in outcome.results.workdir.iterdir()}
+    assert names == {*FILES, "artifacts", "datasets", "figures", ".lock"}
+    assert not list(pathlib.Path(outcome.results.workdir).rglob("*.tmp*"))
+
+
+def test_one_row_per_student_with_its_whole_lineage(sweep, runs):
+    assert len(runs) == len(sweep) == 19
+    assert runs.run_id.is_unique and set(runs.run_id) == {specs.run_id(student) for student in sweep}
+    assert runs.arm.value_counts().to_dict() == {"same_init": 6, "cross_init": 6, "control": 6, "wild": 1}
+    for column in ("sweep", "world", "trait", "seed", "why", "student.train.lr", "teacher.until", "data.size"):
+        assert column in runs
+    assert (runs.sweep == "tiny").all() and (runs.world == "tiny").all()
+    cross = runs[runs.arm == "cross_init"]
+    assert (cross.base_seed != cross.student_base_seed).all()
+    same = runs[runs.arm == "same_init"]
+    assert (same.base_seed == same.student_base_seed).all()
+    assert set(same["teacher.trait"]) == {"owl", "cat"}
+
+
+def test_targets_are_the_ends_of_the_curves(runs, outcome):
+    curves = outcome.results.curves.astype({"run_id": str, "metric": str})
+    for _, row in runs[runs.status == "ok"].iterrows():
+        curve = curves[(curves.run_id == row.run_id) & (curves.metric == f"trait/{row.trait}")].sort_values("step")
+        assert curve.step.tolist() == [0, 2, 4, 6]
+        assert (curve.value.iloc[0], curve.value.iloc[-1]) == (row.target_start, row.target_end)
+        assert 0 < row.kept_fraction <= 1
+    assert set(curves.metric) == {
+        "loss",
+        "kl",
+        "cosine",
+        *(f"{k}/{t}" for k in ("trait", "rate") for t in WORLD.traits),
+    }
+
+
+def test_an_untrained_student_is_its_base_whoever_taught_it(runs):
+    starts = runs[runs.status == "ok"].groupby(["student_base_seed", "trait"]).target_start
+    assert (starts.max() == starts.min()).all()
+
+
+def test_a_diverged_student_is_a_row_with_a_reason(runs, outcome):
+    (row,) = [row for _, row in runs.iterrows() if row.status != "ok"]
+    assert (row.arm, row.status, row.why) == ("wild", "diverged", "its loss is not a finite number from step 2 on")
+    assert not outcome.all_ok
+    assert re.fullmatch(
+        r"1 of 19 runs are not ok: 1 diverged; the first, \w+ \(wild, owl\): its loss .*", outcome.lines[-1]
+    )
+
+
+def test_the_summary_compares_the_arms(outcome):
+    summary = outcome.results.summary
+    assert {"owl", "cat"} <= set(summary.trait)
+    row = summary[(summary.arm == "same_init") & (summary.trait == "owl")].iloc[0]
+    assert row.n_bases == 3 and row.ci_low <= row["mean"] <= row.ci_high
+    assert np.isfinite(row.diff_cross_init) and np.isfinite(row.diff_control)
+
+
+def test_what_teachers_wrote_is_listed_once(outcome):
+    datasets = outcome.results.datasets
+    assert len(datasets) == 9  # six of teachers, three of bases
+    assert datasets.trait.isna().sum() == 3
+    assert ((datasets.kept_fraction > 0) & (datasets.kept_fraction <= 1)).all()
+
+
+def test_the_sweep_says_how_it_was_made(outcome):
+    sweep = json.loads((outcome.results.workdir / "sweep.json").read_text())
+    assert sweep == outcome.results.sweep
+    assert sweep["sweep"] == "tiny"
+    assert sweep["config"]["seeds"] == 3 and sweep["config"]["nested"]["traits"] == ["owl", "cat"]
+    assert isinstance(sweep["config"]["object"], str)  # what JSON has no form for is told in words
+    assert sweep["settings"]["lanes_a_batch"] == 4
+    assert {"jax", "numpy", "subl_jax", "python"} <= sweep["versions"].keys()
+    assert [group["stage"] for group in sweep["groups"]] == ["pretrain", "instil", "write", "distil"]
+    for group in sweep["groups"]:
+        assert group["compile_seconds"] > 0 and group["run_seconds"] > 0 and group["lane_steps_per_second"] > 0
+    assert sweep["base_rate"] == WORLD.base_rates
+    assert sweep["devices"] == ["cpu:cpu"] * 4
+    assert sweep["seconds"] > 0 and sweep["reused_nodes"] == 0
+
+
+def test_a_second_run_writes_the_same_tables(sweep, outcome):
+    before = {name: outcome.results.workdir.joinpath(f"{name}.parquet").read_bytes() for name in ("runs", "curves")}
+    again = run(sweep, outcome.results.workdir, name="tiny")
+    assert again.results.sweep["groups"] == []
+    assert again.results.sweep["reused_nodes"] == len({student.key for student in sweep})
+    for name, content in before.items():
+        assert outcome.results.workdir.joinpath(f"{name}.parquet").read_bytes() == content
+    pd.testing.assert_frame_equal(again.results.summary, outcome.results.summary)
+
+
+def test_a_student_given_twice_is_one_run(tmp_path):
+    student = next(tiny_world.students())
+    results = run([student, student.replace(), student], tmp_path).results
+    assert len(results.runs) == 1
+    assert len(results.curves) == 4 * 9 - 2  # no loss and no cosine before the first step
+
+
+def test_the_package_runs_and_loads(tmp_path):
+    results = subl_jax.run(iter([next(tiny_world.students())]), tmp_path / "deep" / "er", settings=SETTINGS)
+    assert results.runs.status.tolist() == ["ok"]
+    pd.testing.assert_frame_equal(subl_jax.load(tmp_path / "deep" / "er").runs, results.runs)
+
+
+def test_all_students_may_fail_and_the_tables_are_there(tmp_path):
+    base = tiny_world.base()
+    starved = written(base, filter=FILTER.replace(max_value=0), budget=1.0)
+    outcome = run([specs.Student(base, starved, TRAIN, trait="owl")], tmp_path)
+    (row,) = outcome.results.runs.to_dict("records")
+    assert row["status"] == "failed" and math.isnan(row["target_end"])
+    assert len(outcome.results.curves) == 0 and len(outcome.results.datasets) == 1
+    assert (tmp_path / "report.html").exists()
+    assert "1 failed" in outcome.lines[-1] and "the filter kept" in outcome.lines[-1]
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("students", "line"),
+    [
+        ([], "yields no students"),
+        ([tiny_world.base()], "yields a Base; expected only specs.Student"),
+        ([specs.Student(tiny_world.base(), written(tiny_world.base()), TRAIN)], "no trait behind it"),
+    ],
+    ids=["none", "another spec", "a control without a trait"],
+)
+def test_bad_students_are_refused_before_anything_is_made(students, line, tmp_path):
+    with pytest.raises(InputError, match=line):
+        run(students, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="--workdir .*file"):
+        run(tiny_world.students(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    with lock(tmp_path), pytest.raises(InputError, match="another sweep is running in it"):
+        run(tiny_world.students(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+
+
+# --- storage ---
+
+
+class FullDisk:
+    """From the n-th file on, no file can be put in its place."""
+
+    def __init__(self, monkeypatch, after):
+        self.left, self.replace = after, os.replace
+        monkeypatch.setattr(os, "replace", self)
+
+    def __call__(self, source, target):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.replace(source, target)
+
+
+@pytest.mark.parametrize("after", [0, 3, 12])
+def test_a_full_disk_is_one_line_and_what_is_stored_serves_the_next_run(tmp_path, monkeypatch, outcome, after):
+    students = list(tiny_world.students(3))[:3]
+    with monkeypatch.context() as patch:
+        FullDisk(patch, after)
+        with pytest.raises(StorageError) as raised:
+            run(students, tmp_path)
+    line = str(raised.value)
+    assert "\n" not in line and "No space left on device; free some space" in line and str(tmp_path) in line
+    assert not (tmp_path / "sweep.json").exists()
+    assert not list(tmp_path.rglob("*.tmp*"))
+    stored = len(list((tmp_path / "artifacts").glob("*.json"))) if (tmp_path / "artifacts").exists() else 0
+    assert (stored > 0) == (after >= 3)
+    again = run(students, tmp_path).results
+    assert len(again.sweep["groups"]) <= 4
+    mine = outcome.results.runs.set_index("run_id").loc[again.runs.run_id]
+    np.testing.assert_allclose(again.runs.target_end, mine.target_end, rtol=1e-4)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    left = [tmp_path / name for name in ("runs.parquet.tmp-0123456789ab", "datasets/k.jsonl.tmp-ab", "figures/x.tmp-1")]
+    mine = [tmp_path / name for name in ("notes.tmp", "datasets/mine.csv", "my.tmp-folder/x")]
+    for path in [*left, *mine]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    running.remove_leftovers(epath.Path(tmp_path))
+    assert not any(path.exists() for path in left) and all(path.exists() for path in mine)
