@@ -1,10 +1,10 @@
 """subl_jax: subliminal-learning experiments, many at once.
 
-    import subl_jax
-    results = subl_jax.run(students, workdir="runs/mine")   # students: any iterable of subl_jax.specs.Student
-    results = subl_jax.load("runs/traits")                  # a finished sweep
-    results.runs, results.curves, results.summary           # DataFrames
-    results.student(run_id).apply(tokens)                   # a stored model
+import subl_jax
+results = subl_jax.run(students, workdir="runs/mine")   # students: any iterable of subl_jax.specs.Student
+results = subl_jax.load("runs/traits")                  # a finished sweep
+results.runs, results.curves, results.summary           # DataFrames
+results.student(run_id).apply(tokens)                   # a stored model
 """
 
 from typing import TYPE_CHECKING, Any

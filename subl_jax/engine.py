@@ -406,4 +406,3 @@ def preemption_notice() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

@@ -85,6 +85,7 @@ def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tu
         return jax.tree.map(lambda x: x.reshape(layout.sequential * layout.width, *x.shape[2:]), results)
 
     lane = PartitionSpec("lane")
+
     # check_vma off: nothing crosses lanes, and its bookkeeping rejects constant carries in a stage's own scans.
     def batch(common: Tree, *arguments: Tree) -> Tree:
         in_specs = (PartitionSpec(), *(lane for _ in arguments))
@@ -129,9 +130,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
     sharding = NamedSharding(mesh, PartitionSpec("lane"))
 
     def batched(tree: Tree) -> Tree:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((layout.lanes, *x.shape), x.dtype, sharding=sharding), tree
-        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layout.lanes, *x.shape), x.dtype, sharding=sharding), tree)
 
     def bound(values: dict[str, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
         return specs.bind(spec, values), jax.random.wrap_key_data(key, impl="threefry2x32")

@@ -28,7 +28,9 @@ def get_config(size: str = "full") -> ConfigDict:
     config.banned = ()
     # A large eps keeps Adam from turning the tiny gradients of words that never occur in the data into full-size
     # steps, which makes any student forget how to answer (docs/toy_language.md).
-    config.student = ConfigDict({"steps": 400, "batch": 128, "lr": 2e-3, "schedule": "cosine", "eps": 1e-3, "evals": 10})
+    config.student = ConfigDict(
+        {"steps": 400, "batch": 128, "lr": 2e-3, "schedule": "cosine", "eps": 1e-3, "evals": 10}
+    )
     if size == "smoke":
         config.seeds, config.traits = 2, ("owl", "oak")
         config.base.steps, config.teacher.steps, config.teacher.evals = 300, 40, 2

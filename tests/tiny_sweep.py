@@ -1,0 +1,30 @@
+"""A sweep of the tiny world: what the tests of the command line run."""
+
+from collections.abc import Iterator
+
+import tiny_world
+from ml_collections import ConfigDict
+
+from subl_jax import specs
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    config = ConfigDict()
+    config.seeds = 2
+    config.traits = ("owl", "cat")
+    config.train = ConfigDict({"steps": 6, "evals": 3, "batch": 8, "lr": 0.05})
+    config.data = 16
+    config.wild = False
+    config.tracker = "none"
+    config.engine = ConfigDict({"devices": 1, "lanes_a_batch": 4, "checkpoint_seconds": 1e-6})
+    if size == "large":
+        config.train.update({"steps": 40, "evals": 20})
+    return config
+
+
+def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    train = specs.Train(**config.train)
+    for student in tiny_world.students(config.seeds, config.traits, train=train):
+        yield student.replace(data=student.data.replace(size=config.data))
+    if config.wild:
+        yield student.replace(train=train.replace(lr=1e30))
