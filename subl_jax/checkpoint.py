@@ -9,6 +9,7 @@ that differs from the saved one without a word, and does not notice a flipped bi
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from subl_jax.atomic import storage_error, write_json_atomic
+from subl_jax.atomic import is_local, storage_error, write_json_atomic
 from subl_jax.jsonl import file_sha256
 
 _KEPT = 2
@@ -41,7 +42,8 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, warn: Callable[[str], None] = print) -> None:
         _silence()
-        self._directory = epath.Path(directory)
+        # orbax takes absolute paths only.
+        self._directory = epath.Path(os.path.abspath(directory) if is_local(directory) else directory)
         self._warn = warn
         self._seal: dict[str, Any] = {}  # of the save that is being written
         # What a killed process left of a save is replaced by the save of the same number. orbax's own clean-up, in the

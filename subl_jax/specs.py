@@ -474,6 +474,8 @@ def checked(students: Iterable[Student], where: str = "the sweep") -> list[Stude
     Raises:
       InputError: there are none, or something else is among them.
     """
+    if not isinstance(students, Iterable):
+        raise InputError(f"{where} gives a {type(students).__name__}; expected it to yield specs.Student")
     students = list(students)
     if not students:
         raise InputError(f"{where} yields no students; it must yield at least one specs.Student")

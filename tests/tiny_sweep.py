@@ -16,9 +16,10 @@ def get_config(size: str = "small") -> ConfigDict:
     config.data = 16
     config.wild = False
     config.tracker = "none"
-    config.engine = ConfigDict({"devices": 1, "lanes_a_batch": 4, "checkpoint_seconds": 1e-6})
+    config.engine = ConfigDict({"devices": 1, "lanes_a_batch": 4})
     if size == "large":
-        config.train.update({"steps": 40, "evals": 20})
+        config.train.update({"steps": 60, "evals": 10})
+        config.engine.checkpoint_seconds = 1e-6
     return config
 
 
