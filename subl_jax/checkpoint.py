@@ -21,6 +21,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
+from subl_jax.errors import StorageError
 from subl_jax.jsonl import file_sha256
 
 _KEPT = 2
@@ -164,6 +165,8 @@ class Checkpoints:
     def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except StorageError:  # of the seal
+            raise
         except Exception as error:  # a full disk reaches us as an error of orbax's storage layer, of any type
             raise storage_error(self._directory, error) from error
 

@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, kills in the middle of a save, damage, and saves of another program."""
 
+import errno
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 from subl_jax import checkpoint
+from subl_jax.atomic import storage_error
 from subl_jax.checkpoint import Checkpoints
 from subl_jax.errors import StorageError
 
@@ -297,6 +299,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import AxisType, NamedSharding
+from subl_jax.atomic import storage_error
 from subl_jax.checkpoint import Checkpoints
 def lanes(n):
     mesh = jax.make_mesh((n,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.devices()[-n:])
@@ -324,3 +327,21 @@ def test_restores_onto_another_number_of_devices(directory):
         [sys.executable, "-c", OTHER_DEVICES, str(directory)], timeout=120, capture_output=True, text=True, check=False
     )
     assert process.stdout == "same\n", process.stderr
+
+
+def test_a_seal_that_cannot_be_written_is_told_once(directory, monkeypatch):
+    def full(path, value):
+        raise storage_error(path, OSError(errno.ENOSPC, ""))
+
+    monkeypatch.setattr(checkpoint, "write_json_atomic", full)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(0, make_state(), make_records(1), {})
+    with pytest.raises(StorageError, match=r"seals/0.json: No space left on device; free some space [^:]*$"):
+        checkpoints.wait()
+
+
+def test_a_relative_directory_will_do(directory, monkeypatch):
+    directory.parent.mkdir()
+    monkeypatch.chdir(directory.parent)
+    saved(directory.name, 3)
+    assert restored(directory)[0][0] == 3
