@@ -10,6 +10,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import lineages
 import numpy as np
 import pytest
 import tiny_world
@@ -198,6 +199,29 @@ def test_every_stage_gives_the_same_alone_and_batched(bases, models, make):
     else:
         close(together[0], alone[0], **LOSS)
         close(together[1], alone[1], **PARAMETERS)
+
+
+def test_a_transformer_gives_the_same_alone_and_batched_and_beside_a_lane_that_diverges():
+    """Its attention and norms too. Here batched products of matrices differ from single ones by rounding alone."""
+    nodes = [lineages.base(seed, train=TRAIN.replace(weight_decay=0.1 * seed)) for seed in range(3)]
+    wild = lineages.base(3, train=TRAIN.replace(lr=1e30))
+    alone, wide = (compile_for(nodes[0], layout) for layout in (Layout(1, 1, 1), Layout(1, 1, 4)))
+    records, artefacts = run(alone, stages.PRETRAIN, nodes)
+    others, kept = run(wide, stages.PRETRAIN, [nodes[0], wild, *nodes[1:]])
+    beside = np.asarray([0, 2, 3])
+    close(pick(others, beside), records, **LOSS)
+    close(pick(kept, beside), artefacts, **PARAMETERS)
+    assert np.isnan(others["loss"][1, -1])
+    tokens = np.arange(12, dtype=np.int32).reshape(1, 12)
+    logits = [lineages.WORLD.apply(pick(tree, lane)["params"], tokens) for tree, lane in ((artefacts, 1), (kept, 2))]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+
+    def start(program, nodes):
+        keys = np.stack([lanes.lane_key(node) for node in nodes])
+        return program.start(program.put(keys, lanes.lane_values(nodes), {})).params
+
+    for lane, node in enumerate(nodes):
+        equal(pick(start(wide, nodes), lane), pick(start(alone, [node]), 0))
 
 
 # --- programs ---

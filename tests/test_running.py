@@ -127,7 +127,10 @@ def test_the_sweep_says_how_it_was_made(outcome):
 
 def test_a_second_run_writes_the_same_tables(sweep, outcome):
     before = {name: outcome.results.workdir.joinpath(f"{name}.parquet").read_bytes() for name in ("runs", "curves")}
+    left = outcome.results.workdir / "curves.parquet.tmp-0123456789ab"
+    left.write_text("of a killed process")
     again = run(sweep, outcome.results.workdir, name="tiny")
+    assert not left.exists()
     assert again.results.sweep["groups"] == []
     assert again.results.sweep["reused_nodes"] == len({student.key for student in sweep})
     for name, content in before.items():

@@ -272,6 +272,8 @@ def test_the_inputs_of_a_student_are_its_start_its_data_and_who_wrote_it():
     assert inputs(student) == {"start": other, "data": student.data, "teacher": teacher, "teacher_start": base}
     assert inputs(control) == {"start": base, "data": control.data, "teacher": base, "teacher_start": base}
     assert inputs(second) == {"start": base, "data": second.data, "teacher": student, "teacher_start": other}
+    supplied = specs.Student(base, written(specs.Teacher(student, "cat", TRAIN)), TRAIN)
+    assert inputs(supplied)["teacher_start"] == student
     assert inputs(file) == {"start": base, "data": file.data}
     assert inputs(stream) == {"start": base, "teacher": teacher, "teacher_start": base}
 
