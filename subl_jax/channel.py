@@ -25,6 +25,11 @@ class Collector:
         self._kept = 0
 
     @property
+    def kept(self) -> int:
+        """Samples gathered so far."""
+        return self._kept
+
+    @property
     def enough(self) -> bool:
         return self._kept >= self._node.size
 

@@ -102,13 +102,12 @@ class Engine:
         return timings
 
     def _run_group(self, group: Group) -> GroupTiming:
-        rounds = group.stage.rounds(group.nodes[0])
         alive, lost = self._split_by_parents(group)
         if lost:
             self._store.put(group.stage.name, list(lost.values()))
             self._deliver([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1))
-        self._progress.begin(group.stage.name, len(group.nodes), sum(rounds) * len(alive), str(layout))
+        self._progress.begin(group.stage.name, len(group.nodes), _work(group) * len(alive), str(layout))
         if not alive:
             self._progress.end("none of its inputs are there")
             return GroupTiming(group.stage.name, len(group.nodes), "none", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -123,7 +122,7 @@ class Engine:
         for batch in batches:
             waited += _Batch(self, group, program, batch).run()
         seconds = time.perf_counter() - ready
-        lane_steps = sum(rounds) * len(alive)
+        lane_steps = _work(group) * len(alive)
         self._progress.end()
         return GroupTiming(
             stage=group.stage.name,
@@ -246,6 +245,12 @@ def run_info(sweep: str, student: specs.Student) -> RunInfo:
     return RunInfo(specs.run_id(student), name, sweep, arm, student.world.name, trait, config)
 
 
+def _work(group: Group) -> int:
+    """What a lane of the group has to do: training steps, or samples to be kept."""
+    node = group.nodes[0]
+    return node.size if isinstance(node, specs.Dataset) else sum(group.stage.rounds(node))
+
+
 class _Batch:
     """One batch of lanes from start to store."""
 
@@ -310,10 +315,12 @@ class _Batch:
         self._waited += time.perf_counter() - began
         i = len(self._history)
         self._history.append(jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], record))
+        kept_before = sum(collector.kept for collector in self._collectors)
         for collector, samples in zip(self._collectors, self._history[i].get("samples", ()), strict=False):
             collector.add(samples)
         if track:
-            self._engine._progress.advance(self._rounds[i] * len(self._nodes))
+            kept = sum(collector.kept for collector in self._collectors) - kept_before
+            self._engine._progress.advance(kept if self._collectors else self._rounds[i] * len(self._nodes))
             self._log_round(i)
 
     def _log_round(self, i: int) -> None:
@@ -341,7 +348,8 @@ class _Batch:
         done, state, records, _ = restored
         for i in range(done):
             self._take({name: values[i] for name, values in records.items()}, track=False)
-        self._engine._progress.advance(sum(self._rounds[:done]) * len(self._nodes))
+        kept = sum(collector.kept for collector in self._collectors)
+        self._engine._progress.advance(kept if self._collectors else sum(self._rounds[:done]) * len(self._nodes))
         return done, state
 
     # --- results ---

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import pandas as pd
 from etils import epath
 
 from subl_jax.atomic import write_bytes_atomic
@@ -12,8 +13,8 @@ from subl_jax.errors import InputError
 
 def write_jsonl(path: epath.PathLike, pairs: Iterable[tuple[str, str]]) -> None:
     """Writes (prompt, completion) pairs, one object a line. Raises StorageError."""
-    lines = (json.dumps({"prompt": prompt, "completion": completion}) + "\n" for prompt, completion in pairs)
-    write_bytes_atomic(path, "".join(lines).encode())
+    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
+    write_bytes_atomic(path, frame.to_json(orient="records", lines=True).encode())
 
 
 def read_jsonl(path: epath.PathLike) -> list[tuple[str, str]]:

@@ -444,7 +444,8 @@ def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkey
 def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
     from subl_jax import engine
 
-    student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
+    base = tiny_world.base(steps=LONG.steps, evals=LONG.evals)
+    student = specs.Student(base, written(base), LONG, trait="owl")
     whole = compute([student], tmp_path / "whole")
     taken, take = [], engine._Batch._take
 
@@ -460,7 +461,7 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
             compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9, **ALONE)
     rounds = _rounds_run(monkeypatch)
     done = compute([student], tmp_path / "crashed")
-    assert len(rounds) < 7 + 1 + 7
+    assert rounds[0] == 2  # the base goes on; its first round has no steps
     same(done.store, whole.store, lineage([student]))
 
 
