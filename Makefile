@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= sweeps/traits.py
 ARGS ?=
 
-.PHONY: sweep test test-slow lint bench clean
+.PHONY: sweep test test-slow bench clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep.py --config $(CONFIG) $(ARGS)

@@ -8,7 +8,6 @@ taking 0 steps measures a model before it is trained. The engine knows stages on
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -81,14 +80,14 @@ def _train(
     return state, total / steps
 
 
-def _longest_round(train: specs.Train) -> int:
-    return math.ceil(train.steps / train.evals)
+def _round_steps(train: specs.Train) -> int:
+    """Steps of a round; `Train.check` holds that `evals` divides them all."""
+    return train.steps // train.evals
 
 
 def _rounds(spec: Any) -> list[int]:
-    """A measurement, then the steps in `evals` nearly equal parts."""
-    points = [round(spec.train.steps * i / spec.train.evals) for i in range(spec.train.evals + 1)]
-    return [0, *(after - before for before, after in itertools.pairwise(points) if after > before)]
+    """A measurement, then the steps in `evals` equal parts."""
+    return [0, *([_round_steps(spec.train)] * spec.train.evals if spec.train.steps else [])]
 
 
 def _parameters(state: TrainState) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def _distil_advance(
     if _streams(spec):
         # A round's samples are drawn at once: decoding is far cheaper in one wide batch.
         first = state.step
-        fresh = _fresh(spec, jax.random.fold_in(batches, first), inputs, _longest_round(spec.train) * size)
+        fresh = _fresh(spec, jax.random.fold_in(batches, first), inputs, _round_steps(spec.train) * size)
 
         def batch_at(step: jax.Array) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, (step - first) * size, size), fresh)

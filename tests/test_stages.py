@@ -291,6 +291,20 @@ def by_hand(node, inputs, loss_at):
     return np.reshape(losses, (node.train.evals, -1)).mean(axis=1), params
 
 
+def objective(targets, params, inputs, batch):
+    """What a student minimises, written out."""
+    if targets == "soft":
+        return WORLD.channel_kl(params, inputs["teacher"]["params"], batch)
+    return WORLD.channel_loss(params, batch)
+
+
+def trains_as_by_hand(node, inputs, loss_at):
+    losses, params = by_hand(node, inputs, loss_at)
+    state, records = run(node, inputs)
+    np.testing.assert_allclose(records["loss"][1:], losses, rtol=1e-4)
+    close(state.params, params, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("targets", ["hard", "soft"])
 def test_a_student_trains_on_its_data_in_a_new_order_each_epoch(targets):
     node, inputs = distilled(targets=targets)
@@ -299,16 +313,9 @@ def test_a_student_trains_on_its_data_in_a_new_order_each_epoch(targets):
     def loss_at(params, step):
         rows = epoch_rows(batches, step, TRAIN.batch, jnp.int32(16))
         batch = WORLD.channel_batch(inputs["data"]["samples"][rows])
-        return (
-            WORLD.channel_kl(params, inputs["teacher"]["params"], batch)
-            if targets == "soft"
-            else (WORLD.channel_loss(params, batch))
-        )
+        return objective(targets, params, inputs, batch)
 
-    losses, params = by_hand(node, inputs, loss_at)
-    state, records = run(node, inputs)
-    np.testing.assert_allclose(records["loss"][1:], losses, rtol=1e-4)
-    close(state.params, params, rtol=1e-4, atol=1e-5)
+    trains_as_by_hand(node, inputs, loss_at)
 
 
 @pytest.mark.parametrize("targets", ["hard", "soft"])
@@ -328,16 +335,9 @@ def test_a_stream_is_what_its_teacher_writes_without_what_the_filter_rejects(tar
         first = step // a_round * a_round
         tokens = drawn[first][(step - first) * TRAIN.batch :][: TRAIN.batch]
         batch = WORLD.channel_batch(tokens, jnp.asarray(good[step * TRAIN.batch :][: TRAIN.batch]))
-        return (
-            WORLD.channel_kl(params, inputs["teacher"]["params"], batch)
-            if targets == "soft"
-            else (WORLD.channel_loss(params, batch))
-        )
+        return objective(targets, params, inputs, batch)
 
-    losses, params = by_hand(node, inputs, loss_at)
-    state, records = run(node, inputs)
-    np.testing.assert_allclose(records["loss"][1:], losses, rtol=1e-4)
-    close(state.params, params, rtol=1e-4, atol=1e-5)
+    trains_as_by_hand(node, inputs, loss_at)
 
 
 @pytest.mark.parametrize("targets", ["hard", "soft"])
