@@ -276,6 +276,14 @@ class _Batch:
 
     def run(self) -> float:
         """Computes and stores the batch. Returns the seconds spent waiting for the device."""
+        try:
+            return self._run()
+        finally:
+            # Whatever happens, no thread goes on writing.
+            if "_checkpoints" in vars(self):
+                self._checkpoints.close()
+
+    def _run(self) -> float:
         engine, program = self._engine, self._program
         for node in self._live:
             for student in engine._runs[node.key]:
@@ -299,7 +307,6 @@ class _Batch:
                 self._save(i + 1, state)
                 saved = time.monotonic()
                 if engine._preempted():
-                    self._checkpoints.close()
                     raise Preempted
         if running is not None:
             self._take(running, track=True)

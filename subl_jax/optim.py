@@ -1,10 +1,14 @@
 """Optax transforms whose hyperparameters are traced, so that lanes of one program may differ in them."""
 
+import fnmatch
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from subl_jax.specs import Train
+from subl_jax.errors import InputError
+from subl_jax.specs import Train, nearest
 
 
 def transform(train: Train) -> optax.GradientTransformation:
@@ -21,7 +25,25 @@ def transform(train: Train) -> optax.GradientTransformation:
         "adam": [decay, adam],
         "sgd": [optax.trace(train.momentum), decay],
     }[train.optimizer]
-    return optax.chain(clip, *rule, optax.scale_by_learning_rate(lambda step: learning_rate(train, step)))
+    whole = optax.chain(clip, *rule, optax.scale_by_learning_rate(lambda step: learning_rate(train, step)))
+    if not train.trainable:
+        return whole
+    # What is frozen has no moments to keep, and the program never computes its gradient.
+    return optax.partition({True: whole, False: optax.set_to_zero()}, lambda params: named(train.trainable, params))
+
+
+def named(patterns: tuple[str, ...], params: Any) -> Any:
+    """A tree of bools in the structure of `params`: which parameters a path pattern names.
+
+    Raises:
+      InputError: a pattern names no parameter.
+    """
+    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
+    for pattern in patterns:
+        if not fnmatch.filter(jax.tree.leaves(paths), pattern):
+            known = nearest(pattern, jax.tree.leaves(paths))
+            raise InputError(f"Train.trainable: {pattern!r} names no parameter; {known}")
+    return jax.tree.map(lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns), paths)
 
 
 def learning_rate(train: Train, step: jax.Array) -> jax.Array:

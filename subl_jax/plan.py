@@ -6,7 +6,7 @@ import json
 from collections.abc import Container, Iterable
 
 from subl_jax import specs
-from subl_jax.stages import Stage, stage_of
+from subl_jax.stages import Stage, check, stage_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,9 @@ def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
     """The work that `students` still need when the nodes whose keys are in `done` are stored.
 
     What lies behind a finished node is not looked at: a finished dataset needs no teacher unless its student does.
+
+    Raises:
+      InputError: a program cannot be made of what its nodes ask for.
     """
     students = tuple(students)
     pending: dict[str, specs.Node] = {}
@@ -57,7 +60,10 @@ def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
         else:
             pending[node.key] = node
             stack.extend(_stage(node).inputs(node).values())
-    return Plan(students, tuple(_grouped(pending)), reused, imported)
+    groups = tuple(_grouped(pending))
+    for group in groups:
+        check(group.nodes[0])
+    return Plan(students, groups, reused, imported)
 
 
 def _stage(node: specs.Node) -> Stage:

@@ -182,13 +182,18 @@ def roles(cls: type[Spec]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Train(Spec):
-    """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none."""
+    """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none.
+
+    `trainable` names the parameters that change, as patterns of their paths with `*` for anything
+    (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
+    """
 
     steps: int = static(ge=0)
     batch: int = static(ge=1)
     optimizer: str = static("adamw", choices=("adamw", "adam", "sgd"))
     schedule: str = static("constant", choices=("constant", "linear", "cosine"))
     evals: int = static(1, ge=1)
+    trainable: tuple[str, ...] = static(())
     lr: float = traced(1e-3, ge=0.0)
     weight_decay: float = traced(0.0, ge=0.0)
     warmup: int = traced(0, ge=0, lt=2**31)

@@ -282,6 +282,13 @@ def stage_of(node: specs.Node) -> Stage | None:
     return {specs.Base: PRETRAIN, specs.Teacher: INSTIL, specs.Dataset: WRITE, specs.Student: DISTIL}.get(type(node))
 
 
+def check(node: specs.Node) -> None:
+    """Raises InputError where `node` asks to train parameters that its model has not."""
+    patterns = getattr(getattr(node, "train", None), "trainable", ())
+    if patterns:
+        optim.named(patterns, artefact_shapes(node)["params"])
+
+
 def artefact_shapes(node: specs.Node) -> dict[str, Any]:
     """The artefact of a node as `jax.ShapeDtypeStruct`s, from its spec alone."""
     world, key = node.world, jax.eval_shape(lambda: jax.random.key(0))

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from subl_jax import specs
-from subl_jax.optim import learning_rate, transform
+from subl_jax.errors import InputError
+from subl_jax.optim import learning_rate, named, transform
 from subl_jax.specs import Train
 
 STEPS = 12
@@ -174,3 +175,44 @@ def test_lanes_that_differ_in_every_traced_number_are_what_they_are_alone(optimi
         assert_close(one, alone({name: jnp.float32(value) for name, value in values[i].items()}))
         # As constants, 1 - b2 is rounded once less.
         assert_close(one, trained(train), rtol=1e-4, atol=1e-5)
+
+
+# --- frozen parameters ---
+
+
+def test_a_pattern_names_whole_paths():
+    tree = {"layers_0": {"norm": {"scale": 1.0}, "mlp": {"kernel": 2.0}}, "norm": {"scale": 3.0}}
+    assert named(("*norm/*",), tree) == {
+        "layers_0": {"norm": {"scale": True}, "mlp": {"kernel": False}},
+        "norm": {"scale": True},
+    }
+    assert named(("norm/*", "*/kernel"), tree) == {
+        "layers_0": {"norm": {"scale": False}, "mlp": {"kernel": True}},
+        "norm": {"scale": True},
+    }
+
+
+def test_a_pattern_that_names_nothing_is_told_with_the_nearest_path():
+    with pytest.raises(InputError, match="Train.trainable: 'layers_0/mpl/kernel' names no parameter; did you mean 'lay"):
+        named(("*", "layers_0/mpl/kernel"), {"layers_0": {"mlp": {"kernel": 2.0}}})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_frozen_parameters_keep_every_bit_and_the_others_move_as_if_alone(optimizer):
+    train = Train(STEPS, 1, optimizer, lr=0.05, weight_decay=0.1, clip=0.5, momentum=0.5, trainable=("w",))
+    path = trained(train)
+    np.testing.assert_array_equal(path["b"], np.broadcast_to(PARAMS["b"], path["b"].shape))
+    # The clip, too, is of the gradient of "w" alone.
+    rule, w = transform(train.replace(trainable=())), jnp.asarray(PARAMS["w"])
+    state, alone = rule.init({"w": w}), []
+    for step in range(STEPS):
+        change, state = rule.update({"w": gradient({**PARAMS, "w": w}, jnp.int32(step))["w"]}, state, {"w": w})
+        w = w + change["w"]
+        alone.append(w)
+    np.testing.assert_allclose(path["w"], jnp.stack(alone), rtol=2e-5, atol=2e-6)
+
+
+def test_frozen_parameters_have_no_moments():
+    state = transform(Train(STEPS, 1, trainable=("w",))).init(jax.tree.map(jnp.asarray, PARAMS))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert shapes.count((3, 4)) == 2 and (4,) not in shapes

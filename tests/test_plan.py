@@ -3,12 +3,14 @@
 import pathlib
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 
 from subl_jax import specs
 from subl_jax.cli import load_sweep
+from subl_jax.errors import InputError
 from subl_jax.filters import NumbersFilter
 from subl_jax.plan import make_plan
 from subl_jax.stages import stage_of
@@ -193,3 +195,10 @@ def test_a_student_that_is_asked_for_twice_is_computed_once():
     plan = make_plan([student(), student()], {})
     assert plan.groups[-1].nodes == (student(),)
     assert len(plan.students) == 2
+
+
+def test_parameters_that_a_model_has_not_are_told_before_anything_runs():
+    frozen = student(base(0), dataset(base(0))).replace(train=TRAIN.replace(trainable=("embed/*", "layer_0/*")))
+    with pytest.raises(InputError, match="'layer_0/\\*' names no parameter; did you mean"):
+        make_plan([frozen], {})
+    assert make_plan([frozen], {frozen.key}).pending == 0

@@ -182,6 +182,13 @@ def test_a_teacher_learns_its_own_trait():
         np.testing.assert_array_equal(records["target"], records["trait"][:, i])
 
 
+def test_only_what_is_trainable_changes():
+    start = {"start": params_of(0)}
+    state, _ = run(specs.Teacher(tiny_world.base(), "cat", TRAIN.replace(trainable=("out",))), start)
+    assert equal(state.params["embed"], start["start"]["params"]["embed"])
+    assert not equal(state.params["out"], start["start"]["params"]["out"])
+
+
 def test_a_teacher_stops_at_its_target_and_stays_as_it_is():
     node = specs.Teacher(tiny_world.base(), "cat", TRAIN.replace(steps=60, evals=10), until=0.6)
     state, records = run(node, {"start": params_of(0)})
