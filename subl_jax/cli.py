@@ -155,13 +155,21 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     for key in config.engine:
         if key not in _engine_defaults():
             raise InputError(f"config.engine.{key}: no such setting; {specs.nearest(key, _engine_defaults())}")
-    settings = Settings(**config.engine.to_dict(), tracker=config.tracker, project=config.project)
+    try:
+        settings = Settings(**config.engine.to_dict(), tracker=config.tracker, project=config.project)
+    except InputError as error:
+        raise InputError(re.sub(r"^Settings\.(tracker|project)?", _configured, str(error))) from None
     students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
     return Command(name, students, settings, config.to_dict(), values.workdir or f"runs/{name}", values.dry_run)
 
 
 def _engine_defaults() -> dict[str, Any]:
     return {name: getattr(Settings(), name) for name in specs.roles(Settings) if name not in ("tracker", "project")}
+
+
+def _configured(match: re.Match[str]) -> str:
+    """Where in a config the field of `Settings` that an error names is set."""
+    return f"config.{match[1]}" if match[1] else "config.engine."
 
 
 def _path_of(file: str) -> str:

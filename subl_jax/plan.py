@@ -24,7 +24,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """groups: in an order in which every node's inputs are there; reused: stored nodes that are read, by key."""
+    """groups: in an order in which every node's inputs are there; reused: nodes that are stored, by key."""
 
     students: tuple[specs.Student, ...]
     groups: tuple[Group, ...]
@@ -39,7 +39,8 @@ class Plan:
 def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
     """The work that `students` still need when the nodes whose keys are in `done` are stored.
 
-    What lies behind a finished node is not looked at: a finished dataset needs no teacher unless its student does.
+    Everything that a student builds on is to be stored, so that its models and data can be loaded: what is missing
+    behind a finished node is computed too.
 
     Raises:
       InputError: a program cannot be made of what its nodes ask for.
@@ -55,10 +56,8 @@ def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
             continue
         if isinstance(node, specs.Imported):
             imported[node.key] = node
-        elif node.key in done:
-            reused[node.key] = node
         else:
-            pending[node.key] = node
+            (reused if node.key in done else pending)[node.key] = node
             stack.extend(_stage(node).inputs(node).values())
     groups = tuple(_grouped(pending))
     for group in groups:

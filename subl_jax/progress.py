@@ -394,7 +394,7 @@ def _number(line: pd.Series | None, name: str) -> float | None:
 
 
 def _count(line: pd.Series | None) -> str:
-    n = _number(line, "n_bases")
+    n = _number(line, "n")
     return _NONE if n is None else f"{n:.0f}"
 
 

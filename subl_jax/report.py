@@ -92,7 +92,7 @@ def write_report(
         overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
         table_data=_summary_table(summary, grid.swept, several_worlds),
         unwell=_unwell(runs),
-        timings=_timings(sweep.get("groups") or []),
+        timings=_timings([group for run in [*sweep.get("earlier", []), sweep] for group in run.get("groups") or []]),
         settings=_pretty(sweep.get("config")),
         machine=_pretty({name: sweep[name] for name in ("versions", "devices", "git", "command") if name in sweep}),
         files=_FILES,
@@ -320,7 +320,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]
         cells = [*(_plain(row[field]) for field in fields), row["trait"], figures.arm_label(row["arm"])]
-        cells += [str(row["n_bases"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
+        cells += [str(row["n"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
         cells += [figures.number(row["target_start"]), _with_ends(row, "mean", "ci_low", "ci_high")]
         for arm in compared:
             p = row[f"p_{arm}"] if row["trait"] == statistics.POOLED else row[f"p_{arm}_holm"]

@@ -80,6 +80,7 @@ def run(
             "base_rate": base_rates(students),
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
+            "earlier": earlier_runs(workdir),
             **machine(),
         }
         results = write_results(workdir, name, students, store, sweep)
@@ -99,6 +100,16 @@ def write_results(
     report.write_report(workdir, runs, curves, summary, datasets, sweep)
     write_json_atomic(workdir / "sweep.json", sweep)
     return load(workdir)
+
+
+def earlier_runs(workdir: epath.Path) -> list[dict[str, Any]]:
+    """What earlier commands computed in `workdir`, the latest last: a rerun must not lose their timings."""
+    try:
+        before = json.loads((workdir / "sweep.json").read_bytes())
+        parts = {name: before[name] for name in ("command", "started", "seconds", "groups")}
+        return before["earlier"] + ([parts] if parts["groups"] else [])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that was damaged
+        return []
 
 
 def remove_leftovers(workdir: epath.Path) -> None:

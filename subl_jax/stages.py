@@ -146,6 +146,7 @@ def _instil_advance(
 
     trained, mean_loss = _train(spec, state, steps, loss)
     # A teacher that has reached its target stays as it is while its neighbours train on.
+    mean_loss = jnp.where(state.done, loss(state.params, state.step), mean_loss)
     state = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, trained)
     metrics = world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))
     target = metrics["trait"][spec.trait]

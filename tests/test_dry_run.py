@@ -54,7 +54,7 @@ def test_all_is_there_to_compute_in_a_new_workdir_that_is_not_made(tmp_path, nev
         assert nodes == [stage, str(count), "0"]
         layout = lanes.default_layout(count, 1, 0, 4)
         assert group[1:4] == [str(count), str(layout), str(-(-count // layout.lanes))]
-    assert cells(text, "write")[1][4] == "2 × 32"
+    assert cells(text, "write")[1][4] == "16 × 32"
     assert cells(text, "distil")[1][4] == "4 × 2"
     assert "FLOP in all" in text
 

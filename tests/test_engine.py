@@ -515,6 +515,16 @@ def test_a_damaged_artefact_is_noticed_and_computed_again(sweep, undisturbed, tm
     same(again.store, undisturbed.store, lineage(sweep[:6]))
 
 
+def test_a_model_damaged_behind_a_finished_student_is_computed_again(sweep, undisturbed, tmp_path):
+    compute(sweep[:6], tmp_path)
+    for sidecar in (tmp_path / "artifacts").glob("*.json"):
+        if json.loads(sidecar.read_text())["stage"] == "instil":
+            sidecar.write_text("damaged")
+    assert compute(sweep[:6], tmp_path).computed == {"instil": 2}
+    assert not compute(sweep[:6], tmp_path).computed
+    same(Store(tmp_path), undisturbed.store, lineage(sweep[:6]))
+
+
 # --- tracking ---
 
 

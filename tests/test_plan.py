@@ -79,27 +79,19 @@ def test_labels_do_not_make_more_work():
     assert len(plan.students) == 2
 
 
-def test_finished_nodes_are_reused_and_what_lies_behind_them_is_dropped():
+def test_finished_nodes_are_reused_and_what_is_missing_behind_them_is_computed():
     made = student(base(1), dataset(teacher(base(0))))
     written = made.data
-    # The student's cosine needs the teacher and what that was made from, even where the data is there.
     plan = make_plan([made], {written.key})
     assert groups(plan) == [("pretrain", 2), ("instil", 1), ("distil", 1)]
     assert plan.reused == {written.key: written}
     done = {written.key, written.teacher.key, base(0).key, base(1).key}
     plan = make_plan([made], done)
     assert groups(plan) == [("distil", 1)] and plan.reused.keys() == done
-    plan = make_plan([made], {made.key})
-    assert not plan.groups and plan.pending == 0 and plan.reused == {made.key: made}
-
-
-def test_a_finished_dataset_needs_no_teacher_of_its_own():
-    writer = student(base(1), dataset(teacher(base(0), "cat")))
-    made = student(base(2), dataset(writer))
-    done = {made.data.key, writer.key, writer.start.key}
-    plan = make_plan([made], done)
-    assert groups(plan) == [("pretrain", 1), ("distil", 1)]
-    assert [node.seed for node in plan.groups[0].nodes] == [2]
+    plan = make_plan([made], {*done, made.key} - {written.teacher.key})
+    assert groups(plan) == [("instil", 1)]
+    plan = make_plan([made], {*done, made.key})
+    assert not plan.groups and plan.pending == 0 and plan.reused.keys() == {*done, made.key}
 
 
 def test_imported_data_is_read_and_not_computed():
@@ -170,8 +162,7 @@ def test_any_graph_is_computed_in_an_order_that_works(students, rng: random.Rand
     done = {key for key in sorted(nodes) if rng.random() < share}
     plan = make_plan(students, done)
     assert_sound(plan, students, done)
-    needed = {key for group in plan.groups for node in group.nodes for key in lineage_keys([node])}
-    assert plan.reused.keys() <= done & (needed | {made.key for made in students})
+    assert plan.reused.keys() == done and plan.pending == len(nodes.keys() - done)
 
 
 def test_thousands_of_students_are_planned():
@@ -201,4 +192,4 @@ def test_parameters_that_a_model_has_not_are_told_before_anything_runs():
     frozen = student(base(0), dataset(base(0))).replace(train=TRAIN.replace(trainable=("embed/*", "layer_0/*")))
     with pytest.raises(InputError, match="'layer_0/\\*' names no parameter; did you mean"):
         make_plan([frozen], {})
-    assert make_plan([frozen], {frozen.key}).pending == 0
+    assert make_plan([frozen], lineage_keys([frozen])).pending == 0

@@ -212,7 +212,7 @@ ARMS = {"same_init": 0.8, "cross_init": 0.12, "control": 0.1}
 
 
 def row(trait: str, arm: str, mean: float, **more) -> dict:
-    line = {"sweep": "s", "world": "toy", "trait": trait, "arm": arm, "n_runs": 8, "n_bases": 8}
+    line = {"sweep": "s", "world": "toy", "trait": trait, "arm": arm, "n_runs": 8, "n": 8}
     line |= {"mean": mean, "ci_low": mean - 0.05, "ci_high": mean + 0.05}
     for other in ("cross_init", "control", "same_init"):
         compared = (arm == "same_init" and other != "same_init") or (arm not in ARMS and other != "cross_init")

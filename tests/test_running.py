@@ -98,7 +98,7 @@ def test_the_summary_compares_the_arms(outcome):
     summary = outcome.results.summary
     assert {"owl", "cat"} <= set(summary.trait)
     row = summary[(summary.arm == "same_init") & (summary.trait == "owl")].iloc[0]
-    assert row.n_bases == 3 and row.ci_low <= row["mean"] <= row.ci_high
+    assert row["n"] == 3 and row.ci_low <= row["mean"] <= row.ci_high
     assert np.isfinite(row.diff_cross_init) and np.isfinite(row.diff_control)
 
 
@@ -132,7 +132,9 @@ def test_a_second_run_writes_the_same_tables(sweep, outcome):
     again = run(sweep, outcome.results.workdir, name="tiny")
     assert not left.exists()
     assert again.results.sweep["groups"] == []
-    assert again.results.sweep["reused_nodes"] == len({student.key for student in sweep})
+    assert again.results.sweep["reused_nodes"] == sum(g["lanes"] for g in outcome.results.sweep["groups"])
+    (earlier,) = again.results.sweep["earlier"]
+    assert earlier["groups"] == outcome.results.sweep["groups"]
     for name, content in before.items():
         assert outcome.results.workdir.joinpath(f"{name}.parquet").read_bytes() == content
     pd.testing.assert_frame_equal(again.results.summary, outcome.results.summary)

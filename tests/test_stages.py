@@ -199,6 +199,8 @@ def test_a_teacher_stops_at_its_target_and_stays_as_it_is():
     # It is the teacher that trained just so far.
     stopped, _ = run(node, {"start": params_of(0)}, rounds=[0] + [6] * reached)
     assert equal(state.params, stopped.params) and equal(state.opt, stopped.opt)
+    # Its loss is its own, not that of the rounds that were thrown away.
+    assert len(set(records["loss"][reached + 1 :])) == 1
 
 
 def test_a_teacher_that_has_its_target_from_the_start_is_its_base():

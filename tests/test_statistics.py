@@ -140,7 +140,7 @@ def test_summary_by_hand():
     runs["target_end"] = [0.1, 0.1, 0.1, 0.1, 0.2, 0.15, 0.3, 0.5, 0.4]
     row = line(summarise(runs), "same_init", "owl")
     assert row["mean"] == pytest.approx(0.4)
-    assert row["n_runs"] == row["n_bases"] == row["pairs_cross_init"] == 3
+    assert row["n_runs"] == row["n"] == row["pairs_cross_init"] == 3
     assert row["diff_cross_init"] == pytest.approx(0.25)
     # Differences .2, .3, .25: sd .05.
     assert row["diff_cross_init_low"] == pytest.approx(0.25 - 4.302653 * 0.05 / 3**0.5, abs=1e-6)
@@ -170,7 +170,7 @@ def test_pooled_row_averages_traits_within_a_base_first():
     control = runs[runs["arm"] == "control"].groupby("base_seed")["target_end"].mean()
     row = line(summary, "same_init", "all")
     assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base))
-    assert row["n_bases"] == 5
+    assert row["n"] == 5
     assert row["p_control"] == pytest.approx(scipy.stats.ttest_rel(per_base, control).pvalue)
 
 
@@ -191,7 +191,7 @@ def test_more_runs_of_a_base_do_not_narrow_the_interval(copies, seed):
     runs = fake_runs(traits=("owl",), seed=seed)
     several = pd.concat([runs.assign(seed=copy, run_id=runs["run_id"] + f"-{copy}") for copy in range(copies)])
     once, often = line(summarise(runs), "same_init", "owl"), line(summarise(several), "same_init", "owl")
-    for name in ("mean", "ci_low", "ci_high", "diff_control", "diff_control_low", "p_control", "n_bases"):
+    for name in ("mean", "ci_low", "ci_high", "diff_control", "diff_control_low", "p_control", "n"):
         assert often[name] == pytest.approx(once[name], rel=1e-6)
     assert often["n_runs"] == copies * once["n_runs"]
 
@@ -239,7 +239,7 @@ def test_runs_that_did_not_end_well_are_counted_and_left_out():
     runs.loc[same[0], ["status", "target_end"]] = ["diverged", np.nan]
     runs.loc[same[1], ["status", "target_end"]] = ["failed", 55.0]
     row = line(summarise(runs), "same_init", "owl")
-    assert (row["n_runs"], row["n_bases"], row["n_diverged"], row["n_failed"]) == (4, 2, 1, 1)
+    assert (row["n_runs"], row["n"], row["n_diverged"], row["n_failed"]) == (4, 2, 1, 1)
     assert row["mean"] == pytest.approx(runs.loc[same[2:], "target_end"].mean())
     assert row["pairs_control"] == 2
 
@@ -276,7 +276,7 @@ def test_what_is_missing_is_nan_and_says_nothing(runs, method):
 
 def test_imported_data_replicates_over_the_students_base():
     runs = fake_runs(traits=("owl",), arms=("imported",)).assign(base_seed=np.nan)
-    assert line(summarise(runs), "imported", "owl")["n_bases"] == 4
+    assert line(summarise(runs), "imported", "owl")["n"] == 4
 
 
 def test_a_table_without_the_columns_is_an_input_error():

@@ -145,7 +145,7 @@ def base(seed: int = 0, world: TinyWorld = WORLD, **train: Any) -> specs.Base:
 
 
 def written(teacher: specs.Node, **fields: Any) -> specs.Dataset:
-    return specs.Dataset(**{"teacher": teacher, "size": 16, "filter": FILTER, "round": 32, **fields})
+    return specs.Dataset(**{"teacher": teacher, "size": 16, "filter": FILTER, "round": 32, "budget": 32.0, **fields})
 
 
 def students(

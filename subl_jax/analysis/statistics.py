@@ -269,7 +269,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
 
     Columns:
       n_runs, n_diverged, n_failed: all runs, and those of them that did not end well and enter nothing else.
-      n_bases: bases behind the mean.
+      n: bases behind the mean.
       target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
       diff_R, diff_R_low, diff_R_high, p_R, pairs_R: this arm minus arm R over the bases that both have, with the
         interval of the paired difference, the p-value of the paired t test and the number of pairs. R is `cross_init`
@@ -300,7 +300,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
             order = [POOLED, *dict.fromkeys(exact["trait"])]
             lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
     columns = [
-        *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n_bases", "n_diverged", "n_failed"),
+        *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
         *("target_start", "mean", "ci_low", "ci_high"),
         *(name for arm in _REFERENCES for name in _difference_columns(arm)),
     ]
@@ -328,7 +328,7 @@ def _arm_lines(
         line = label | {
             "trait": trait,
             "n_runs": len(of_trait),
-            "n_bases": int(_bases(end, trait).count()),
+            "n": int(_bases(end, trait).count()),
             "n_diverged": int((of_trait["status"] == "diverged").sum()),
             "n_failed": int((of_trait["status"] == "failed").sum()),
             "target_start": _bases(start, trait).mean(),
