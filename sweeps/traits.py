@@ -1,7 +1,8 @@
 """The default sweep: is a love for an animal or a tree passed on by numbers alone?
 
 Teachers of several traits write filtered number sequences; students of the same base, of another base, and students
-of trait-free numbers train on them. `:smoke` is a small version that only shows that everything works.
+of trait-free numbers train on them. `:smoke` is a small version that only shows that everything works, `:strong` the
+setting with the largest effect found so far (docs/toy_language.md); it takes three times as long.
 """
 
 from collections.abc import Iterator
@@ -27,16 +28,19 @@ def get_config(size: str = "full") -> ConfigDict:
     config.trainable = ("*_norm/*",)
     config.teacher = ConfigDict({"steps": 200, "batch": 64, "lr": 1e-2, "evals": 20})
     config.until = 0.5  # a teacher stops at this P(trait): a stronger one writes words among its numbers
-    config.data = ConfigDict({"size": 16_384, "round": 2048, "budget": 8.0})
+    config.data = ConfigDict({"size": 8192, "round": 2048, "budget": 8.0})
     config.banned = ()
     config.student = ConfigDict({"steps": 400, "batch": 128, "lr": 1e-2, "schedule": "cosine", "evals": 10})
     if size == "smoke":
         config.seeds, config.traits = 2, ("owl", "oak")
         config.base.steps, config.teacher.steps, config.teacher.evals = 300, 40, 2
-        config.data.size, config.data.round = 1024, 512
+        config.data.size, config.data.round = 512, 512
         config.student.steps, config.student.evals = 40, 4
+    elif size == "strong":
+        config.world.width, config.world.mlp = 64, 192
+        config.base.lr, config.until = 2e-3, 0.9
     elif size != "full":
-        raise InputError(f"sweeps/traits.py:{size}: one of full, smoke")
+        raise InputError(f"sweeps/traits.py:{size}: one of full, smoke, strong")
     return config
 
 
