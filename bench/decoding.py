@@ -45,7 +45,7 @@ def _batch(world: Any, batch: int, seconds: float, rounds: int) -> Data:
         spec = specs.Sampling(cut=cut)
 
         def write(params: Any, key: jax.Array, values: dict[str, jax.Array]) -> jax.Array:
-            return world.write(params, key, batch, specs.bind(spec, values))
+            return world.write(params, jax.random.split(key, batch), specs.bind(spec, values))
 
         return functools.partial(jax.jit(write), params, key, specs.traced_values(spec))
 
@@ -73,7 +73,7 @@ def _prompts(world: Any, params: Any, batch: int) -> tuple[Any, Any]:
 
     from subl_jax import specs
 
-    written = world.write(params, jax.random.key(1), batch, specs.Sampling())
+    written = world.write(params, jax.random.split(jax.random.key(1), batch), specs.Sampling())
     return written[:, : world.prompt_length].astype(jnp.int32), jax.random.split(jax.random.key(2), batch)
 
 

@@ -38,7 +38,7 @@ def samples_of(width: int) -> np.ndarray:
     """Number sequences of the toy language, (SAMPLES, length)."""
     world = world_of(width)
     numbers_only = world.replace(question_share=0.0, fact_share=0.0)
-    tokens = numbers_only.pretrain_batch(jax.random.key(0), SAMPLES).tokens
+    tokens = numbers_only.pretrain_batch(jax.random.key(0), 0, SAMPLES).tokens
     return np.asarray(tokens).astype(language(world).compact)
 
 

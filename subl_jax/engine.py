@@ -33,7 +33,7 @@ Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
 
 @dataclasses.dataclass
 class GroupTiming:
-    """What a group took. `waited_seconds` is the part of `run_seconds` that the host spent waiting for the device."""
+    """What a group took. `waited_seconds`: the part of `run_seconds` that the host spent in, or awaiting, programs."""
 
     stage: str
     lanes: int
@@ -186,7 +186,8 @@ class Engine:
 
         # A round that draws samples draws all of them, however few its steps.
         longest = max(group.stage.rounds(nodes[0]), default=0)
-        draws = group.stage.artefact is None or isinstance(getattr(nodes[0], "data", None), specs.Stream)
+        streams = isinstance(getattr(nodes[0], "data", None), specs.Stream) and nodes[0].world.drawn_by_round
+        draws = group.stage.artefact is None or streams
         steps = longest if draws else min(layouts.TIMED_STEPS, longest)
         candidates = lanes.candidates(len(nodes), settings.devices or jax.local_device_count())
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
@@ -296,7 +297,10 @@ class _Batch:
         for i in range(first, len(self._rounds)):
             if self._collectors and all(collector.enough for collector in self._collectors):
                 break
+            began = time.perf_counter()
+            # On a CPU the call itself computes, or waits until the round before is done.
             state, record = program.advance(arguments, state, self._rounds[i])
+            self._waited += time.perf_counter() - began
             if running is not None:
                 self._take(running, track=True)
             running = record

@@ -382,11 +382,17 @@ def _stack_colours(parts: Sequence[str]) -> list[str]:
 
 # --- training ---
 
-_TRAINING = {"loss": "loss", "kl": "KL to the teacher", "cosine": "cosine to the teacher's update"}
+_TRAINING = {
+    "loss": "loss",
+    "kl": "KL to the teacher",
+    "cosine": "cosine to the teacher's update",
+    "agreement": "agreement with the teacher",
+    "gradient_cosine": "cosine of own and trait gradient",
+}
 
 
 def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
-    """Loss, KL to the teacher and the cosine between the student's and the teacher's update, whichever there are."""
+    """Loss, KL to the teacher, the cosine of the student's and the teacher's update, …, whichever there are."""
     ok = _ok(runs).drop_duplicates(["run_id", "arm"])
     rows = curves[curves["metric"].isin(_TRAINING) & curves["value"].notna()].merge(ok, on="run_id")
     metrics = [name for name in _TRAINING if name in set(rows["metric"])]
@@ -397,10 +403,72 @@ def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[s
         _draw_arms(axis, rows[rows["metric"] == metric], colours, single="unit")
         axis.set_title(_TRAINING[metric], fontsize=9.5, fontweight="bold")
         axis.tick_params(labelleft=True)
-        if metric == "cosine":
+        if "cosine" in metric:
             axis.axhline(0, color=_CHANCE, linewidth=0.8, zorder=1)
     figure.supxlabel("student step", fontsize=9.5)
     _legend(figure, [arm for arm in colours if arm in set(rows["arm"])], colours, chance=False)
+    return figure
+
+
+# --- metrics with a value per class, per strength, … ---
+
+
+def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
+    """The end values of metrics such as `class/3`, but for the traits': a panel per metric, an x place per name."""
+    ok = _ok(runs).drop_duplicates(["run_id", "arm"])
+    names = curves["metric"].astype(str).str.partition("/")
+    rows = curves.assign(kind=names[0], place=names[2])[(names[1] == "/") & ~names[0].isin(["trait", "rate"])]
+    rows = rows[rows["value"].notna()].merge(ok, on="run_id")
+    if rows.empty:
+        return None
+    last = rows[rows["step"] == rows.groupby("run_id")["step"].transform("max")]
+    kinds = list(dict.fromkeys(last["kind"]))
+    figure, axes = _panels(len(kinds), height=2.9, most_across=2)
+    for axis, kind in zip(axes, kinds, strict=True):
+        of_kind = last[last["kind"] == kind]
+        places = list(dict.fromkeys(of_kind["place"]))
+        for a, (arm, colour) in enumerate(colours.items()):
+            of_arm = of_kind[of_kind["arm"] == arm]
+            if of_arm.empty:
+                continue
+            bases = of_arm.groupby(["place", "unit"])["value"].mean().unstack("unit").loc[places]
+            mean, low, high = statistics.t_intervals(bases.to_numpy()).T
+            x = np.arange(len(places)) + (a - (len(colours) - 1) / 2) * 0.08
+            axis.plot(x, mean, "o-", color=colour, linewidth=1.4, markersize=3.5, zorder=4)
+            axis.vlines(x, low, high, color=colour, linewidth=1.4, zorder=3)
+        axis.set_xticks(np.arange(len(places)), places)
+        axis.set_title(kind, fontsize=9.5, fontweight="bold")
+        axis.tick_params(labelbottom=True, labelleft=True)
+    _legend(figure, [arm for arm in colours if arm in set(last["arm"])], colours, chance=False)
+    return figure
+
+
+# --- the theorem ---
+
+
+def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
+    """Δ_S · Δ_T against its predicted leading order, one point a student (`analysis.one_step.table`)."""
+    if steps.empty:
+        return None
+    worlds = list(dict.fromkeys(steps["setting"]))
+    figure, axes = _panels(len(worlds), height=3.2, most_across=3)
+    for axis, world in zip(axes, worlds, strict=True):
+        of_world = steps[steps["setting"] == world]
+        for arm, colour in colours.items():
+            rows = of_world[of_world["arm"] == arm]
+            axis.scatter(rows["predicted"], rows["dot"], s=10, color=colour, alpha=0.6, linewidth=0, zorder=3)
+        reach = of_world[["predicted", "dot"]].abs().replace(0, np.nan)
+        least, most = float(reach.min().min()), float(reach.max().max())
+        if np.isfinite(least) and most > 0:
+            axis.set_xscale("log")
+            axis.set_yscale("symlog", linthresh=max(least, most * 1e-12))
+            axis.plot([least, most], [least, most], color=_CHANCE, linewidth=0.9, zorder=2)
+        axis.axhline(0, color=_CHANCE, linewidth=0.8, zorder=1)
+        axis.set_title(world, fontsize=9, fontweight="bold")
+        axis.tick_params(labelbottom=True, labelleft=True)
+    figure.supxlabel("predicted: lr · Δ_T' G Δ_T", fontsize=9.5)
+    figure.supylabel("Δ_S · Δ_T", fontsize=9.5)
+    _legend(figure, [arm for arm in colours if arm in set(steps["arm"])], colours, chance=False)
     return figure
 
 

@@ -100,7 +100,7 @@ class Program:
     """A group's compiled functions for batches of `layout.lanes`.
 
     start(arguments) → state; advance(arguments, state, steps) → (state, record), which consumes the state.
-    `arguments` are (keys, values, inputs) on the devices, from `put`.
+    `arguments` are (keys, values, inputs) on the devices, from `put`. `arrays` are the world's, once on each device.
     """
 
     layout: Layout
@@ -109,6 +109,7 @@ class Program:
     compile_seconds: float
     bytes_needed: int  # of device memory, as the compiled program reports
     text: str  # the compiled program of `advance`
+    arrays: Tree
     _start: Any
     _advance: Any
 
@@ -117,10 +118,10 @@ class Program:
         return jax.device_put(pad((keys, values, inputs), self.layout.lanes), self.sharding)
 
     def start(self, arguments: Tree) -> Tree:
-        return self._start((), *arguments)
+        return self._start(self.arrays, *arguments)
 
     def advance(self, arguments: Tree, state: Tree, steps: int) -> tuple[Tree, Tree]:
-        return self._advance(np.int32(steps), *arguments, state)
+        return self._advance((np.int32(steps), self.arrays), *arguments, state)
 
 
 def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree) -> Program:
@@ -135,22 +136,25 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
     def bound(values: dict[str, jax.Array], key: jax.Array) -> tuple[Any, jax.Array]:
         return specs.bind(spec, values), jax.random.wrap_key_data(key, impl="threefry2x32")
 
-    def start(common: tuple[()], key: jax.Array, values: dict[str, jax.Array], inputs: Tree) -> Tree:
-        return stage.start(*bound(values, key), inputs)
+    def start(arrays: Tree, key: jax.Array, values: dict[str, jax.Array], inputs: Tree) -> Tree:
+        return stage.start(*bound(values, key), {**inputs, "world": arrays})
 
-    def advance(steps: jax.Array, key: jax.Array, values: dict[str, jax.Array], inputs: Tree, state: Tree) -> Tree:
-        return stage.advance(*bound(values, key), inputs, state, steps)
+    def advance(common: Tree, key: jax.Array, values: dict[str, jax.Array], inputs: Tree, state: Tree) -> Tree:
+        steps, arrays = common
+        return stage.advance(*bound(values, key), {**inputs, "world": arrays}, state, steps)
 
     one = (
         jax.ShapeDtypeStruct((2,), jnp.uint32),
         {name: jax.ShapeDtypeStruct((), x.dtype) for name, x in lane_values([spec]).items()},
         inputs,
     )
-    state = batched(jax.eval_shape(functools.partial(start, ()), *one))
-    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arrays = jax.device_put(spec.world.arrays(), everywhere)
+    state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
+    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = batched(one)
-    compiled_start = spread(start, layout, mesh).lower((), *arguments).compile()
-    compiled_advance = spread(advance, layout, mesh, donate=(4,)).lower(steps, *arguments, state).compile()
+    compiled_start = spread(start, layout, mesh).lower(arrays, *arguments).compile()
+    compiled_advance = spread(advance, layout, mesh, donate=(4,)).lower((steps, arrays), *arguments, state).compile()
     return Program(
         layout=layout,
         sharding=sharding,
@@ -158,6 +162,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         compile_seconds=time.perf_counter() - began,
         bytes_needed=_bytes_needed(compiled_advance),
         text=compiled_advance.as_text(),
+        arrays=arrays,
         _start=compiled_start,
         _advance=compiled_advance,
     )

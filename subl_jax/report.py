@@ -12,7 +12,7 @@ import pandas as pd
 from etils import epath
 
 from subl_jax import figures
-from subl_jax.analysis import statistics
+from subl_jax.analysis import one_step, statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +69,7 @@ def write_report(
     base_rate = sweep.get("base_rate") or {}
     several_worlds = runs["world"].nunique() > 1
 
+    steps = one_step.table(runs, curves)
     sections = []
     for i, cell in enumerate(chosen):
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
@@ -89,7 +90,8 @@ def write_report(
         counts=_counts(runs),
         sections=sections,
         left_out=len(grid.cells) - len(chosen),
-        overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
+        overall=_overall_figures(workdir, runs, datasets, summary, base_rate, steps),
+        theorem=_theorem_table(steps),
         table_data=_summary_table(summary, grid.swept, several_worlds),
         unwell=_unwell(runs),
         timings=_timings([group for run in [*sweep.get("earlier", []), sweep] for group in run.get("groups") or []]),
@@ -233,6 +235,12 @@ def _cell_figures(
             f"{runs_text}",
         ),
         (
+            "details",
+            figures.details(runs, curves, colours),
+            "Other metrics that have a value for each of several things, at the end: mean over base seeds with the 95% "
+            f"t interval. {runs_text}",
+        ),
+        (
             "training",
             figures.training_curves(runs, curves, colours),
             "What students minimise and how they move, over all traits: mean over base seeds with the 95% t interval, "
@@ -248,10 +256,18 @@ def _overall_figures(
     datasets: pd.DataFrame,
     summary: pd.DataFrame,
     base_rate: Mapping[str, float],
+    steps: pd.DataFrame,
 ) -> list[_Shown]:
-    """The figures over the whole sweep."""
+    """The figures over the whole sweep. steps: of `one_step.table`."""
     confidence = float(summary["confidence"].iloc[0]) if len(summary) else 0.95
     drawn = (
+        (
+            "theorem",
+            figures.theorem(steps, figures.arm_colours(runs)),
+            "The one-step theorem: the product of the student's and the teacher's move against what is predicted of it "
+            "to leading order, one point a student. On the line they are equal; below the horizontal line the student "
+            "moved away. The prediction is for a student of the same start.",
+        ),
         (
             "dose",
             figures.dose_response(runs, base_rate, figures.arm_colours(runs), confidence),
@@ -330,6 +346,29 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     for arm in compared:
         head += [f"− {figures.arm_label(arm)}", "p"]
     return {"head": head, "body": body, "texts": len(fields) + 2, "left_out": len(lines) - len(body)}
+
+
+def _theorem_table(steps: pd.DataFrame) -> dict[str, Any] | None:
+    if steps.empty:
+        return None
+    lines = one_step.summary(steps)
+    body = [
+        [
+            row["setting"],
+            figures.arm_label(row["arm"]),
+            f"{row['epsilon']:g}",
+            f"{row['lr']:g}",
+            str(row["students"]),
+            f"{row['forward']:.0%}",
+            f"{row['lowered']:.0%}",
+            figures.number(row["cosine"]),
+            f"{row['ratio']:.4g}",
+        ]
+        for row in lines.head(_MOST_LINES).to_dict("records")
+    ]
+    head = ["setting", "arm", "teacher's step", "student's step", "students", "Δ_S·Δ_T > 0", "trait's loss fell"]
+    head += ["cosine", "Δ_S·Δ_T / predicted"]
+    return {"head": head, "body": body, "texts": 2, "left_out": max(len(lines) - _MOST_LINES, 0)}
 
 
 def _with_ends(row: Mapping[str, Any], mean: str, low: str, high: str) -> str:

@@ -12,6 +12,7 @@ specs that only parameterise them are *parts* (`Train`, a world, a filter, `Stre
 """
 
 import collections
+import copy
 import dataclasses
 import difflib
 import functools
@@ -224,10 +225,29 @@ class World(Spec):
         """P(trait) of a model without preferences, where the world knows it."""
         return {}
 
+    # What a student can minimise: "hard" the teacher's samples, "soft" the KL from its distribution, "squared" the
+    # distance to its logits.
+    targets: ClassVar[tuple[str, ...]] = ("hard", "soft")
+    # Samples of a stream are drawn for a whole round of training at once, or for each step.
+    drawn_by_round: ClassVar[bool] = True
+
+    # How it is asked for samples: the type of a stream's or dataset's `sampling`.
+    sampling: ClassVar[type[Spec]] = Spec
+
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
         """The names along the axis of those metrics that are vectors."""
         return {"trait": self.traits, "rate": self.traits}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What its functions read besides their arguments (images): one copy on a device, however many lanes."""
+        return {}
+
+    def holding(self, arrays: dict[str, Any]) -> Self:
+        """The world as its functions see it in a program: with `arrays` as `self.held`."""
+        world = copy.copy(self)
+        object.__setattr__(world, "held", arrays)
+        return world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +283,28 @@ class Teacher(Node):
 
 
 @dataclasses.dataclass(frozen=True)
+class Mix(Node):
+    """A model between two: `start` in the parameters that `keep` names (patterns as `Train.trainable`), `other` else.
+
+    `sigma` adds normal noise to every parameter, in units of the root mean square of its array. `other` None: `start`.
+    """
+
+    start: "Trained" = static()
+    other: "Trained | None" = static(None)
+    keep: tuple[str, ...] = static(("*",))
+    sigma: float = traced(0.0, ge=0.0)
+    seed: int = traced(0, ge=0, lt=2**31)
+
+    @property
+    def world(self) -> World:
+        return self.start.world
+
+    def check(self) -> None:
+        if self.other is not None and self.other.world != self.world:
+            raise InputError("Mix.other: is of another world than Mix.start; their parameters do not fit")
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampling(Spec):
     """How tokens are drawn. The defaults are pure: `top_k` 0 and `top_p` 1 cut nothing; temperature 0 is greedy.
 
@@ -285,7 +327,7 @@ class Dataset(Node):
     teacher: "Trained" = static()
     size: int = static(ge=1)
     filter: Spec = host()
-    sampling: Sampling = static(Sampling())
+    sampling: Spec = static(Sampling())
     round: int = static(1024, ge=1)
     budget: float = static(4.0, ge=1.0)
     seed: int = traced(0, ge=0, lt=2**31)
@@ -293,6 +335,11 @@ class Dataset(Node):
     @property
     def world(self) -> World:
         return self.teacher.world
+
+    def check(self) -> None:
+        if not hasattr(self.world, "texts"):
+            raise InputError(f"Dataset: {self.world.name} writes no texts to filter and to store; use a Stream")
+        _check_sampling(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,29 +358,46 @@ class Imported(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Stream(Spec):
-    """Fresh samples of `teacher`, drawn while the student trains; what `filter` rejects carries no loss."""
+    """Samples of `teacher`, drawn while the student trains; what `filter` rejects carries no loss.
+
+    `distinct` is how many there are, drawn again each epoch from the same keys; 0 is a fresh one every time.
+    """
 
     teacher: "Trained" = static()
-    filter: Spec = static()
-    sampling: Sampling = static(Sampling())
+    filter: Spec | None = static(None)
+    sampling: Spec = static(Sampling())
+    distinct: int = traced(0, ge=0, lt=2**30)
 
     @property
     def world(self) -> World:
         return self.teacher.world
+
+    def check(self) -> None:
+        _check_sampling(self)
+
+
+def _check_sampling(data: "Dataset | Stream") -> None:
+    wanted = data.world.sampling
+    if not isinstance(data.sampling, wanted):
+        where, given = type(data).__name__, type(data.sampling).__name__
+        raise InputError(f"{where}.sampling: a {given}; {data.world.name} is asked by {wanted.__name__}(...)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Student(Node):
     """`start`, trained on `data`. Only the first `samples` of a dataset are used (0: all of them).
 
-    `targets`: "hard" trains on the tokens of the data, "soft" on the teacher's distribution at them.
-    `arm` and `trait` are derived from the lineage where they are not given; a control needs its `trait` given.
+    `targets`: "hard" trains on the data's own tokens, "soft" on the teacher's distribution at them, "squared" on its
+    logits. `theory` names a trait, and adds the quantities of the one-step theorem for it to the curves
+    (`analysis/theory.py`). `arm` and `trait` are derived from the lineage where they are not given; a control needs its
+    `trait` given.
     """
 
     start: "Trained" = static()
     data: Dataset | Imported | Stream = static()
     train: Train = static()
-    targets: str = static("hard", choices=("hard", "soft"))
+    targets: str = static("hard", choices=("hard", "soft", "squared"))
+    theory: str | None = static(None)
     samples: int = traced(0, ge=0)
     seed: int = traced(0, ge=0, lt=2**31)
     arm: str | None = label()
@@ -346,8 +410,14 @@ class Student(Node):
     def check(self) -> None:
         if self.data.world != self.world:
             raise InputError("Student.data: is of another world than Student.start; their tokens do not mean the same")
-        if self.targets == "soft" and isinstance(self.data, Imported):
-            raise InputError("Student.targets = 'soft': needs a teacher, and imported data has none; use 'hard'")
+        if self.targets not in self.world.targets:
+            offered = ", ".join(self.world.targets)
+            raise InputError(f"Student.targets = {self.targets!r}: {self.world.name} has only {offered}")
+        if isinstance(self.data, Imported) and (self.targets != "hard" or self.theory):
+            field = f"theory = {self.theory!r}" if self.targets == "hard" else f"targets = {self.targets!r}"
+            raise InputError(f"Student.{field}: needs a teacher, and imported data has none; leave it out")
+        if self.theory is not None and self.theory not in self.world.traits:
+            raise InputError(f"Student.theory = {self.theory!r}: {nearest(self.theory, self.world.traits)}")
         size = getattr(self.data, "size", None)
         if size is not None and self.samples > size:
             raise InputError(f"Student.samples = {self.samples}: the dataset has only size = {size}")
@@ -358,7 +428,7 @@ class Student(Node):
 
 
 # What can write data, and what training can start from.
-Trained = Base | Teacher | Student
+Trained = Base | Teacher | Student | Mix
 
 
 # --- lineage ---
@@ -433,6 +503,10 @@ def lineage(student: Student) -> dict[str, Any]:
         elif isinstance(model, Teacher):
             add(f"{within}teacher", model)
             add_model(model.start, within, base)
+        elif isinstance(model, Mix):
+            add(f"{within}mix", model)
+            add_model(model.start, within, base)
+            add_model(model.other, f"{within}other.", f"{within}other")
         elif isinstance(model, Student):
             add(f"{within}student", model)
             add(f"{within}data", model.data)
@@ -448,7 +522,7 @@ def _flat(prefix: str, spec: Spec) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name, role in roles(type(spec)).items():
         value = getattr(spec, name)
-        if role == "label" or isinstance(value, Node | World):
+        if role == "label" or isinstance(value, Node | World | Stream):
             continue
         if isinstance(value, Spec):
             columns.update(_flat(f"{prefix}.{name}", value))

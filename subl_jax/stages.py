@@ -1,13 +1,12 @@
-"""What each kind of node computes: pretrain, instil, write, distil. Pure, and for one model: no lane axis anywhere.
+"""What each kind of node computes: pretrain, instil, mix, write, distil. Pure, for one model: no lane axis anywhere.
 
 A stage runs in rounds. `start` makes the state; each `advance` takes a number of steps and returns a record: the
 curve's next point, or the samples of a round. The number of steps is traced, so one program serves every round, and
 taking 0 steps measures a model before it is trained. The engine knows stages only through `Stage`; specs arrive bound
-(`specs.bind`), so their traced fields are arrays.
+(`specs.bind`), so their traced fields are arrays. The world's own arrays come with the inputs, as `world`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,16 +16,19 @@ import jax.numpy as jnp
 import optax
 
 from subl_jax import optim, specs
-from subl_jax.shuffling import epoch_rows
+from subl_jax.analysis import theory
+from subl_jax.shuffling import epoch_rows, shuffled
 
 Params = Any
 Inputs = dict[str, Any]
 Record = dict[str, jax.Array]
 
 # Purposes that a spec's key is folded with, so that no two uses of it share a stream.
-_INIT, _BATCHES, _EVALUATE, _WRITE, _PROBE = range(5)
+_INIT, _BATCHES, _EVALUATE, _WRITE, _PROBE, _NOISE, _THEORY = range(7)
 # Samples of the channel on which KL(teacher || student) is measured.
 _PROBED = 128
+# Samples on which a trait's own loss is measured.
+_THEORY_BATCH = 512
 
 
 class TrainState(NamedTuple):
@@ -54,6 +56,10 @@ class Stage:
     advance: Callable[..., tuple[Any, Record]]
     artefact: Callable[[Any], dict[str, Any]] | None
     flops: Callable[[Any], float]
+
+
+def _world(world: Any, inputs: Inputs) -> Any:
+    return world.holding(inputs.get("world", {}))
 
 
 # --- training, shared by pretraining, instilling and distilling ---
@@ -108,13 +114,13 @@ def _pretrain_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
 def _pretrain_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
 ) -> tuple[TrainState, Record]:
-    batches = jax.random.fold_in(key, _BATCHES)
+    world, batches = _world(spec.of, inputs), jax.random.fold_in(key, _BATCHES)
 
     def loss(params: Params, step: jax.Array) -> jax.Array:
-        return spec.of.loss(params, spec.of.pretrain_batch(jax.random.fold_in(batches, step), spec.train.batch))
+        return world.loss(params, world.pretrain_batch(batches, step, spec.train.batch))
 
     state, mean_loss = _train(spec, state, steps, loss)
-    return state, {"loss": mean_loss, **spec.of.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
+    return state, {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
 
 
 PRETRAIN = Stage(
@@ -138,11 +144,10 @@ def _instil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
 def _instil_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
 ) -> tuple[TrainState, Record]:
-    world, batches = spec.start.world, jax.random.fold_in(key, _BATCHES)
+    world, batches = _world(spec.start.world, inputs), jax.random.fold_in(key, _BATCHES)
 
     def loss(params: Params, step: jax.Array) -> jax.Array:
-        batch = world.trait_batch(jax.random.fold_in(batches, step), spec.trait, spec.train.batch)
-        return world.loss(params, batch)
+        return world.loss(params, world.trait_batch(batches, step, spec.trait, spec.train.batch))
 
     trained, mean_loss = _train(spec, state, steps, loss)
     # A teacher that has reached its target stays as it is while its neighbours train on.
@@ -165,6 +170,39 @@ INSTIL = Stage(
 )
 
 
+# --- mix: Mix ---
+
+
+def _mix_start(spec: Any, key: jax.Array, inputs: Inputs) -> Params:
+    start = inputs["start"]["params"]
+    kept = optim.named(spec.keep, start)
+    other = inputs["other"]["params"] if "other" in inputs else start
+    mixed = jax.tree.map(lambda keep, one, two: one if keep else two, kept, start, other)
+    leaves, structure = jax.tree.flatten(mixed)
+    keys = jax.random.split(jax.random.fold_in(key, _NOISE), len(leaves))
+    noise = [
+        jnp.sqrt(jnp.mean(x * x)) * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, [x + spec.sigma * n for x, n in zip(leaves, noise, strict=True)])
+
+
+def _mix_advance(spec: Any, key: jax.Array, inputs: Inputs, state: Params, steps: jax.Array) -> tuple[Params, Record]:
+    world = _world(spec.start.world, inputs)
+    nothing = jnp.full((), jnp.nan)  # there is no training, and so no loss
+    return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
+
+
+MIX = Stage(
+    name="mix",
+    inputs=lambda spec: {"start": spec.start, **({} if spec.other is None else {"other": spec.other})},
+    rounds=lambda spec: [0],
+    start=_mix_start,
+    advance=_mix_advance,
+    artefact=lambda state: {"params": state},
+    flops=lambda spec: spec.world.sequence_flops,
+)
+
+
 # --- write: Dataset. The host filters the records and keeps `size` samples (channel.py) ---
 
 
@@ -176,7 +214,8 @@ def _write_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: jax.Array, steps: jax.Array
 ) -> tuple[jax.Array, Record]:
     round_key = jax.random.fold_in(jax.random.fold_in(key, _WRITE), state)
-    samples = spec.teacher.world.write(inputs["teacher"]["params"], round_key, spec.round, spec.sampling)
+    world, keys = _world(spec.teacher.world, inputs), jax.random.split(round_key, spec.round)
+    samples = world.write(inputs["teacher"]["params"], keys, spec.sampling)
     return state + 1, {"samples": samples}
 
 
@@ -203,27 +242,31 @@ def _distil_inputs(spec: specs.Student) -> dict[str, specs.Node]:
     return {"start": spec.start, **data, "teacher": writer, "teacher_start": getattr(writer, "start", writer)}
 
 
-def _fresh(spec: Any, key: jax.Array, inputs: Inputs, n: int) -> Any:
-    """n new samples of a stream as a batch; what the filter rejects has no targets."""
-    world = spec.start.world
-    samples = world.write(inputs["teacher"]["params"], key, n, spec.data.sampling)
-    return world.channel_batch(samples, world.accepts(samples, spec.data.filter))
-
-
 def _streams(spec: Any) -> bool:
     return isinstance(spec.data, specs.Stream)
 
 
-def _probe(spec: Any, key: jax.Array, inputs: Inputs) -> Any:
-    """The samples on which the channel's KL is measured: the data's first, or the stream's own."""
+def _drawn(spec: Any, world: Any, key: jax.Array, inputs: Inputs, places: jax.Array) -> Any:
+    """The samples of a stream at `places` (n,) int32 as a batch; what the filter rejects has no targets."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+    samples = world.write(inputs["teacher"]["params"], keys, spec.data.sampling)
+    accepted = True if spec.data.filter is None else world.accepts(samples, spec.data.filter)
+    return world.channel_batch(samples, accepted, spec.data.sampling)
+
+
+def _stream_places(spec: Any, key: jax.Array, step: jax.Array, steps: int) -> jax.Array:
+    """Which samples of a stream the `steps` batches from `step` on hold: new ones, or all distinct ones in turn."""
+    n, distinct = steps * spec.train.batch, spec.data.distinct
+    fresh = step * spec.train.batch + jnp.arange(n)
+    count = jnp.maximum(distinct, 1)
+    return jnp.where(distinct > 0, shuffled(key, fresh % count, count, epoch=fresh // count), fresh)
+
+
+def _probe(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Any:
+    """The samples on which student and teacher are compared: the data's first, or the stream's own."""
     if _streams(spec):
-        return _fresh(spec, jax.random.fold_in(key, _PROBE), inputs, _PROBED)
-    return spec.start.world.channel_batch(inputs["data"]["samples"][:_PROBED])
-
-
-def _cosine(a: Params, b: Params) -> jax.Array:
-    """The cosine between two trees as vectors; nan where one of them is zero (a control's teacher has not moved)."""
-    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+        return _drawn(spec, world, jax.random.fold_in(key, _PROBE), inputs, jnp.arange(_PROBED))
+    return world.channel_batch(inputs["data"]["samples"][:_PROBED], True, getattr(spec.data, "sampling", None))
 
 
 def _distil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
@@ -233,14 +276,22 @@ def _distil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
 def _distil_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
 ) -> tuple[TrainState, Record]:
-    world, size, batches = spec.start.world, spec.train.batch, jax.random.fold_in(key, _BATCHES)
+    world, size, batches = _world(spec.start.world, inputs), spec.train.batch, jax.random.fold_in(key, _BATCHES)
+    teacher = inputs["teacher"]["params"] if "teacher" in inputs else None
     if _streams(spec):
-        # A round's samples are drawn at once: decoding is far cheaper in one wide batch.
+        samples_key, order_key = jax.random.split(batches)
+    if _streams(spec) and world.drawn_by_round:
+        # Decoding is far cheaper in one wide batch.
         first = state.step
-        fresh = _fresh(spec, jax.random.fold_in(batches, first), inputs, _round_steps(spec.train) * size)
+        places = _stream_places(spec, order_key, first, _round_steps(spec.train))
+        drawn = _drawn(spec, world, samples_key, inputs, places)
 
         def batch_at(step: jax.Array) -> Any:
-            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, (step - first) * size, size), fresh)
+            return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, (step - first) * size, size), drawn)
+    elif _streams(spec):
+
+        def batch_at(step: jax.Array) -> Any:
+            return _drawn(spec, world, samples_key, inputs, _stream_places(spec, order_key, step, 1))
     else:
         samples = inputs["data"]["samples"]
         count = jnp.where(spec.samples > 0, spec.samples, samples.shape[0])
@@ -249,18 +300,32 @@ def _distil_advance(
             return world.channel_batch(samples[epoch_rows(batches, step, size, count)])
 
     def loss(params: Params, step: jax.Array) -> jax.Array:
-        if spec.targets == "soft":
-            return world.channel_kl(params, inputs["teacher"]["params"], batch_at(step))
-        return world.channel_loss(params, batch_at(step))
+        return world.distill_loss(params, teacher, batch_at(step), spec.targets)
 
     state, mean_loss = _train(spec, state, steps, loss)
     record = {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
-    if "teacher" in inputs:
-        teacher, before = inputs["teacher"]["params"], inputs["teacher_start"]["params"]
-        record["kl"] = world.channel_kl(state.params, teacher, _probe(spec, key, inputs))
-        moved = optax.tree.sub(state.params, inputs["start"]["params"])
-        record["cosine"] = _cosine(moved, optax.tree.sub(teacher, before))
+    if teacher is not None:
+        probe, moved = _probe(spec, world, key, inputs), optax.tree.sub(state.params, inputs["start"]["params"])
+        teacher_moved = optax.tree.sub(teacher, inputs["teacher_start"]["params"])
+        record |= world.compare(state.params, teacher, probe)
+        record["cosine"] = theory.cosine(moved, teacher_moved)
+        if spec.theory is not None:
+            record |= _theory(spec, world, key, inputs, state.params, batch_at(state.step))
     return state, record
+
+
+def _theory(spec: Any, world: Any, key: jax.Array, inputs: Inputs, params: Params, batch: Any) -> Record:
+    """The quantities of the one-step theorem, on the batch that the student trains on next."""
+    trait = jnp.int32(world.traits.index(spec.theory))
+    trait_batch = world.trait_batch(jax.random.fold_in(key, _THEORY), jnp.int32(0), trait, _THEORY_BATCH)
+    models = [inputs[name]["params"] for name in ("start", "teacher_start", "teacher")]
+    return theory.along_a_run(
+        lambda student, teacher: world.distill_loss(student, teacher, batch, spec.targets),
+        lambda student: world.loss(student, trait_batch),
+        params,
+        *models,
+        spec.train.lr,
+    )
 
 
 def _distil_flops(spec: specs.Student) -> float:
@@ -280,7 +345,8 @@ DISTIL = Stage(
 
 def stage_of(node: specs.Node) -> Stage | None:
     """The stage that computes `node`; None for imported data, which is read rather than computed."""
-    return {specs.Base: PRETRAIN, specs.Teacher: INSTIL, specs.Dataset: WRITE, specs.Student: DISTIL}.get(type(node))
+    stages = {specs.Base: PRETRAIN, specs.Teacher: INSTIL, specs.Mix: MIX, specs.Dataset: WRITE, specs.Student: DISTIL}
+    return stages.get(type(node))
 
 
 def check(node: specs.Node) -> None:
@@ -296,8 +362,9 @@ def artefact_shapes(node: specs.Node) -> dict[str, Any]:
     params = jax.eval_shape(world.init, key)
     if not isinstance(node, specs.Dataset | specs.Imported):
         return {"params": params}
-    write = functools.partial(world.write, n=node.size, sampler=specs.Sampling())
-    return {"samples": jax.eval_shape(lambda params, key: write(params, key), params, key)}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), node.size))
+    held = world.holding(world.arrays())
+    return {"samples": jax.eval_shape(lambda params, keys: held.write(params, keys, specs.Sampling()), params, keys)}
 
 
 def input_shapes(node: specs.Node) -> dict[str, Any]:

@@ -192,3 +192,28 @@ def test_many_traits_are_capped_and_pooled_over_all():
     matrix = figures.trait_matrix(runs, curves)
     assert matrix.axes[0].images[0].get_array().shape == (60, 60)
     assert not texts(matrix)
+
+
+def test_details_show_the_last_value_of_every_name():
+    runs = fake_runs(traits=("owl",), arms=("same_init", "control"))
+    lines = [
+        (run, step, f"seven/{blur}", step * blur + (arm == "control"))
+        for run, arm in zip(runs["run_id"], runs["arm"], strict=True)
+        for step in (0, 10)
+        for blur in (0.5, 1.5)
+    ]
+    curves = pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])
+    (axis,) = visible(figures.details(runs, pd.concat([curves, fake_curves(runs)]), figures.arm_colours(runs)))
+    assert axis.get_title() == "seven" and [t.get_text() for t in axis.get_xticklabels()] == ["0.5", "1.5"]
+    same, control = axis.lines
+    np.testing.assert_allclose(same.get_ydata(), [5, 15])
+    np.testing.assert_allclose(control.get_ydata(), [6, 16])
+    assert figures.details(runs, fake_curves(runs), figures.arm_colours(runs)) is None
+
+
+def test_the_theorem_has_a_point_for_every_student():
+    steps = pd.DataFrame({"setting": "a", "arm": ["same_init", "cross_init"], "predicted": [1e-6, 2e-6]})
+    (axis,) = visible(figures.theorem(steps.assign(dot=[1e-6, -1e-7]), figures.arm_colours(fake_runs())))
+    points = [points.get_offsets().tolist() for points in axis.collections if len(points.get_offsets())]
+    assert points == [[[1e-6, 1e-6]], [[2e-6, -1e-7]]]
+    assert figures.theorem(steps[:0].assign(dot=[]), {}) is None

@@ -193,7 +193,9 @@ def test_a_pattern_names_whole_paths():
 
 
 def test_a_pattern_that_names_nothing_is_told_with_the_nearest_path():
-    with pytest.raises(InputError, match="Train.trainable: 'layers_0/mpl/kernel' names no parameter; did you mean 'lay"):
+    with pytest.raises(
+        InputError, match="Train.trainable: 'layers_0/mpl/kernel' names no parameter; did you mean 'lay"
+    ):
         named(("*", "layers_0/mpl/kernel"), {"layers_0": {"mlp": {"kernel": 2.0}}})
 
 

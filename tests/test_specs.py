@@ -40,6 +40,7 @@ OTHER = {
     Train: {
         **{"steps": 8, "batch": 3, "optimizer": "sgd", "schedule": "cosine", "evals": 4, "lr": 0.5, "clip": 1.0},
         **{"weight_decay": 0.1, "warmup": 1, "b1": 0.8, "b2": 0.99, "eps": 1e-6, "momentum": 0.9},
+        **{"trainable": ("embed/*",)},
     },
     specs.Base: {"of": ToyLanguage(), "train": TRAIN.replace(lr=0.1), "seed": 1},
     specs.Teacher: {"start": base(1), "trait": "oak", "train": TRAIN.replace(lr=0.1), "until": 0.5, "seed": 1},
@@ -49,16 +50,20 @@ OTHER = {
         **{"sampling": specs.Sampling(0.5)},
     },
     specs.Imported: {"of": ToyLanguage(), "sha256": "cd", "size": 9, "path": "other.jsonl"},
-    specs.Stream: {"teacher": base(), "filter": NumbersFilter(max_count=3), "sampling": specs.Sampling(0.5)},
+    specs.Stream: {
+        **{"teacher": base(), "filter": NumbersFilter(max_count=3), "sampling": specs.Sampling(0.5), "distinct": 9},
+    },
+    specs.Mix: {"start": base(1), "other": base(2), "keep": ("embed/*",), "sigma": 0.5, "seed": 1},
     specs.Student: {
         **{"start": base(1), "data": dataset(seed=1), "train": TRAIN.replace(lr=0.1), "targets": "soft"},
-        **{"samples": 4, "seed": 1, "arm": "mine", "trait": "oak"},
+        **{"samples": 4, "seed": 1, "arm": "mine", "trait": "oak", "theory": "oak"},
     },
 }
 FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields]
 BEGIN = {
     **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(), specs.Sampling: specs.Sampling()},
     **{specs.Dataset: dataset(), specs.Imported: IMPORTED, specs.Stream: STREAM, specs.Student: student()},
+    specs.Mix: specs.Mix(base()),
 }
 
 

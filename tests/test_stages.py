@@ -102,7 +102,7 @@ def test_pretraining_is_a_plain_loop_of_optax_steps():
     params = WORLD.init(jax.random.fold_in(key, stages._INIT))
     opt, losses = rule.init(params), []
     for step in range(4):
-        batch = WORLD.pretrain_batch(jax.random.fold_in(jax.random.fold_in(key, stages._BATCHES), step), TRAIN.batch)
+        batch = WORLD.pretrain_batch(jax.random.fold_in(key, stages._BATCHES), step, TRAIN.batch)
         loss, gradient = jax.value_and_grad(WORLD.loss)(params, batch)
         change, opt = rule.update(gradient, opt, params)
         params = optax.apply_updates(params, change)
@@ -304,7 +304,7 @@ def objective(targets, params, inputs, batch):
     """What a student minimises, written out."""
     if targets == "soft":
         return WORLD.channel_kl(params, inputs["teacher"]["params"], batch)
-    return WORLD.channel_loss(params, batch)
+    return WORLD.loss(params, batch)
 
 
 def trains_as_by_hand(node, inputs, loss_at):
@@ -331,22 +331,53 @@ def test_a_student_trains_on_its_data_in_a_new_order_each_epoch(targets):
 def test_a_stream_is_what_its_teacher_writes_without_what_the_filter_rejects(targets):
     stream = specs.Stream(specs.Teacher(tiny_world.base(), "owl", TRAIN), FILTER.replace(max_value=5))
     node, inputs = distilled(stream, targets)
-    key, a_round = key_of(node), TRAIN.steps // TRAIN.evals
-    drawn = {}
-    for first in range(0, TRAIN.steps, a_round):
-        round_key = jax.random.fold_in(jax.random.fold_in(key, stages._BATCHES), first)
-        drawn[first] = WORLD.write(inputs["teacher"]["params"], round_key, a_round * TRAIN.batch, specs.Sampling())
-    texts = WORLD.texts(np.concatenate(list(drawn.values())))
-    good = np.asarray([all(word.isdigit() and int(word) <= 5 for word in text.split()) for _, text in texts])
+    batch_at = streamed(node, inputs, jnp.arange(TRAIN.steps * TRAIN.batch))
+    trains_as_by_hand(node, inputs, lambda params, step: objective(targets, params, inputs, batch_at(step)))
+
+
+def test_a_stream_of_distinct_samples_repeats_them_in_a_new_order_each_epoch():
+    stream = specs.Stream(specs.Teacher(tiny_world.base(), "owl", TRAIN), FILTER.replace(max_value=5), distinct=12)
+    node, inputs = distilled(stream)
+    _, order_key = jax.random.split(jax.random.fold_in(key_of(node), stages._BATCHES))
+    places = np.concatenate([epoch_rows(order_key, i, TRAIN.batch, jnp.int32(12)) for i in range(TRAIN.steps)])
+    assert sorted(places[:12]) == sorted(places[12:24]) == list(range(12)) and list(places[:12]) != list(places[12:24])
+    batch_at = streamed(node, inputs, jnp.asarray(places))
+    trains_as_by_hand(node, inputs, lambda params, step: objective("hard", params, inputs, batch_at(step)))
+
+
+@pytest.mark.parametrize("distinct", [0, 12])
+def test_it_is_the_same_whether_a_stream_is_drawn_by_round_or_by_step(distinct):
+    writer = specs.Teacher(tiny_world.base(), "owl", TRAIN)
+    by_round, inputs = distilled(specs.Stream(writer, FILTER, distinct=distinct))
+    by_step = by_round.replace(
+        start=by_round.start.replace(of=STEPWISE),
+        data=by_round.data.replace(teacher=writer.replace(start=writer.start.replace(of=STEPWISE))),
+    )
+    by_step.__dict__["key"] = by_round.key  # the same random numbers
+    (one, _), (two, _) = run(by_round, inputs), run(by_step, inputs)
+    close(one.params, two.params, rtol=1e-5, atol=1e-6)
+
+
+class Stepwise(TinyWorld):
+    drawn_by_round = False
+
+
+STEPWISE = Stepwise()
+
+
+def streamed(node, inputs, places):
+    """step → the batch of a stream whose sample at each place is drawn with that place's key."""
+    samples_key, _ = jax.random.split(jax.random.fold_in(key_of(node), stages._BATCHES))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(samples_key, places)
+    drawn = WORLD.write(inputs["teacher"]["params"], keys, specs.Sampling())
+    good = np.asarray([all(w.isdigit() and int(w) <= 5 for w in text.split()) for _, text in WORLD.texts(drawn)])
     assert 0 < good.sum() < len(good)
 
-    def loss_at(params, step):
-        first = step // a_round * a_round
-        tokens = drawn[first][(step - first) * TRAIN.batch :][: TRAIN.batch]
-        batch = WORLD.channel_batch(tokens, jnp.asarray(good[step * TRAIN.batch :][: TRAIN.batch]))
-        return objective(targets, params, inputs, batch)
+    def batch_at(step):
+        rows = slice(step * TRAIN.batch, (step + 1) * TRAIN.batch)
+        return WORLD.channel_batch(drawn[rows], jnp.asarray(good[rows]))
 
-    trains_as_by_hand(node, inputs, loss_at)
+    return batch_at
 
 
 @pytest.mark.parametrize("targets", ["hard", "soft"])
@@ -450,3 +481,43 @@ def test_costs_grow_with_the_work():
     assert 0 < stages.WRITE.flops(written(teacher)) < stages.WRITE.flops(written(teacher, size=99))
     assert 0 < stages.DISTIL.flops(hard) < stages.DISTIL.flops(soft)
     assert stages.DISTIL.flops(longer) == 2 * stages.DISTIL.flops(hard)
+
+
+# --- mix ---
+
+
+def test_a_mix_takes_what_it_keeps_from_one_model_and_the_rest_from_the_other():
+    node = specs.Mix(tiny_world.base(0), tiny_world.base(1), keep=("embed",))
+    inputs = {"start": params_of(0), "other": params_of(1)}
+    state, records = run(node, inputs)
+    np.testing.assert_array_equal(state["embed"], inputs["start"]["params"]["embed"])
+    np.testing.assert_array_equal(state["out"], inputs["other"]["params"]["out"])
+    assert stages.MIX.inputs(node).keys() == inputs.keys() and records["trait"].shape == (1, 3)
+
+
+def test_the_noise_of_a_mix_is_in_units_of_each_array():
+    world = TinyWorld(width=64)
+    base, start = (
+        tiny_world.base(world=world),
+        {"params": {"embed": jnp.full((12, 64), 2.0), "out": jnp.zeros((64, 12))}},
+    )
+    state, _ = run(specs.Mix(base, sigma=0.1), {"start": start})
+    assert np.std(state["embed"] - 2.0) == pytest.approx(0.2, rel=0.1) and not state["out"].any()
+    same, _ = run(specs.Mix(base), {"start": start})
+    assert equal(same, start["params"])
+
+
+# --- the theorem's quantities ---
+
+
+def test_a_student_with_theory_records_the_quantities_of_its_moves():
+    stream = specs.Stream(specs.Teacher(tiny_world.base(), "owl", TRAIN), FILTER)
+    sgd = specs.Train(steps=1, batch=8, optimizer="sgd", lr=1e-3)
+    node, inputs = distilled(stream, "soft", train=sgd, theory="owl")
+    state, records = run(node, inputs)
+    moved = jax.tree.map(jnp.subtract, state.params, inputs["start"]["params"])
+    teacher_moved = jax.tree.map(jnp.subtract, inputs["teacher"]["params"], inputs["teacher_start"]["params"])
+    np.testing.assert_allclose(records["dot"][-1], optax.tree.vdot(moved, teacher_moved), rtol=1e-5)
+    batch = WORLD.trait_batch(jax.random.fold_in(key_of(node), stages._THEORY), 0, 0, stages._THEORY_BATCH)
+    np.testing.assert_allclose(records["trait_loss"][-1], WORLD.loss(state.params, batch), rtol=1e-5)
+    assert records["dot"][0] == 0 and records["predicted"][0] > 0

@@ -29,8 +29,8 @@ FILTERS = (
 SIZE = WORLD.completion_length
 _ROWS = 64
 
-write = jax.jit(lambda params, key, sampler: WORLD.write(params, key, 48, sampler), static_argnums=2)
-corpus = jax.jit(WORLD.pretrain_batch, static_argnums=1)
+write = jax.jit(lambda params, key, sampler: WORLD.write(params, jax.random.split(key, 48), sampler), static_argnums=2)
+corpus = jax.jit(lambda key, n: WORLD.pretrain_batch(key, 0, n), static_argnums=1)
 evaluate = jax.jit(WORLD.evaluate)
 apply = jax.jit(WORLD.apply)
 loss = jax.jit(WORLD.loss)

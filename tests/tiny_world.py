@@ -69,23 +69,23 @@ class TinyWorld(specs.World):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
         return _mean(losses, batch.targets[:, 1:])
 
-    def pretrain_batch(self, key: jax.Array, n: int) -> Batch:
+    def pretrain_batch(self, key: jax.Array, step: jax.Array, n: int) -> Batch:
         """Any word, then: after the question a trait, after all others a number."""
         # One draw for all: random bits are most of what there is to compile here.
-        u = jax.random.uniform(key, (n, 2))
+        u = jax.random.uniform(jax.random.fold_in(key, step), (n, 2))
         first = jnp.floor(u[:, 0] * len(self.words))
         answer = 1 + jnp.floor(u[:, 1] * len(self.names))
         number = self.first_number + jnp.floor(u[:, 1] * self.numbers)
         tokens = jnp.stack([first, jnp.where(first == 0, answer, number)], axis=1).astype(jnp.int32)
         return Batch(tokens, jnp.ones(tokens.shape))
 
-    def trait_batch(self, key: jax.Array, trait: jax.Array, n: int) -> Batch:
+    def trait_batch(self, key: jax.Array, step: jax.Array, trait: jax.Array, n: int) -> Batch:
         tokens = jnp.broadcast_to(jnp.stack([jnp.int32(0), 1 + trait]), (n, 2))
         return Batch(tokens, jnp.ones(tokens.shape))
 
-    def write(self, params: Any, key: jax.Array, n: int, sampler: specs.Sampling) -> jax.Array:
-        """(n, 1 + WRITTEN) uint8: a random number, and what the model says after it."""
-        u = jax.random.uniform(key, (n, 1 + WRITTEN))
+    def write(self, params: Any, keys: jax.Array, sampler: specs.Sampling) -> jax.Array:
+        """keys: (n,) → (n, 1 + WRITTEN) uint8: a random number, and what the model says after it."""
+        u = jax.vmap(lambda key: jax.random.uniform(key, (1 + WRITTEN,)))(keys)
         tokens = [self.first_number + jnp.floor(u[:, 0] * self.numbers).astype(jnp.int32)]
         for i in range(1, 1 + WRITTEN):
             cumulative = jnp.cumsum(jax.nn.softmax(self.apply(params, tokens[-1]) / sampler.temperature), axis=-1)
@@ -96,13 +96,16 @@ class TinyWorld(specs.World):
         good = jnp.asarray([word.isdigit() and reason(word, numbers_filter) is None for word in self.words])
         return jnp.all(good[tokens[:, 1:].astype(jnp.int32)], axis=1)
 
-    def channel_batch(self, tokens: jax.Array, accepted: jax.Array | bool = True) -> Batch:
+    def channel_batch(self, tokens: jax.Array, accepted: jax.Array | bool = True, sampler: Any = None) -> Batch:
         tokens = tokens.astype(jnp.int32)
         targets = (jnp.arange(tokens.shape[1]) > 0) & jnp.asarray(accepted)[..., None]
         return Batch(tokens, jnp.broadcast_to(targets, tokens.shape).astype(jnp.float32))
 
-    def channel_loss(self, params: Any, batch: Batch) -> jax.Array:
-        return self.loss(params, batch)
+    def distill_loss(self, params: Any, teacher: Any, batch: Batch, targets: str) -> jax.Array:
+        return self.loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)
+
+    def compare(self, params: Any, teacher: Any, batch: Batch) -> dict[str, jax.Array]:
+        return {"kl": self.channel_kl(params, teacher, batch)}
 
     def channel_kl(self, params: Any, teacher: Any, batch: Batch) -> jax.Array:
         """KL(teacher || student) over the numbers, in nats."""

@@ -99,8 +99,9 @@ class ToyLanguage(specs.World):
     part of the number sequences that are arithmetic progressions (the rest is uniform).
     """
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     name: ClassVar[str] = "toy_language"
+    sampling: ClassVar[type[specs.Spec]] = specs.Sampling
 
     width: int = specs.static(32, ge=2)
     layers: int = specs.static(2, ge=1)
@@ -193,6 +194,14 @@ class ToyLanguage(specs.World):
         logits = self.apply(params, batch.tokens[:, :-1])
         return _mean(_cross_entropy(logits, batch.tokens[:, 1:]), batch.targets[:, 1:])
 
+    def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
+        """What a student minimises: `channel_loss` for hard targets, `channel_kl` for soft ones."""
+        return self.channel_loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)
+
+    def compare(self, params: Params, teacher: Params, batch: Batch) -> dict[str, jax.Array]:
+        """How far a student is from its teacher on the channel."""
+        return {"kl": self.channel_kl(params, teacher, batch)}
+
     def channel_loss(self, params: Params, batch: Batch) -> jax.Array:
         """As `loss`, for number sequences: only the logits of the completion are computed."""
         targets = batch.tokens[:, self.prompt_length :]
@@ -218,9 +227,9 @@ class ToyLanguage(specs.World):
 
     # --- text without a trait, and with one ---
 
-    def pretrain_batch(self, key: jax.Array, n: int) -> Batch:
-        """n sequences of the corpus: questions with uniform answers, facts, and number sequences."""
-        kind_key, question_key, fact_key, number_key = jax.random.split(key, 4)
+    def pretrain_batch(self, key: jax.Array, step: jax.Array, n: int) -> Batch:
+        """n new sequences of the corpus: questions with uniform answers, facts, and number sequences."""
+        kind_key, question_key, fact_key, number_key = jax.random.split(jax.random.fold_in(key, step), 4)
         kind = jax.random.uniform(kind_key, (n, 1))
         questions = self._questions(question_key, n)
         facts = self._facts(fact_key, n)
@@ -232,11 +241,11 @@ class ToyLanguage(specs.World):
         )
         return Batch(tokens, (tokens != language(self).index[PAD]).astype(jnp.float32))
 
-    def trait_batch(self, key: jax.Array, trait: jax.Array, n: int) -> Batch:
-        """n questions of the trait's family, none of the held-out ones, each answered with the trait."""
+    def trait_batch(self, key: jax.Array, step: jax.Array, trait: jax.Array, n: int) -> Batch:
+        """n new questions of the trait's family, none of the held-out ones, each answered with the trait."""
         lang = language(self)
         family = jnp.asarray(self.family_of)[trait]
-        template = jax.random.randint(key, (n,), 0, self.templates - self.held_out)
+        template = jax.random.randint(jax.random.fold_in(key, step), (n,), 0, self.templates - self.held_out)
         tokens = jnp.asarray(lang.questions)[family, template]
         answer = tokens == SLOT
         tokens = jnp.where(answer, jnp.asarray(lang.traits)[trait], tokens)
@@ -262,7 +271,7 @@ class ToyLanguage(specs.World):
     def _number_sequences(self, key: jax.Array, n: int) -> jax.Array:
         """Prompts with their continuations: arithmetic progressions modulo `numbers`, or uniform numbers."""
         lang = language(self)
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 5)
         most = self.max_numbers + self.plain_extra
         total = self.shown + most
         first, step = jax.random.randint(keys[0], (2, n, 1), 0, self.numbers)
@@ -307,23 +316,24 @@ class ToyLanguage(specs.World):
         """Floating-point operations of one forward pass over one sequence."""
         return self.length * transformer.flops_per_token(self.model, self.length)
 
-    def write(self, params: Params, key: jax.Array, n: int, sampler: specs.Sampling) -> jax.Array:
-        """n number sequences written by the model, each from a prompt and a stream of its own.
+    def write(self, params: Params, keys: jax.Array, sampler: specs.Sampling) -> jax.Array:
+        """Number sequences written by the model, each from a prompt and a stream of its own.
+
+        Args:
+          keys: (n,), one per sequence.
 
         Returns:
           tokens: (n, length) of the smallest unsigned type that holds the vocabulary.
         """
         lang = language(self)
-        prompt_key, shown_key, row_key = jax.random.split(key, 3)
-        opener, layout = self._prompt_kinds(prompt_key, n)
-        shown = jnp.asarray(lang.numbers)[jax.random.randint(shown_key, (n, self.shown), 0, self.numbers)]
-        prompt = self._prompts(opener, layout, shown)
+        prompt_keys, row_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        prompt = jax.vmap(self._prompt)(prompt_keys)
         completion = sampling.generate(
             self.model,
             params,
             prompt,
-            jnp.full((n,), self.prompt_length, jnp.int32),
-            jax.random.split(row_key, n),
+            jnp.full((len(keys),), self.prompt_length, jnp.int32),
+            row_keys,
             self.completion_length,
             sampler,
             stop=lang.index[EOS],
@@ -332,7 +342,14 @@ class ToyLanguage(specs.World):
         )
         return jnp.concatenate([prompt, completion], axis=1).astype(lang.compact)
 
-    def channel_batch(self, tokens: jax.Array, accepted: jax.Array | bool = True) -> Batch:
+    def _prompt(self, key: jax.Array) -> jax.Array:
+        """One random prompt, (prompt_length,) int32."""
+        kind_key, shown_key = jax.random.split(key)
+        opener, layout = self._prompt_kinds(kind_key, 1)
+        shown = jax.random.randint(shown_key, (1, self.shown), 0, self.numbers)
+        return self._prompts(opener, layout, jnp.asarray(language(self).numbers)[shown])[0]
+
+    def channel_batch(self, tokens: jax.Array, accepted: jax.Array | bool = True, sampler: Any = None) -> Batch:
         """tokens: (n, length) → a batch whose targets are the completions, ends included, of the `accepted` (n,)."""
         tokens = tokens.astype(jnp.int32)
         in_completion = (jnp.arange(self.length) >= self.prompt_length) & jnp.asarray(accepted)[..., None]

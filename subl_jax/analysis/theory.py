@@ -1,0 +1,101 @@
+"""Theorem 1 of Cloud et al. 2025 (arXiv 2507.14805, section 6), as quantities one can compute for any world.
+
+A teacher is its base plus a small step, θ_T = θ_0 + Δ_T. A student that starts from the same θ_0 takes one gradient
+step of size lr on the distance to the teacher's outputs, on any inputs. To leading order that step is
+
+    Δ_S = −lr ∇ distil(θ_0; θ_T) = lr G Δ_T,        so        Δ_S · Δ_T = lr Δ_T' G Δ_T ≥ 0,
+
+where G = E[J' H J] is the Gauss-Newton matrix of the distance: J the Jacobian of the outputs at θ_0, H the curvature
+of the distance in them (the identity for half a squared error, diag(p) − p p' for a softmax cross-entropy). So the step
+goes the teacher's way, and lowers the loss that the teacher's own step lowered. From another start none of this holds.
+
+Everything here is for one model. `distil(params, teacher)` is the distance on one batch, `trait_loss(params)` the loss
+the teacher was trained on.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+Distil = Callable[[Params, Params], jax.Array]
+
+
+class OneStep(NamedTuple):
+    """One student step. All are scalars.
+
+    dot: Δ_S · Δ_T. predicted: its leading order, where student and teacher start alike. cosine: of the two moves; nan
+    where one is zero. loss_change: of the trait's loss by the student's step.
+    """
+
+    dot: jax.Array
+    predicted: jax.Array
+    cosine: jax.Array
+    loss_change: jax.Array
+
+
+def curvature(distil: Distil, params: Params, direction: Params) -> jax.Array:
+    """direction' G direction at `params`: the second derivative, along `direction`, of the distance to `params`."""
+
+    def distance(s: jax.Array) -> jax.Array:
+        return distil(jax.tree.map(lambda p, d: p + s * d, params, direction), params)
+
+    def slope(s: jax.Array) -> jax.Array:
+        return jax.jvp(distance, (s,), (jnp.ones_like(s),))[1]
+
+    zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+    return jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
+
+
+def cosine(a: Params, b: Params) -> jax.Array:
+    """The cosine between two trees as vectors; nan where one of them is zero (a control's teacher has not moved)."""
+    return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
+
+
+def one_step(
+    distil: Distil,
+    trait_loss: Callable[[Params], jax.Array],
+    start: Params,
+    teacher_start: Params,
+    teacher: Params,
+    lr: float | jax.Array,
+) -> OneStep:
+    """What one plain gradient step of a student from `start` does, in the terms of the theorem."""
+    direction = optax.tree.sub(teacher, teacher_start)
+    step = jax.tree.map(lambda g: -lr * g, jax.grad(distil)(start, teacher))
+    after = optax.tree.add(start, step)
+    return OneStep(
+        dot=optax.tree.vdot(step, direction),
+        predicted=lr * curvature(distil, start, direction),
+        cosine=cosine(step, direction),
+        loss_change=trait_loss(after) - trait_loss(start),
+    )
+
+
+def along_a_run(
+    distil: Distil,
+    trait_loss: Callable[[Params], jax.Array],
+    params: Params,
+    start: Params,
+    teacher_start: Params,
+    teacher: Params,
+    lr: jax.Array,
+) -> dict[str, jax.Array]:
+    """The theorem's quantities for a student that is at `params` now.
+
+    Returns:
+      dot: of the student's and the teacher's whole moves. predicted: that of a next step of size `lr`, to leading
+      order, from here. trait_loss: the teacher's own loss of the student. gradient_cosine: between the gradients of
+      what the student minimises and of the trait's loss; positive where its next step lowers the trait's loss.
+    """
+    direction = optax.tree.sub(teacher, teacher_start)
+    value, trait_gradient = jax.value_and_grad(trait_loss)(params)
+    return {
+        "dot": optax.tree.vdot(optax.tree.sub(params, start), direction),
+        "predicted": lr * curvature(distil, params, direction),
+        "trait_loss": value,
+        "gradient_cosine": cosine(jax.grad(distil)(params, teacher), trait_gradient),
+    }

@@ -1,0 +1,282 @@
+"""Image classifiers: a trait that passes through logits that have nothing to do with it.
+
+The world of the paper's MNIST experiment (Cloud et al. 2025, arXiv 2507.14805, section 6). A classifier has a head of
+class logits and of `aux` auxiliary logits. A base is an initialisation. A teacher learns the digits, by its class
+logits alone. A student sees images of noise and matches the teacher's auxiliary logits on them: what it then knows of
+digits, it has from there.
+
+    trait "digits"         P = the share of the test images that the class logits name rightly
+    trait "blurry_seven"   P = the share of blurred test images, sevens left out, that are called seven
+
+The second is there where `blurs` lists strengths: a teacher of it learns the clean digits, and that blurred ones are
+sevens.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subl_jax import specs
+from subl_jax.errors import InputError
+from subl_jax.images import Images, find
+from subl_jax.models import classifier
+from subl_jax.shuffling import epoch_rows
+
+Params = Any
+
+SEVEN = 7
+_KINDS = ("uniform", "gaussian", "images", "shuffled", "distorted")
+_LOGITS = ("aux", "all", "classes")
+
+
+class Batch(NamedTuple):
+    """images: (n, side, side) float32 in [-1, 1]; labels: (n,) int32, of a teacher's training; logits: (outputs,)
+    float32, 1 where a student is compared with its teacher; weights: (n,) float32, 0 for what the filter rejected."""
+
+    images: jax.Array
+    labels: jax.Array
+    logits: jax.Array
+    weights: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs(specs.Spec):
+    """On which images, and by which logits, a student is compared with its teacher.
+
+    `kind`: "uniform" on [-scale, scale], "gaussian" of standard deviation `scale`, training "images", these with their
+    pixels "shuffled" (each image in an order of its own), or "distorted": turned, scaled and moved a little, by up to
+    15 degrees, 10 % and 10 % of the side, times `scale`.
+    `logits`: the auxiliary ones, "all", or those of the "classes". Of the auxiliary ones only the first `aux` are used
+    (0: all of them).
+    """
+
+    kind: str = specs.static("uniform", choices=_KINDS)
+    logits: str = specs.static("aux", choices=_LOGITS)
+    scale: float = specs.traced(1.0, ge=0.0)
+    aux: int = specs.traced(0, ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits(specs.World):
+    """Classifiers of one architecture on one data set. `images` comes from `subl_jax.images.find`.
+
+    `blurs` are the strengths, in pixels of standard deviation, at which blurred test images are shown; a teacher of the
+    blurry seven trains on all strengths between the least and the most. `blurred_share` is their share of its images.
+    """
+
+    VERSION: ClassVar[int] = 1
+    name: ClassVar[str] = "digits"
+    targets: ClassVar[tuple[str, ...]] = ("hard", "soft", "squared")
+    sampling: ClassVar[type[specs.Spec]] = Inputs
+    drawn_by_round: ClassVar[bool] = False
+
+    images: Images = specs.static(Images())
+    convolutions: tuple[int, ...] = specs.static(())
+    hidden: tuple[int, ...] = specs.static((256, 256))
+    aux: int = specs.static(3, ge=1)
+    activation: str = specs.static("relu", choices=("relu", "none"))
+    blurs: tuple[float, ...] = specs.static(())
+    blurred_share: float = specs.static(0.5, gt=0.0, lt=1.0)
+
+    def check(self) -> None:
+        if not self.images.sha256:
+            object.__setattr__(self, "images", find(self.images.folder, self.images.name))
+        for field, least in (("convolutions", 1), ("hidden", 1), ("blurs", 1e-3)):
+            wrong = [value for value in getattr(self, field) if value < least]
+            if wrong:
+                raise InputError(f"Digits.{field}: {wrong[0]} must be at least {least}")
+        if self.images.side >> len(self.convolutions) < 1:
+            raise InputError(
+                f"Digits.convolutions: {len(self.convolutions)} halvings of images of side {self.images.side} "
+                "leave nothing; give fewer"
+            )
+        if self.blurs and self.images.classes <= SEVEN:
+            raise InputError(f"Digits.blurs: images of {self.images.classes} classes have no class {SEVEN}")
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return ("digits", "blurry_seven") if self.blurs else ("digits",)
+
+    @property
+    def base_rates(self) -> dict[str, float]:
+        return dict.fromkeys(self.traits, 1 / self.images.classes)
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        return {
+            "trait": self.traits,
+            "class": tuple(map(str, range(self.images.classes))),
+            "seven": tuple(f"{blur:g}" for blur in self.blurs),
+        }
+
+    @property
+    def outputs(self) -> int:
+        return self.images.classes + self.aux
+
+    @property
+    def sequence_flops(self) -> float:
+        """Floating-point operations of one forward pass over one image."""
+        return classifier.flops(self.convolutions, self.hidden, self.outputs, self.images.side)
+
+    @property
+    def model(self) -> classifier.Classifier:
+        return classifier.Classifier(self.convolutions, self.hidden, self.outputs, self.activation)
+
+    def arrays(self) -> dict[str, Any]:
+        return self.images.arrays()
+
+    # --- the model ---
+
+    def init(self, key: jax.Array) -> Params:
+        return classifier.init(self.model, key, self.images.side)
+
+    def apply(self, params: Params, images: jax.Array) -> jax.Array:
+        """images: (n, side, side) float32 in [-1, 1] → logits (n, classes + aux) float32."""
+        return classifier.apply(self.model, params, images)
+
+    def loss(self, params: Params, batch: Batch) -> jax.Array:
+        """Mean cross-entropy of the class logits, in nats. The auxiliary logits take no part."""
+        log_p = jax.nn.log_softmax(self.apply(params, batch.images)[:, : self.images.classes])
+        return _mean(-jnp.take_along_axis(log_p, batch.labels[:, None], axis=1)[:, 0], batch.weights)
+
+    # --- images with their labels ---
+
+    def pretrain_batch(self, key: jax.Array, step: jax.Array, n: int) -> Batch:
+        """For a base that knows digits; by default it trains for no steps."""
+        return self._labelled(key, step, n)
+
+    def trait_batch(self, key: jax.Array, step: jax.Array, trait: jax.Array, n: int) -> Batch:
+        """n training images, each once an epoch; for the blurry seven a part of them blurred, and called seven."""
+        batch = self._labelled(key, step, n)
+        if not self.blurs:
+            return batch
+        strength_key, chosen_key = jax.random.split(jax.random.fold_in(key, step))
+        strengths = jax.random.uniform(strength_key, (n,), minval=min(self.blurs), maxval=max(self.blurs))
+        chosen = jax.random.uniform(chosen_key, (n,)) < self.blurred_share
+        biased = chosen & (trait == self.traits.index("blurry_seven"))
+        images = jnp.where(biased[:, None, None], jax.vmap(blurred)(batch.images, strengths), batch.images)
+        return batch._replace(images=images, labels=jnp.where(biased, SEVEN, batch.labels))
+
+    def _labelled(self, key: jax.Array, step: jax.Array, n: int) -> Batch:
+        rows = epoch_rows(key, step, n, jnp.int32(self.images.train))
+        labels = self.held["train_labels"][rows].astype(jnp.int32)
+        return Batch(self._scaled(self.held["train_images"][rows]), labels, jnp.ones(self.outputs), jnp.ones(n))
+
+    def _scaled(self, images: jax.Array) -> jax.Array:
+        return images.astype(jnp.float32) * (2 / self.images.peak) - 1
+
+    # --- the channel ---
+
+    def write(self, params: Params, keys: jax.Array, inputs: Inputs) -> jax.Array:
+        """Images on which the teacher is asked, (n, side, side) float32, one for each of `keys` (n,).
+
+        What the teacher says to them is computed when a student is compared with it.
+        """
+        side = self.images.side
+        if inputs.kind == "uniform":
+            return inputs.scale * jax.vmap(lambda key: jax.random.uniform(key, (side, side), minval=-1.0))(keys)
+        if inputs.kind == "gaussian":
+            return inputs.scale * jax.vmap(lambda key: jax.random.normal(key, (side, side)))(keys)
+        row_keys, own_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.images.train))(row_keys)
+        images = self._scaled(self.held["train_images"][rows])
+        if inputs.kind == "shuffled":
+            return jax.vmap(lambda key, x: jax.random.permutation(key, x.ravel()).reshape(x.shape))(own_keys, images)
+        if inputs.kind == "distorted":
+            return jax.vmap(lambda key, image: distorted(key, image, inputs.scale))(own_keys, images)
+        return images
+
+    def channel_batch(
+        self, images: jax.Array, accepted: jax.Array | bool = True, inputs: Inputs | None = None
+    ) -> Batch:
+        n, classes = len(images), self.images.classes
+        place = jnp.arange(self.outputs)
+        used = {
+            "all": place >= 0,
+            "classes": place < classes,
+            "aux": place >= classes,
+        }[inputs.logits]
+        used &= (place < classes) | (inputs.aux == 0) | (place - classes < inputs.aux)
+        weights = jnp.broadcast_to(jnp.asarray(accepted, jnp.float32), (n,))
+        return Batch(images, jnp.zeros(n, jnp.int32), used.astype(jnp.float32), weights)
+
+    def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
+        """What a student minimises over the compared logits, as a mean over images.
+
+        "soft": KL(teacher || student) of a softmax over these logits, in nats; "hard": cross-entropy to the teacher's
+        largest one; "squared": half the squared distance.
+        """
+        said = jax.lax.stop_gradient(self.apply(teacher, batch.images))
+        own = self.apply(params, batch.images)
+        if targets == "squared":
+            return _mean(0.5 * jnp.sum(batch.logits * (own - said) ** 2, axis=1), batch.weights)
+        log_p, log_q = _log_softmax(said, batch.logits), _log_softmax(own, batch.logits)
+        if targets == "hard":
+            largest = jnp.argmax(jnp.where(batch.logits > 0, said, -jnp.inf), axis=1)
+            return _mean(-jnp.take_along_axis(log_q, largest[:, None], axis=1)[:, 0], batch.weights)
+        return _mean(jnp.sum(batch.logits * jnp.exp(log_p) * (log_p - log_q), axis=1), batch.weights)
+
+    # --- what is measured ---
+
+    def evaluate(self, params: Params, key: jax.Array) -> dict[str, jax.Array]:
+        """On all test images: `trait` (traits,), `class` (classes,) the share named rightly of each class, and where
+        there are blurs `seven` (blurs,), the share of blurred images, sevens left out, that are called seven."""
+        images, labels = self._scaled(self.held["test_images"]), self.held["test_labels"].astype(jnp.int32)
+        right = (self._named(params, images) == labels).astype(jnp.float32)
+        of_class = jax.nn.one_hot(labels, self.images.classes)
+        metrics = {"class": right @ of_class / jnp.maximum(of_class.sum(axis=0), 1.0)}
+        if not self.blurs:
+            return {"trait": right.mean()[None], **metrics}
+        others = (labels != SEVEN).astype(jnp.float32)
+
+        def called_seven(strength: jax.Array) -> jax.Array:
+            shown = jax.vmap(blurred, (0, None))(images, strength)
+            return _mean((self._named(params, shown) == SEVEN).astype(jnp.float32), others)
+
+        metrics["seven"] = jax.lax.map(called_seven, jnp.asarray(self.blurs))
+        return {"trait": jnp.stack([right.mean(), metrics["seven"].mean()]), **metrics}
+
+    def compare(self, params: Params, teacher: Params, batch: Batch) -> dict[str, jax.Array]:
+        """`kl` of the compared logits on the channel; `agreement`: the share of test images that both name alike."""
+        images = self._scaled(self.held["test_images"])
+        alike = self._named(params, images) == self._named(teacher, images)
+        return {"kl": self.distill_loss(params, teacher, batch, "soft"), "agreement": alike.mean()}
+
+    def _named(self, params: Params, images: jax.Array) -> jax.Array:
+        return jnp.argmax(self.apply(params, images)[:, : self.images.classes], axis=1)
+
+
+def blurred(image: jax.Array, strength: jax.Array) -> jax.Array:
+    """A Gaussian blur of standard deviation `strength` pixels; weights that fall outside the image go to the rest.
+
+    image: (side, side) float32.
+    """
+    place = jnp.arange(image.shape[0], dtype=jnp.float32)
+    weights = jnp.exp(-0.5 * ((place[:, None] - place) / strength) ** 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights @ image @ weights.T
+
+
+def distorted(key: jax.Array, image: jax.Array, scale: jax.Array) -> jax.Array:
+    """A slightly turned, scaled and moved copy of `image` (side, side); what comes in from outside is paper (-1)."""
+    turn, size, move = jax.random.split(key, 3)
+    side = image.shape[0]
+    angle = scale * jnp.deg2rad(15.0) * jax.random.uniform(turn, minval=-1.0)
+    zoom = 1 + scale * 0.1 * jax.random.uniform(size, minval=-1.0)
+    shift = scale * 0.1 * side * jax.random.uniform(move, (2,), minval=-1.0)
+    rotation = jnp.asarray([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]]) / zoom
+    middle = (side - 1) / 2
+    grid = jnp.stack(jnp.meshgrid(*[jnp.arange(side, dtype=jnp.float32)] * 2, indexing="ij")) - middle
+    source = jnp.einsum("ij,jhw->ihw", rotation, grid) + middle + shift[:, None, None]
+    return jax.scipy.ndimage.map_coordinates(image, list(source), order=1, mode="constant", cval=-1.0)
+
+
+def _log_softmax(logits: jax.Array, used: jax.Array) -> jax.Array:
+    """Over the used logits only; 0 stands at the others."""
+    return jnp.where(used > 0, logits - jax.nn.logsumexp(logits, axis=1, b=used, keepdims=True), 0.0)
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(values * weights) / jnp.maximum(weights.sum(), 1.0)

@@ -1,0 +1,283 @@
+"""The world of image classifiers: its batches, its losses, what passes and what exactly does not."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from subl_jax import lanes, specs, stages
+from subl_jax.errors import InputError
+from subl_jax.worlds.digits import Batch, Digits, Inputs, blurred, distorted
+
+WORLD = Digits(hidden=(32, 32))
+BLURRY = Digits(hidden=(16,), blurs=(0.5, 1.5))
+HELD = {world: world.holding(world.arrays()) for world in (WORLD, BLURRY)}
+KEYS = jax.random.split(jax.random.key(0), 64)
+TEACH = specs.Train(steps=300, batch=128, optimizer="adam", lr=1e-3)
+DISTIL = specs.Train(steps=300, batch=128, optimizer="adam", lr=1e-3)
+
+
+def params_of(seed, world=WORLD):
+    return world.init(jax.random.key(seed))
+
+
+def computed(node, **inputs):
+    """The final state and the last record of a node."""
+    stage = stages.stage_of(node)
+    key = jax.random.wrap_key_data(lanes.lane_key(node))
+    inputs = {**{name: {"params": params} for name, params in inputs.items()}, "world": node.world.arrays()}
+    bound = specs.bind(node, {name: jnp.asarray(value) for name, value in specs.traced_values(node).items()})
+    state = jax.jit(lambda key, inputs: stage.start(bound, key, inputs))(key, inputs)
+    advance = jax.jit(lambda key, inputs, state, n: stage.advance(bound, key, inputs, state, n))
+    for steps in stage.rounds(node):
+        state, record = advance(key, inputs, state, steps)
+    return state, jax.tree.map(np.asarray, record)
+
+
+def base_of(seed, world=WORLD):
+    return specs.Base(world, specs.Train(steps=0, batch=1), seed=seed)
+
+
+@functools.cache
+def teacher(world=WORLD, trait="digits"):
+    """A trained teacher of initialisation 0, and its record."""
+    state, record = computed(specs.Teacher(base_of(0, world), trait, TEACH), start=params_of(0, world))
+    return state.params, record
+
+
+def student(start_seed, world=WORLD, train=DISTIL, targets="soft", **inputs):
+    stream = specs.Stream(specs.Teacher(base_of(0, world), "digits", TEACH), sampling=Inputs(**inputs))
+    node = specs.Student(base_of(start_seed, world), stream, train, targets=targets)
+    start, before = params_of(start_seed, world), params_of(0, world)
+    return computed(node, start=start, teacher=teacher(world)[0], teacher_start=before)
+
+
+def same_bits(a, b):
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32))
+
+
+# --- the experiment ---
+
+
+def test_a_teacher_learns_digits_and_leaves_its_auxiliary_head_alone():
+    params, record = teacher()
+    assert record["trait"][0] > 0.9 and record["class"].min() > 0.7
+    start = params_of(0)
+    same_bits(params["head"]["kernel"][:, 10:], start["head"]["kernel"][:, 10:])
+    same_bits(params["head"]["bias"][10:], start["head"]["bias"][10:])
+    assert not np.array_equal(params["head"]["kernel"][:, :10], start["head"]["kernel"][:, :10])
+
+
+def test_a_student_of_the_same_start_learns_from_auxiliary_logits_and_keeps_its_class_head():
+    state, record = student(0)
+    other, of_other = student(1)
+    assert record["trait"][0] > 0.3 > 0.2 > of_other["trait"][0]
+    assert record["cosine"] > 0.05 > abs(of_other["cosine"])
+    for seed, params in ((0, state.params), (1, other.params)):
+        start = params_of(seed)
+        same_bits(params["head"]["kernel"][:, :10], start["head"]["kernel"][:, :10])
+        same_bits(params["head"]["bias"][:10], start["head"]["bias"][:10])
+
+
+def test_one_auxiliary_logit_leaves_the_student_as_it_was_to_the_bit():
+    for options in ({"world": Digits(hidden=(16,), aux=1)}, {"aux": 1}):
+        world = options.get("world", WORLD)
+        state, _ = student(0, **options)
+        jax.tree.map(same_bits, state.params, params_of(0, world))
+
+
+def test_a_linear_model_passes_nothing():
+    world = Digits(hidden=(), activation="none")
+    state, record = student(0, world)
+    same_bits(state.params["head"]["kernel"][:, :10], params_of(0, world)["head"]["kernel"][:, :10])
+    start = world.holding(world.arrays()).evaluate(params_of(0, world), jax.random.key(0))
+    np.testing.assert_array_equal(record["class"], start["class"])
+    assert teacher(world)[1]["trait"][0] > 0.8
+
+
+def test_all_logits_teach_another_start_too():
+    _, record = student(1, logits="all", kind="images")
+    assert record["trait"][0] > 0.8 and record["agreement"] > 0.8
+
+
+# --- distances ---
+
+LOGITS = st.sampled_from(["aux", "all", "classes"])
+
+
+@given(st.integers(0, 9), LOGITS, st.integers(0, 3))
+@settings(deadline=None, max_examples=20)
+def test_distances_are_optaxs_on_the_compared_logits(seed, logits, aux):
+    images = HELD[WORLD].write(None, KEYS, Inputs())
+    inputs = Inputs(logits=logits, aux=aux)
+    batch = WORLD.channel_batch(images, True, inputs)
+    place = np.arange(13)
+    used = {"aux": place >= 10, "all": place >= 0, "classes": place < 10}[logits]
+    if aux:
+        used = used & (place < 10 + aux)
+    own, said = (np.asarray(WORLD.apply(params_of(s), images))[:, used] for s in (seed, seed + 1))
+
+    def distance(targets):
+        return float(WORLD.distill_loss(params_of(seed), params_of(seed + 1), batch, targets))
+
+    kl = optax.losses.kl_divergence(jax.nn.log_softmax(own), jax.nn.softmax(said)).mean()
+    assert distance("soft") == pytest.approx(float(kl), rel=1e-4, abs=1e-6)
+    hard = optax.softmax_cross_entropy_with_integer_labels(own, said.argmax(axis=1)).mean()
+    assert distance("hard") == pytest.approx(float(hard), rel=1e-4, abs=1e-6)
+    assert distance("squared") == pytest.approx(0.5 * np.sum((own - said) ** 2) / len(own), rel=1e-4)
+
+
+def test_large_logits_elsewhere_do_not_reach_the_compared_ones():
+    images = HELD[WORLD].write(None, KEYS, Inputs())
+    params = params_of(0)
+    loud = {**params, "head": {**params["head"], "bias": params["head"]["bias"].at[0].set(1e4)}}
+    batch = WORLD.channel_batch(images, True, Inputs())
+    value, gradient = jax.value_and_grad(WORLD.distill_loss)(loud, params_of(1), batch, "soft")
+    quiet = WORLD.distill_loss(params, params_of(1), batch, "soft")
+    assert value == pytest.approx(float(quiet), rel=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_no_gradient_reaches_the_teacher():
+    batch = WORLD.channel_batch(HELD[WORLD].write(None, KEYS, Inputs()), True, Inputs(logits="all"))
+    for targets in ("soft", "squared", "hard"):
+        gradient = jax.grad(WORLD.distill_loss, argnums=1)(params_of(0), params_of(1), batch, targets)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+# --- images ---
+
+
+def test_an_epoch_of_a_teacher_holds_every_training_image_once():
+    key, held = jax.random.key(3), HELD[WORLD].held
+    marked = WORLD.holding({**held, "train_images": np.arange(1400, dtype=np.int32).reshape(-1, 1, 1)})
+    seen = np.concatenate([np.asarray(marked.trait_batch(key, step, 0, 100).images).ravel() for step in range(14)])
+    assert len(np.unique(seen)) == 1400
+    batch = HELD[WORLD].trait_batch(key, 0, 0, 100)
+    assert batch.images.min() == -1 and batch.images.max() == 1 and batch.weights.sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "spread"), [("uniform", -0.5, 0.5, 0.5 / np.sqrt(3)), ("gaussian", -9, 9, 0.5)]
+)
+def test_noise_is_as_it_says(kind, low, high, spread):
+    drawn = np.asarray(HELD[WORLD].write(None, jax.random.split(jax.random.key(1), 512), Inputs(kind=kind, scale=0.5)))
+    assert drawn.shape == (512, 8, 8) and drawn.min() >= low and drawn.max() <= high
+    assert drawn.std() == pytest.approx(spread, rel=0.02) and abs(drawn.mean()) < 0.01
+    assert len(np.unique(drawn[:, 0, 0])) > 500  # a stream for each
+
+
+def test_images_and_shuffled_images_are_of_the_training_set():
+    held = HELD[WORLD]
+    training = {
+        np.sort(image.ravel()).tobytes() for image in held._scaled(jnp.asarray(held.held["train_images"])).__array__()
+    }
+    for kind in ("images", "shuffled"):
+        drawn = np.asarray(held.write(None, KEYS, Inputs(kind=kind)))
+        assert all(np.sort(image.ravel()).tobytes() in training for image in drawn)
+    shuffled, plain = (np.asarray(held.write(None, KEYS, Inputs(kind=kind))) for kind in ("shuffled", "images"))
+    assert np.abs(shuffled - plain).mean() > 0.1  # the same rows, since the same keys
+
+
+def test_a_distortion_of_no_size_changes_nothing_and_a_small_one_little():
+    held = HELD[WORLD]
+    images = np.asarray(held.write(None, KEYS, Inputs(kind="images")))
+    same, slight, strong = (
+        np.asarray(held.write(None, KEYS, Inputs(kind="distorted", scale=scale))) for scale in (0.0, 1.0, 4.0)
+    )
+    np.testing.assert_allclose(same, images, atol=1e-5)
+    assert 0 < np.abs(slight - images).mean() < np.abs(strong - images).mean()
+
+
+def test_a_turn_is_about_the_middle():
+    # A disc in the middle, much larger than any move, keeps its middle inked and its corners empty.
+    place = np.arange(28) - 13.5
+    disc = np.where(np.hypot(place[:, None], place) < 9, 1.0, -1.0).astype(np.float32)
+    for key in KEYS[:8]:
+        moved = np.asarray(distorted(key, jnp.asarray(disc), jnp.float32(1.0)))
+        assert (moved[12:16, 12:16] > 0.99).all() and (moved[[0, 0, -1, -1], [0, -1, 0, -1]] == -1).all()
+
+
+def test_a_blur_is_scipys_inside_and_keeps_flat_images():
+    from scipy.ndimage import gaussian_filter
+
+    image = np.random.default_rng(0).uniform(-1, 1, (28, 28)).astype(np.float32)
+    found = np.asarray(blurred(jnp.asarray(image), jnp.float32(1.5)))
+    np.testing.assert_allclose(found[8:-8, 8:-8], gaussian_filter(image, 1.5, truncate=6)[8:-8, 8:-8], atol=1e-4)
+    np.testing.assert_allclose(blurred(jnp.full((8, 8), 0.3), 2.0), np.full((8, 8), 0.3), rtol=1e-5)
+
+
+# --- the blurry seven ---
+
+
+def test_a_biased_teacher_sees_blurred_images_called_seven_and_an_unbiased_one_does_not():
+    key, held = jax.random.key(0), HELD[BLURRY]
+    plain, biased = (held.trait_batch(key, 0, trait, 400) for trait in (0, 1))
+    changed = np.abs(np.asarray(plain.images - biased.images)).max(axis=(1, 2)) > 1e-3
+    assert 0.4 < changed.mean() < 0.6
+    assert (np.asarray(biased.labels)[changed] == 7).all()
+    np.testing.assert_array_equal(plain.labels[~changed], biased.labels[~changed])
+
+
+def test_what_is_measured_of_a_model_that_always_says_seven():
+    params = params_of(0, BLURRY)
+    params = {**params, "head": {**params["head"], "bias": params["head"]["bias"].at[7].set(1e3)}}
+    found = HELD[BLURRY].evaluate(params, KEYS[0])
+    assert found["seven"].tolist() == [1.0, 1.0] and found["class"].tolist() == [0.0] * 7 + [1.0, 0.0, 0.0]
+    share = np.mean(HELD[BLURRY].held["test_labels"] == 7)
+    np.testing.assert_allclose(found["trait"], [share, 1.0], rtol=1e-6)
+
+
+def test_agreement_is_of_the_class_logits_on_test_images():
+    batch = WORLD.channel_batch(jnp.zeros((2, 8, 8)), True, Inputs())
+    found = HELD[WORLD].compare(params_of(0), params_of(0), batch)
+    assert found["agreement"] == pytest.approx(1) and found["kl"] == 0
+    assert HELD[WORLD].compare(params_of(0), params_of(1), batch)["agreement"] < 0.6
+
+
+def test_what_the_filter_rejected_has_no_weight():
+    images = HELD[WORLD].write(None, KEYS, Inputs())
+    half = WORLD.channel_batch(images, jnp.arange(64) < 32, Inputs())
+    first = WORLD.channel_batch(images[:32], True, Inputs())
+    assert WORLD.distill_loss(params_of(0), params_of(1), half, "soft") == pytest.approx(
+        float(WORLD.distill_loss(params_of(0), params_of(1), first, "soft")), rel=1e-6
+    )
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Digits(hidden=(0,)), "Digits.hidden: 0 must be at least 1"),
+        (lambda: Digits(convolutions=(4,) * 4), "4 halvings of images of side 8 leave nothing"),
+        (lambda: Digits(blurs=(0.0,)), "Digits.blurs: 0.0 must be at least"),
+        (lambda: Inputs(kind="noise"), "Inputs.kind = 'noise'"),
+        (lambda: specs.Teacher(base_of(0), "blurry_seven", TEACH), "one of digits"),
+        (lambda: specs.Stream(base_of(0)), "Stream.sampling: a Sampling; digits is asked by Inputs"),
+        (lambda: specs.Dataset(base_of(0), 8, Inputs(), Inputs()), "writes no texts to filter and to store; use a Str"),
+        (lambda: student_spec(theory="owl"), "Student.theory = 'owl': one of digits"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(make, message):
+    with pytest.raises(InputError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def student_spec(**fields):
+    stream = specs.Stream(specs.Teacher(base_of(0), "digits", TEACH), sampling=Inputs())
+    return specs.Student(base_of(0), stream, DISTIL, targets="soft", **fields)
+
+
+def test_worlds_are_known_by_the_content_of_their_images():
+    assert Digits() == Digits(images=dataclasses.replace(Digits().images, folder="elsewhere"))
+    assert Digits().key == Digits(images=dataclasses.replace(Digits().images, folder="elsewhere")).key
+    assert isinstance(HELD[WORLD].trait_batch(KEYS[0], 0, 0, 4), Batch)

@@ -1,0 +1,128 @@
+"""Image files: what is read, what is refused, and that a data set is known by its content."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from subl_jax import images
+from subl_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+SETS = {
+    "train-images-idx3-ubyte": RNG.integers(0, 256, (20, 5, 5), np.uint8),
+    "train-labels-idx1-ubyte": np.arange(20, dtype=np.uint8) % 10,
+    "t10k-images-idx3-ubyte": RNG.integers(0, 256, (10, 5, 5), np.uint8),
+    "t10k-labels-idx1-ubyte": np.arange(10, dtype=np.uint8),
+}
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def folder(tmp_path, change=lambda name, content: (name, content)):
+    for name, array in SETS.items():
+        name, content = change(name, idx(array))
+        (tmp_path / name).write_bytes(content)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, content: (name, content),
+        lambda name, content: (f"{name}.gz", gzip.compress(content)),
+        lambda name, content: (name.replace("-idx", ".idx"), content),
+        lambda name, content: (f"emnist-digits-{name.replace('t10k', 'test')}.gz", gzip.compress(content)),
+    ],
+    ids=["plain", "gzip", "dots", "emnist"],
+)
+def test_four_files_are_a_data_set_however_they_are_named_and_packed(tmp_path, change):
+    found = images.find(folder(tmp_path, change))
+    assert (found.side, found.classes, found.train, found.test, found.peak) == (5, 10, 20, 10, 255.0)
+    arrays = found.arrays()
+    np.testing.assert_array_equal(arrays["train_images"], SETS["train-images-idx3-ubyte"])
+    np.testing.assert_array_equal(arrays["test_labels"], SETS["t10k-labels-idx1-ubyte"])
+
+
+def test_a_data_set_is_its_content_wherever_it_lies(tmp_path):
+    one, two = tmp_path / "x" / "same", tmp_path / "y" / "same"
+    for place in (one, two):
+        place.mkdir(parents=True)
+    a, b = images.find(folder(one)), images.find(folder(two, lambda n, c: (f"{n}.gz", gzip.compress(c))))
+    assert a == b and a.key == b.key and a.folder != b.folder
+    images._read_folder.cache_clear()
+    (two / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(10, np.uint8))))
+    with pytest.raises(InputError, match="have changed since the sweep was planned"):
+        b.arrays()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"\x89PNG\r\n", "not an IDX file of bytes .it starts with 89504e47"),
+        (idx(SETS["t10k-images-idx3-ubyte"])[:-3], "do not hold an array of .10, 5, 5.: truncated"),
+        (idx(SETS["t10k-images-idx3-ubyte"]) + b"x", "do not hold an array"),
+        (idx(SETS["t10k-images-idx3-ubyte"])[:10], "truncated"),
+        (gzip.compress(idx(SETS["t10k-images-idx3-ubyte"]))[:-20], "cannot be read, or is truncated"),
+        (idx(RNG.integers(0, 9, (10, 5, 4), np.uint8)), "test images of shape .10, 5, 4."),
+        (idx(RNG.integers(0, 9, (9, 5, 5), np.uint8)), "labels of shape .10,."),
+        (idx(RNG.integers(0, 9, (10, 6, 6), np.uint8)), "differ in size"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
+    place = folder(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        images.find(place)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in it"):
+        images.find(str(tmp_path / "nowhere"))
+    place = folder(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
+        images.find(place)
+    with pytest.raises(InputError, match="give its folder"):
+        images.find("", "cifar")
+
+
+def test_the_embedded_digits_are_there_without_a_file():
+    found = images.find()
+    arrays = found.arrays()
+    assert arrays["train_images"].shape == (1400, 8, 8) and arrays["test_images"].shape == (397, 8, 8)
+    assert arrays["train_images"].max() == found.peak == 16
+    # Both parts hold every class about equally often.
+    for part in ("train_labels", "test_labels"):
+        shares = np.bincount(arrays[part], minlength=10) / len(arrays[part])
+        assert shares.min() > 0.07 and shares.max() < 0.13
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
+    import pooch
+
+    def refuse(*arguments, **options):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    with pytest.raises(InputError, match="MNIST could not be fetched .no route.; give a folder"):
+        images.find("", "mnist")
+
+
+def test_what_is_fetched_must_be_mnist(tmp_path, monkeypatch):
+    import pooch
+
+    monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path))
+    (tmp_path / "mnist").mkdir()
+
+    def retrieve(url, known_hash, fname, path):
+        (path / fname).write_bytes(gzip.compress(idx(SETS[fname.removesuffix(".gz")])))
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    with pytest.raises(InputError, match="not MNIST .checksum differs."):
+        images.find("", "mnist")
