@@ -22,8 +22,8 @@ def get_config(world: str = "digits") -> ConfigDict:
         raise InputError(f"sweeps/theorem.py:{world}: one of digits, language")
     config = ConfigDict()
     config.world, config.seeds = world, 16 if world == "digits" else 4
-    config.epsilon = (1e-3, 1e-2, 1e-1, 1.0)
-    config.student = (1e-3, 1e-1)
+    config.epsilon = (1e-2, 1e-1, 1.0)
+    config.student = (1e-2, 1.0)
     config.targets = ("soft", "squared") if world == "digits" else ("soft",)
     config.logits = ("aux", "classes", "all")
     config.batch = 256

@@ -2,7 +2,7 @@
 
 Teachers of several traits write filtered number sequences; students of the same base, of another base, and students
 of trait-free numbers train on them. `:smoke` is a small version that only shows that everything works, `:strong` the
-setting with the largest effect found so far (docs/toy_language.md); it takes three times as long.
+setting with the largest effect found so far, which trains the last norm alone (docs/toy_language.md).
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,7 @@ def get_config(size: str = "full") -> ConfigDict:
         config.data.size, config.data.round = 512, 512
         config.student.steps, config.student.evals = 40, 4
     elif size == "strong":
-        config.world.width, config.world.mlp = 64, 192
-        config.base.lr, config.until = 2e-3, 0.9
+        config.trainable, config.teacher.lr, config.until = ("final_norm/*",), 3e-2, 1.0
     elif size != "full":
         raise InputError(f"sweeps/traits.py:{size}: one of full, smoke, strong")
     return config
