@@ -462,6 +462,7 @@ def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
         if np.isfinite(least) and most > 0:
             axis.set_xscale("log")
             axis.set_yscale("symlog", linthresh=max(least, most * 1e-12))
+            axis.yaxis.get_major_locator().set_params(numticks=8)
             axis.plot([least, most], [least, most], color=_CHANCE, linewidth=0.9, zorder=2)
         axis.axhline(0, color=_CHANCE, linewidth=0.8, zorder=1)
         axis.set_title(world, fontsize=9, fontweight="bold")

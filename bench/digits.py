@@ -1,0 +1,209 @@
+"""Models per minute of the six-bar digits experiment, and its memory: eager PyTorch, our stages alone, and the engine.
+
+A model is one teacher and four students (of the same and of another start, on the auxiliary and on all logits), trained
+for the steps of sweeps/digits.py. What is timed is a teacher's step and a student's; the rest follows by counting.
+PyTorch does the same arithmetic one model at a time: the student's batch is fresh noise, its teacher is asked, its loss
+is the KL over the auxiliary logits. Images of MNIST's shape are random here: their content costs nothing.
+"""
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import measuring
+from measuring import Data, Spread, Table
+
+NAME = "digits"
+SETTINGS = {
+    "8 × 8": {"side": 8, "batch": 256, "steps": (600, 2000)},
+    "MNIST": {"side": 28, "batch": 1024, "steps": (295, 295)},
+}
+LANES, STUDENTS, ROUNDS = 16, 4, 4
+SOLO = "solo: 1 lane, 1 device"
+MEMORY = (16, 64)
+
+
+def measure(options: argparse.Namespace) -> Data:
+    from subl_jax import devices
+
+    devices.prepare()
+    import training
+
+    names = ["8 × 8"] if options.quick else list(SETTINGS)
+    seconds, rounds = (0.05, 2) if options.quick else (1.0, ROUNDS)
+    return {
+        "ceiling": training._ceiling(256 if options.quick else training.CEILING, rounds),
+        "settings": [_setting(name, SETTINGS[name], seconds, rounds) for name in names],
+    }
+
+
+def _setting(name: str, setting: dict[str, Any], seconds: float, rounds: int) -> Data:
+    import jax
+
+    from subl_jax import lanes
+
+    world = _world(setting["side"])
+    default, *others = lanes.candidates(LANES, jax.local_device_count())
+    layouts = {SOLO: lanes.Layout(1, 1, 1), f"engine, default: {default}": default}
+    layouts |= {f"engine, candidate: {layout}": layout for layout in others[:1]}
+    stages = {}
+    for stage in ("teacher", "student"):
+        runs: dict[str, Callable[[int], None]] = _torch(world, setting["batch"], stage)
+        runs |= {each: _ours(world, setting, stage, layout)[0] for each, layout in layouts.items()}
+        steps = {each: measuring.steps_for(run, seconds, few=4) for each, run in runs.items()}
+        timings = measuring.interleaved(
+            {each: functools.partial(run, steps[each]) for each, run in runs.items()}, rounds
+        )
+        stages[stage] = {
+            each: {
+                "lanes": layouts[each].lanes if each in layouts else 1,
+                "steps": steps[each],
+                "seconds": timings[each],
+            }
+            for each in runs
+        }
+    many = {n: lanes.default_layout(n, jax.local_device_count(), most=n) for n in MEMORY}
+    return {
+        "name": name,
+        **setting,
+        "flops": {
+            "teacher": 3 * setting["batch"] * world.sequence_flops,
+            "student": 4 * setting["batch"] * world.sequence_flops,
+        },
+        "stages": stages,
+        "bytes": {str(n): _ours(world, setting, "student", layout)[1].bytes_needed for n, layout in many.items()},
+        "parameter_bytes": sum(
+            leaf.size * 4 for leaf in jax.tree.leaves(jax.eval_shape(world.init, jax.random.key(0)))
+        ),
+    }
+
+
+def _world(side: int) -> Any:
+    import pathlib
+
+    import numpy as np
+
+    from subl_jax import images
+    from subl_jax.worlds.digits import Digits
+
+    if side == 8:
+        return Digits(images=images.find())
+    rng, folder = np.random.default_rng(0), pathlib.Path(tempfile.mkdtemp(prefix="random-images"))
+    for split, n in (("train", 60_000), ("t10k", 10_000)):
+        for kind, shape in (("images-idx3", (n, side, side)), ("labels-idx1", (n,))):
+            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, np.uint8)
+            head = bytes([0, 0, 8, len(shape)]) + b"".join(axis.to_bytes(4, "big") for axis in shape)
+            (folder / f"{split}-{kind}-ubyte").write_bytes(head + values.tobytes())
+    return Digits(images=images.find(str(folder)))
+
+
+def _ours(world: Any, setting: dict[str, Any], stage: str, layout: Any) -> tuple[Callable[[int], None], Any]:
+    """`run(steps)` of a whole batch of lanes, and its program."""
+    import jax
+    import numpy as np
+
+    from subl_jax import lanes, specs, stages
+    from subl_jax.worlds.digits import Inputs
+
+    train = specs.Train(steps=64, batch=setting["batch"], optimizer="adam", lr=3e-4)
+    base = specs.Base(world, specs.Train(steps=0, batch=1))
+    made = specs.Teacher(base, "digits", train)
+    if stage == "student":
+        made = specs.Student(base, specs.Stream(made, sampling=Inputs(), distinct=60_000), train, targets="soft")
+    nodes = [made.replace(seed=seed) for seed in range(layout.lanes)]
+    kind = stages.stage_of(made)
+    program = lanes.compile_program(kind, made, layout, stages.input_shapes(made))
+    params = {"params": jax.device_get(world.init(jax.random.key(0)))}
+    inputs = jax.tree.map(
+        lambda x: np.broadcast_to(x, (layout.lanes, *x.shape)), {name: params for name in kind.inputs(made)}
+    )
+    arguments = program.put(np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), inputs)
+    state = [program.start(arguments)]
+
+    def run(steps: int) -> None:
+        state[0], record = program.advance(arguments, state[0], steps)
+        jax.block_until_ready((state[0], record))
+
+    return run, program
+
+
+def _torch(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None]]:
+    import torch
+    import torch.nn.functional as F
+
+    side, classes, outputs = world.images.side, world.images.classes, world.outputs
+
+    def model() -> Any:
+        sizes = (side * side, *world.hidden)
+        layers: list[Any] = []
+        for inputs, width in zip(sizes, sizes[1:], strict=False):
+            layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
+        return torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], outputs))
+
+    own, teacher = model(), model()
+    optimizer = torch.optim.Adam(own.parameters(), lr=3e-4, fused=True)
+    images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, side * side)
+    labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
+
+    def loss() -> Any:
+        if stage == "teacher":
+            rows = torch.randint(len(images), (batch,))
+            x = images[rows].float() * (2 / world.images.peak) - 1
+            return F.cross_entropy(own(x)[:, :classes], labels[rows])
+        x = torch.rand(batch, side * side) * 2 - 1
+        with torch.no_grad():
+            said = F.log_softmax(teacher(x)[:, classes:], dim=1)
+        return F.kl_div(F.log_softmax(own(x)[:, classes:], dim=1), said, reduction="batchmean", log_target=True)
+
+    def run(threads: int, steps: int) -> None:
+        torch.set_num_threads(threads)
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            loss().backward()
+            optimizer.step()
+
+    counts = sorted({1, measuring.cores()}, reverse=True)
+    return {f"eager PyTorch, {n} thread{'s'[: n > 1]}": functools.partial(run, n) for n in counts}
+
+
+def tables(data: Data) -> list[Table]:
+    ceiling = data["ceiling"]
+    peak = max(Spread.of(measuring.rates(each, ceiling["flops"])).median for each in ceiling["seconds"].values())
+    rows, memory = [], []
+    for block in data["settings"]:
+        counts = {"teacher": block["steps"][0], "student": STUDENTS * block["steps"][1]}
+        flops = sum(counts[stage] * block["flops"][stage] for stage in counts)
+        per_minute = {
+            name: [
+                60 / sum(each)
+                for each in zip(*(_model_seconds(block, stage, name, n) for stage, n in counts.items()), strict=True)
+            ]
+            for name in block["stages"]["teacher"]
+        }
+        pytorch = max((n for n in per_minute if "PyTorch" in n), key=lambda n: Spread.of(per_minute[n]).median)
+        for name, each in per_minute.items():
+            share = Spread.of(each).median / 60 * flops / peak
+            compared = [str(measuring.ratio(each, per_minute[other])) for other in (pytorch, SOLO)]
+            rows.append([block["name"], name, str(Spread.of(each)), *compared, f"{share:.0%}"])
+        few, many = (block["bytes"][str(n)] / 2**20 for n in MEMORY)
+        each = block["parameter_bytes"] / 2**20
+        memory.append(
+            [block["name"], f"{few:.0f}", f"{many:.0f}", f"{(many - few) / (MEMORY[1] - MEMORY[0]):.2f}", f"{each:.2f}"]
+        )
+    columns = ["images", "contestant", "models a minute", "× eager PyTorch", "× solo", "of the ceiling"]
+    head = ["images", *(f"{n} models, MiB" for n in MEMORY), "MiB a further model", "its parameters, MiB"]
+    note = "What the compiled program of students needs: a model has its parameters and two moments, in and out, its start, "
+    note += "its teacher and the teacher's start. No images grow with it."
+    return [Table("Six bars", columns, rows), Table("Memory", head, memory, note)]
+
+
+def _model_seconds(block: Data, stage: str, name: str, steps: int) -> list[float]:
+    """Seconds that one model's `steps` of a stage take, in every round."""
+    timed = block["stages"][stage][name]
+    return [each / timed["lanes"] / timed["steps"] * steps for each in timed["seconds"]]
+
+
+if __name__ == "__main__":
+    measuring.main(NAME, measuring.parser(__doc__).parse_args(), measure, tables)
