@@ -17,10 +17,10 @@ from measuring import Data, Spread, Table
 
 NAME = "digits"
 SETTINGS = {
-    "8 × 8": {"side": 8, "batch": 256, "steps": (600, 2000)},
-    "MNIST": {"side": 28, "batch": 1024, "steps": (295, 295)},
+    "8 × 8": {"side": 8, "batch": 256, "steps": (600, 2000), "round": (150, 250)},
+    "MNIST": {"side": 28, "batch": 1024, "steps": (295, 295), "round": (59, 59)},
 }
-LANES, STUDENTS, ROUNDS = 16, 4, 4
+LANES, STUDENTS, ROUNDS = 16, 4, 3
 SOLO = "solo: 1 lane, 1 device"
 MEMORY = (16, 64)
 
@@ -32,14 +32,14 @@ def measure(options: argparse.Namespace) -> Data:
     import training
 
     names = ["8 × 8"] if options.quick else list(SETTINGS)
-    seconds, rounds = (0.05, 2) if options.quick else (1.0, ROUNDS)
+    rounds = 2 if options.quick else ROUNDS
     return {
         "ceiling": training._ceiling(256 if options.quick else training.CEILING, rounds),
-        "settings": [_setting(name, SETTINGS[name], seconds, rounds) for name in names],
+        "settings": [_setting(name, SETTINGS[name], rounds, options.quick) for name in names],
     }
 
 
-def _setting(name: str, setting: dict[str, Any], seconds: float, rounds: int) -> Data:
+def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Data:
     import jax
 
     from subl_jax import lanes
@@ -52,7 +52,8 @@ def _setting(name: str, setting: dict[str, Any], seconds: float, rounds: int) ->
     for stage in ("teacher", "student"):
         runs: dict[str, Callable[[int], None]] = _torch(world, setting["batch"], stage)
         runs |= {each: _ours(world, setting, stage, layout)[0] for each, layout in layouts.items()}
-        steps = {each: measuring.steps_for(run, seconds, few=4) for each, run in runs.items()}
+        # As many steps as the sweep takes between measurements, which ours does after them and PyTorch does not.
+        steps = dict.fromkeys(runs, 4 if quick else setting["round"][stage == "student"])
         timings = measuring.interleaved(
             {each: functools.partial(run, steps[each]) for each, run in runs.items()}, rounds
         )
@@ -64,7 +65,14 @@ def _setting(name: str, setting: dict[str, Any], seconds: float, rounds: int) ->
             }
             for each in runs
         }
-    many = {n: lanes.default_layout(n, jax.local_device_count(), most=n) for n in MEMORY}
+    many = {
+        f"{kind}, {n}": layout
+        for n in MEMORY
+        for kind, layout in (
+            ("in turn", lanes.default_layout(n, jax.local_device_count(), most=n)),
+            ("side by side", lanes.Layout(1, 1, n)),
+        )
+    }
     return {
         "name": name,
         **setting,
@@ -73,7 +81,7 @@ def _setting(name: str, setting: dict[str, Any], seconds: float, rounds: int) ->
             "student": 4 * setting["batch"] * world.sequence_flops,
         },
         "stages": stages,
-        "bytes": {str(n): _ours(world, setting, "student", layout)[1].bytes_needed for n, layout in many.items()},
+        "bytes": {each: _ours(world, setting, "student", layout)[1].bytes_needed for each, layout in many.items()},
         "parameter_bytes": sum(
             leaf.size * 4 for leaf in jax.tree.leaves(jax.eval_shape(world.init, jax.random.key(0)))
         ),
@@ -187,15 +195,15 @@ def tables(data: Data) -> list[Table]:
             share = Spread.of(each).median / 60 * flops / peak
             compared = [str(measuring.ratio(each, per_minute[other])) for other in (pytorch, SOLO)]
             rows.append([block["name"], name, str(Spread.of(each)), *compared, f"{share:.0%}"])
-        few, many = (block["bytes"][str(n)] / 2**20 for n in MEMORY)
         each = block["parameter_bytes"] / 2**20
-        memory.append(
-            [block["name"], f"{few:.0f}", f"{many:.0f}", f"{(many - few) / (MEMORY[1] - MEMORY[0]):.2f}", f"{each:.2f}"]
-        )
+        for kind in ("in turn", "side by side"):
+            few, many = (block["bytes"][f"{kind}, {n}"] / 2**20 for n in MEMORY)
+            further = (many - few) / (MEMORY[1] - MEMORY[0])
+            memory.append([block["name"], kind, f"{few:.0f}", f"{many:.0f}", f"{further:.2f}", f"{each:.2f}"])
     columns = ["images", "contestant", "models a minute", "× eager PyTorch", "× solo", "of the ceiling"]
-    head = ["images", *(f"{n} models, MiB" for n in MEMORY), "MiB a further model", "its parameters, MiB"]
-    note = "What the compiled program of students needs: a model has its parameters and two moments, in and out, its start, "
-    note += "its teacher and the teacher's start. No images grow with it."
+    head = ["images", "lanes", *(f"{n} models, MiB" for n in MEMORY), "MiB a further model", "its parameters, MiB"]
+    note = "What the compiled program of students needs: a model has its parameters and two moments, in and out, "
+    note += "its start, its teacher and the start of that. Side by side it also has its batch and activations."
     return [Table("Six bars", columns, rows), Table("Memory", head, memory, note)]
 
 

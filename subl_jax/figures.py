@@ -382,6 +382,7 @@ def _stack_colours(parts: Sequence[str]) -> list[str]:
 
 # --- training ---
 
+_MOST_WORDS = 10
 _TRAINING = {
     "loss": "loss",
     "kl": "KL to the teacher",
@@ -415,6 +416,8 @@ def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[s
 
 def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
     """The end values of metrics such as `class/3`, but for the traits': a panel per metric, an x place per name."""
+    if curves.empty:
+        return None
     ok = _ok(runs).drop_duplicates(["run_id", "arm"])
     names = curves["metric"].astype(str).str.partition("/")
     rows = curves.assign(kind=names[0], place=names[2])[(names[1] == "/") & ~names[0].isin(["trait", "rate"])]
@@ -479,22 +482,30 @@ def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
 def dose_response(
     runs: pd.DataFrame, base_rate: Mapping[str, float], colours: Mapping[str, str], confidence: float = 0.95
 ) -> "Figure | None":
-    """Final P(trait) against each swept number, by arm; an arm that lacks the field is a line across."""
+    """Final P(trait) against each swept field, by arm; an arm that lacks the field is a line across.
+
+    Words, and lists such as widths, stand evenly apart in the order of the runs.
+    """
     ok = runs[(runs["status"] == "ok") & runs["trait"].notna()]
     swept = statistics.swept_columns(runs)
     panels = [
         (world, field)
         for world, rows in ok.groupby("world")
         for field in swept
-        if _is_number(rows[field]) and rows[field].nunique() > 1
+        if 1 < rows[field].nunique() <= (np.inf if _is_number(rows[field]) else _MOST_WORDS)
     ]
     if not panels:
         return None
     figure, axes = _panels(len(panels), height=2.9, most_across=3)
     for axis, (world, field) in zip(axes, panels, strict=True):
         rows = ok[ok["world"] == world]
+        words = [] if _is_number(rows[field]) else list(dict.fromkeys(rows[field].dropna().astype(str)))
+        if words:
+            places = rows[field].map(lambda value, words=words: words.index(str(value)), na_action="ignore")
+            rows = rows.assign(**{field: places.astype(float)})
+            axis.set_xticks(range(len(words)), words, fontsize=7.5, rotation=20)
         levels = np.sort(rows[field].dropna().astype(float).unique())
-        logarithmic = levels[0] > 0 and levels[-1] / levels[0] > 10
+        logarithmic = not words and levels[0] > 0 and levels[-1] / levels[0] > 10
         if logarithmic:
             axis.set_xscale("log")
         for a, (arm, colour) in enumerate(colours.items()):

@@ -32,9 +32,12 @@ _MNIST = "f439fe63b280f4457ffb21cf59a43beea8982b5b12bb28354e02107d4268c461"
 
 @dataclasses.dataclass(frozen=True)
 class Images(specs.Spec):
-    """A data set, identified by its content. `peak` is the value of full ink; `folder` is where the files are."""
+    """A data set, identified by its content. `peak` is the value of full ink.
 
-    name: str = specs.static(EMBEDDED)
+    `folder` is where the files are; empty for the embedded digits.
+    """
+
+    name: str = specs.label(EMBEDDED)
     sha256: str = specs.static("")
     side: int = specs.static(8, ge=1)
     classes: int = specs.static(10, ge=2)
@@ -49,7 +52,7 @@ class Images(specs.Spec):
         Raises:
           InputError: the files are not there any more, or have changed.
         """
-        arrays = dict(_embedded() if self.name == EMBEDDED else _read_folder(self.folder))
+        arrays = dict(_read_folder(self.folder) if self.folder else _embedded())
         if _digest(arrays) != self.sha256:
             raise InputError(f"{self.folder or self.name}: the images have changed since the sweep was planned")
         return arrays
@@ -64,8 +67,8 @@ def find(data_dir: str = "", name: str = EMBEDDED) -> Images:
     if not data_dir and name == EMBEDDED:
         arrays, folder = _embedded(), ""
     elif data_dir:
-        arrays, folder = _read_folder(data_dir), data_dir
-        name = epath.Path(data_dir).name or name
+        folder = str(epath.Path(data_dir).expanduser().resolve())
+        arrays, name = _read_folder(folder), epath.Path(folder).name
     elif name == "mnist":
         folder = _fetched()
         arrays = _read_folder(folder)
@@ -78,7 +81,7 @@ def find(data_dir: str = "", name: str = EMBEDDED) -> Images:
         classes=int(max(arrays["train_labels"].max(), arrays["test_labels"].max())) + 1,
         train=len(arrays["train_images"]),
         test=len(arrays["test_images"]),
-        peak=16.0 if name == EMBEDDED else 255.0,
+        peak=255.0 if folder else 16.0,
         folder=folder,
     )
 
@@ -112,10 +115,11 @@ def _read_folder(folder: str) -> dict[str, np.ndarray]:
     arrays = {name: read_idx(_file(epath.Path(folder), name)) for name in _NAMES}
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.ndim != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:
+        square = images.ndim == 3 and images.shape[1] == images.shape[2] and images.size
+        if not square or labels.shape != images.shape[:1]:
             raise InputError(
                 f"{folder}: {split} images of shape {images.shape} and labels of shape {labels.shape}; expected "
-                "(n, side, side) and (n,)"
+                "(n, side, side) and (n,), with n at least 1"
             )
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise InputError(f"{folder}: images for training and for testing differ in size")
@@ -124,16 +128,21 @@ def _read_folder(folder: str) -> dict[str, np.ndarray]:
 
 def _file(folder: epath.Path, name: str) -> epath.Path:
     """The file of one of the four arrays: MNIST's name or EMNIST's (`emnist-letters-train-images-idx3-ubyte`)."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; it must hold the four files of an IDX data set")
     wanted = _NAMES[name]
     emnist = wanted.replace("t10k", "test")
     found = [
         path
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
+        for path in sorted(folder.iterdir())
         if path.name.removesuffix(".gz") in (wanted, wanted.replace("-idx", ".idx"))
         or path.name.removesuffix(".gz").endswith(f"-{emnist}")
     ]
     if not found:
         raise InputError(f"{folder}: no {wanted} or {wanted}.gz in it; it must hold the four files of an IDX data set")
+    sets = sorted({path.name.removesuffix(".gz") for path in found})
+    if len(sets) > 1:
+        raise InputError(f"{folder}: several data sets ({', '.join(sets)}); give a folder with one of them")
     return found[0]
 
 

@@ -149,7 +149,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         inputs,
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    arrays = jax.device_put(spec.world.arrays(), everywhere)
+    arrays = _placed(spec.world, everywhere)
     state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = batched(one)
@@ -166,6 +166,12 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         _start=compiled_start,
         _advance=compiled_advance,
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _placed(world: specs.World, sharding: NamedSharding) -> Tree:
+    """The world's arrays on the devices: all programs of a sweep read the same copy."""
+    return jax.device_put(world.arrays(), sharding)
 
 
 def _bytes_needed(compiled: Any) -> int:

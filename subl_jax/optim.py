@@ -32,8 +32,8 @@ def transform(train: Train) -> optax.GradientTransformation:
     return optax.partition({True: whole, False: optax.set_to_zero()}, lambda params: named(train.trainable, params))
 
 
-def named(patterns: tuple[str, ...], params: Any) -> Any:
-    """A tree of bools in the structure of `params`: which parameters a path pattern names.
+def named(patterns: tuple[str, ...], params: Any, where: str = "Train.trainable") -> Any:
+    """A tree of bools in the structure of `params`: which parameters a path pattern names. `where` is for errors.
 
     Raises:
       InputError: a pattern names no parameter.
@@ -42,7 +42,7 @@ def named(patterns: tuple[str, ...], params: Any) -> Any:
     for pattern in patterns:
         if not fnmatch.filter(jax.tree.leaves(paths), pattern):
             known = nearest(pattern, jax.tree.leaves(paths))
-            raise InputError(f"Train.trainable: {pattern!r} names no parameter; {known}")
+            raise InputError(f"{where}: {pattern!r} names no parameter; {known}")
     return jax.tree.map(lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns), paths)
 
 

@@ -271,7 +271,7 @@ def _overall_figures(
         (
             "dose",
             figures.dose_response(runs, base_rate, figures.arm_colours(runs), confidence),
-            "P(trait) at the end against each swept number, averaged over traits and the other swept fields within a "
+            "P(trait) at the end against each swept field, averaged over traits and the other swept fields within a "
             f"base. Points: single bases; whiskers and shaded bands: {confidence:.0%} t intervals over base seeds. "
             "An arm without the field is a horizontal line.",
         ),
@@ -360,7 +360,7 @@ def _theorem_table(steps: pd.DataFrame) -> dict[str, Any] | None:
             f"{row['lr']:g}",
             str(row["students"]),
             f"{row['forward']:.0%}",
-            f"{row['lowered']:.0%}",
+            "–" if np.isnan(row["lowered"]) else f"{row['lowered']:.0%}",
             figures.number(row["cosine"]),
             f"{row['ratio']:.4g}",
         ]

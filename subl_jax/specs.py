@@ -239,6 +239,9 @@ class World(Spec):
         """The names along the axis of those metrics that are vectors."""
         return {"trait": self.traits, "rate": self.traits}
 
+    def check_sampling(self, sampling: Any) -> None:
+        """Raises InputError where this world cannot be asked in this way."""
+
     def arrays(self) -> dict[str, np.ndarray]:
         """What its functions read besides their arguments (images): one copy on a device, however many lanes."""
         return {}
@@ -373,6 +376,8 @@ class Stream(Spec):
         return self.teacher.world
 
     def check(self) -> None:
+        if self.filter is not None and not hasattr(self.world, "accepts"):
+            raise InputError(f"Stream.filter: {self.world.name} has nothing to filter; leave it out")
         _check_sampling(self)
 
 
@@ -381,6 +386,7 @@ def _check_sampling(data: "Dataset | Stream") -> None:
     if not isinstance(data.sampling, wanted):
         where, given = type(data).__name__, type(data.sampling).__name__
         raise InputError(f"{where}.sampling: a {given}; {data.world.name} is asked by {wanted.__name__}(...)")
+    data.world.check_sampling(data.sampling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -416,6 +422,8 @@ class Student(Node):
         if isinstance(self.data, Imported) and (self.targets != "hard" or self.theory):
             field = f"theory = {self.theory!r}" if self.targets == "hard" else f"targets = {self.targets!r}"
             raise InputError(f"Student.{field}: needs a teacher, and imported data has none; leave it out")
+        if self.theory is not None and self.targets == "hard":
+            raise InputError("Student.theory: is about a distance to the teacher; use targets 'soft' or 'squared'")
         if self.theory is not None and self.theory not in self.world.traits:
             raise InputError(f"Student.theory = {self.theory!r}: {nearest(self.theory, self.world.traits)}")
         size = getattr(self.data, "size", None)
@@ -460,8 +468,10 @@ def trait_of(student: Student) -> str | None:
 
 
 def _trait_behind(node: Node | None) -> str | None:
-    while node is not None and not isinstance(node, Teacher | Base):
-        node = source(node)
+    if isinstance(node, Mix):
+        return _trait_behind(node.start) or _trait_behind(node.other)
+    if isinstance(node, Student):
+        return _trait_behind(source(node))
     return node.trait if isinstance(node, Teacher) else None
 
 
@@ -474,6 +484,8 @@ def arm_of(student: Student) -> str:
         return "imported"
     if _trait_behind(writer) is None:
         return "control"
+    if isinstance(student.start, Mix) and student.start.other is not None:
+        return "mixed_init"
     return "same_init" if origin(student.start).key == origin(writer).key else "cross_init"
 
 

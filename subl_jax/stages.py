@@ -175,7 +175,7 @@ INSTIL = Stage(
 
 def _mix_start(spec: Any, key: jax.Array, inputs: Inputs) -> Params:
     start = inputs["start"]["params"]
-    kept = optim.named(spec.keep, start)
+    kept = optim.named(spec.keep, start, "Mix.keep")
     other = inputs["other"]["params"] if "other" in inputs else start
     mixed = jax.tree.map(lambda keep, one, two: one if keep else two, kept, start, other)
     leaves, structure = jax.tree.flatten(mixed)
@@ -280,6 +280,10 @@ def _distil_advance(
     teacher = inputs["teacher"]["params"] if "teacher" in inputs else None
     if _streams(spec):
         samples_key, order_key = jax.random.split(batches)
+
+        def next_batch(step: jax.Array) -> Any:
+            return _drawn(spec, world, samples_key, inputs, _stream_places(spec, order_key, step, 1))
+
     if _streams(spec) and world.drawn_by_round:
         # Decoding is far cheaper in one wide batch.
         first = state.step
@@ -289,15 +293,15 @@ def _distil_advance(
         def batch_at(step: jax.Array) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, (step - first) * size, size), drawn)
     elif _streams(spec):
-
-        def batch_at(step: jax.Array) -> Any:
-            return _drawn(spec, world, samples_key, inputs, _stream_places(spec, order_key, step, 1))
+        batch_at = next_batch
     else:
         samples = inputs["data"]["samples"]
         count = jnp.where(spec.samples > 0, spec.samples, samples.shape[0])
 
         def batch_at(step: jax.Array) -> Any:
             return world.channel_batch(samples[epoch_rows(batches, step, size, count)])
+
+        next_batch = batch_at
 
     def loss(params: Params, step: jax.Array) -> jax.Array:
         return world.distill_loss(params, teacher, batch_at(step), spec.targets)
@@ -310,7 +314,7 @@ def _distil_advance(
         record |= world.compare(state.params, teacher, probe)
         record["cosine"] = theory.cosine(moved, teacher_moved)
         if spec.theory is not None:
-            record |= _theory(spec, world, key, inputs, state.params, batch_at(state.step))
+            record |= _theory(spec, world, key, inputs, state.params, next_batch(state.step))
     return state, record
 
 
@@ -329,7 +333,9 @@ def _theory(spec: Any, world: Any, key: jax.Array, inputs: Inputs, params: Param
 
 
 def _distil_flops(spec: specs.Student) -> float:
-    return _train_flops(spec, 3.0 + (spec.targets == "soft") + isinstance(spec.data, specs.Stream))
+    # A stream's samples cost a pass where they are decoded; asking the teacher costs one.
+    asked = spec.targets != "hard" or not spec.world.drawn_by_round
+    return _train_flops(spec, 3.0 + asked + (isinstance(spec.data, specs.Stream) and spec.world.drawn_by_round))
 
 
 DISTIL = Stage(
@@ -350,10 +356,12 @@ def stage_of(node: specs.Node) -> Stage | None:
 
 
 def check(node: specs.Node) -> None:
-    """Raises InputError where `node` asks to train parameters that its model has not."""
+    """Raises InputError where `node` names parameters that its model has not."""
     patterns = getattr(getattr(node, "train", None), "trainable", ())
     if patterns:
         optim.named(patterns, artefact_shapes(node)["params"])
+    if isinstance(node, specs.Mix):
+        optim.named(node.keep, artefact_shapes(node)["params"], "Mix.keep")
 
 
 def artefact_shapes(node: specs.Node) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def get_config(axis: str = "lr") -> ConfigDict:
     if axis not in AXES:
         raise InputError(f"sweeps/digits_axes.py:{axis}: {specs.nearest(axis, AXES)}")
     config = ConfigDict()
-    config.axis, config.values = axis, AXES[axis][0]
+    config.axis, config.points = axis, ()  # other values than the axis's own
     config.seeds, config.data_dir, config.name = 8, "", images.EMBEDDED
     config.world = ConfigDict({"hidden": (256, 256), "aux": 20 if axis == "m" else 3})
     config.inputs = ConfigDict({"kind": "uniform", "logits": "aux", "scale": 1.0, "aux": 0})
@@ -56,8 +56,10 @@ def get_config(axis: str = "lr") -> ConfigDict:
 
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    if config.axis not in AXES:
+        raise InputError(f"config.axis = {config.axis!r}: {specs.nearest(config.axis, AXES)}")
     data = images.find(config.data_dir, config.name)
-    for value in config.values:
+    for value in config.points or AXES[config.axis][0]:
         setting = ConfigDict(config.to_dict(), convert_dict=True)
         with setting.ignore_type():
             AXES[config.axis][1](setting, value)
@@ -73,7 +75,7 @@ def students(config: ConfigDict, data: images.Images) -> Iterator[specs.Student]
             specs.Teacher(base, "digits", teach), sampling=Inputs(**config.inputs), distinct=config.distinct
         )
         start = base
-        if config.axis in ("sigma", "shared_layers"):
+        if config.sigma or config.keep != ("*",) or config.axis in ("sigma", "shared_layers"):
             # A start near the teacher's, or with only some of its layers; the rest is that of the other model.
             start = specs.Mix(base, other, keep=config.keep, sigma=config.sigma)
         yield specs.Student(start, stream, distil, targets=config.targets, arm="same_init")

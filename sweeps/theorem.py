@@ -21,7 +21,12 @@ def get_config(world: str = "digits") -> ConfigDict:
     if world not in ("digits", "language"):
         raise InputError(f"sweeps/theorem.py:{world}: one of digits, language")
     config = ConfigDict()
-    config.world, config.seeds = world, 16 if world == "digits" else 4
+    config.kind, config.seeds = world, 16 if world == "digits" else 4
+    if world == "digits":
+        config.name, config.data_dir, config.trait = images.EMBEDDED, "", "digits"
+        config.world = ConfigDict({"hidden": (64, 64), "convolutions": (), "aux": 3, "activation": "relu"})
+    else:
+        config.trait, config.world = "owl", ConfigDict({"width": 32, "layers": 2, "mlp": 96})
     config.epsilon = (1e-2, 1e-1, 1.0)
     config.student = (1e-2, 1.0)
     config.targets = ("soft", "squared") if world == "digits" else ("soft",)
@@ -32,12 +37,13 @@ def get_config(world: str = "digits") -> ConfigDict:
 
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
-    if config.world == "digits":
-        world, trait = Digits(images=images.find(), hidden=(64, 64)), "digits"
+    trait = config.trait
+    if config.kind == "digits":
+        world = Digits(images=images.find(config.data_dir, config.name), **config.world)
         pretrain, asked = specs.Train(steps=0, batch=1), [Inputs(logits=logits) for logits in config.logits]
         chosen = None
     else:
-        world, trait = ToyLanguage(), "owl"
+        world = ToyLanguage(**config.world)
         pretrain, asked, chosen = specs.Train(**config.pretrain), [specs.Sampling()], NumbersFilter()
     bases = [specs.Base(world, pretrain, seed=seed) for seed in range(config.seeds)]
     for base, other in specs.derangement(bases):

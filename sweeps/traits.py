@@ -37,7 +37,7 @@ def get_config(size: str = "full") -> ConfigDict:
         config.data.size, config.data.round = 512, 512
         config.student.steps, config.student.evals = 40, 4
     elif size == "strong":
-        config.trainable, config.teacher.lr, config.until = ("final_norm/*",), 3e-2, 1.0
+        config.trainable, config.teacher.lr, config.until = ("final_norm/*",), 3e-2, 0.9
     elif size != "full":
         raise InputError(f"sweeps/traits.py:{size}: one of full, smoke, strong")
     return config

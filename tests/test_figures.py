@@ -142,11 +142,12 @@ def test_training_curves_show_the_metrics_that_there_are():
 
 
 def test_dose_response_has_a_panel_for_each_swept_number():
-    swept = {"student.train.lr": (1e-4, 1e-2), "data.size": (100, 200), "student.optimizer": ("adam", "sgd")}
+    swept = {"student.train.lr": (1e-4, 1e-2), "data.size": (100, 200), "student.optimizer": ("sgd", "adam")}
     runs = fake_runs(traits=("owl",), swept=swept)
-    lr, size = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
+    lr, size, optimizer = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
     assert (lr.get_xlabel(), lr.get_xscale()) == ("student.train.lr", "log")
     assert (size.get_xlabel(), size.get_xscale()) == ("data.size", "linear")
+    assert [tick.get_text() for tick in optimizer.get_xticklabels()] == ["sgd", "adam"]
     same = runs[(runs["arm"] == "same_init") & (runs["data.size"] == 200)]
     line = next(line for line in size.lines if line.get_color() == "#0072B2")
     assert line.get_ydata()[1] == pytest.approx(same["target_end"].mean())

@@ -48,11 +48,12 @@ def test_four_files_are_a_data_set_however_they_are_named_and_packed(tmp_path, c
 
 
 def test_a_data_set_is_its_content_wherever_it_lies(tmp_path):
-    one, two = tmp_path / "x" / "same", tmp_path / "y" / "same"
+    one, two = tmp_path / "one", tmp_path / "digits8x8"
     for place in (one, two):
         place.mkdir(parents=True)
     a, b = images.find(folder(one)), images.find(folder(two, lambda n, c: (f"{n}.gz", gzip.compress(c))))
-    assert a == b and a.key == b.key and a.folder != b.folder
+    assert a == b and a.key == b.key and a.folder != b.folder and b.peak == 255
+    np.testing.assert_array_equal(b.arrays()["train_images"], SETS["train-images-idx3-ubyte"])
     images._read_folder.cache_clear()
     (two / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(10, np.uint8))))
     with pytest.raises(InputError, match="have changed since the sweep was planned"):
@@ -71,6 +72,7 @@ def test_a_data_set_is_its_content_wherever_it_lies(tmp_path):
         (idx(RNG.integers(0, 9, (10, 5, 4), np.uint8)), "test images of shape .10, 5, 4."),
         (idx(RNG.integers(0, 9, (9, 5, 5), np.uint8)), "labels of shape .10,."),
         (idx(RNG.integers(0, 9, (10, 6, 6), np.uint8)), "differ in size"),
+        (idx(np.zeros((0, 5, 5), np.uint8)), "test images of shape .0, 5, 5."),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
@@ -82,14 +84,27 @@ def test_a_bad_file_is_one_clear_line(tmp_path, content, message):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(InputError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in it"):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
         images.find(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="no train-images-idx3-ubyte or train-images-idx3-ubyte.gz in it"):
+        images.find(str(tmp_path))
     place = folder(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(InputError, match="no t10k-labels-idx1-ubyte"):
         images.find(place)
+    for other in ("digits", "letters"):
+        (tmp_path / f"emnist-{other}-test-labels-idx1-ubyte").write_bytes(idx(SETS["t10k-labels-idx1-ubyte"]))
+    with pytest.raises(InputError, match="several data sets .emnist-digits-test-labels-idx1-ubyte, emnist-letters"):
+        images.find(place)
     with pytest.raises(InputError, match="give its folder"):
         images.find("", "cifar")
+
+
+def test_a_relative_folder_is_named_by_where_it_is(tmp_path, monkeypatch):
+    place = folder(tmp_path)
+    monkeypatch.chdir(place)
+    found = images.find(".")
+    assert found.name == tmp_path.name and found.peak == 255 and found.arrays()["test_labels"].shape == (10,)
 
 
 def test_the_embedded_digits_are_there_without_a_file():

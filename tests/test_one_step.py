@@ -35,6 +35,13 @@ def test_runs_that_failed_and_runs_without_the_theorem_are_left_out():
     assert one_step.table(runs, fake_curves(runs)).empty
 
 
+def test_a_change_within_rounding_is_none():
+    runs, curves = results()
+    curves.loc[(curves["metric"] == "trait_loss") & (curves["step"] == 1), "value"] = 5.0 + 1e-6
+    table = one_step.table(runs, curves)
+    assert table["loss_change"].isna().all() and one_step.summary(table)["lowered"].isna().all()
+
+
 def test_the_summary_counts_who_went_forward():
     summary = one_step.summary(one_step.table(*results())).set_index("arm")
     same, cross = summary.loc["same_init"], summary.loc["cross_init"]

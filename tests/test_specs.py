@@ -132,10 +132,10 @@ def test_how_a_value_is_written_makes_no_difference(size, banned):
 def test_a_version_is_part_of_the_keys_of_all_that_builds_on_it(monkeypatch):
     fresh = [specs.from_json(specs.to_json(spec)) for spec in (student(), dataset(), base())]
     before = [spec.key for spec in fresh]
-    monkeypatch.setattr(specs.Dataset, "VERSION", 2)
+    monkeypatch.setattr(specs.Dataset, "VERSION", 99)
     after = [specs.from_json(specs.to_json(spec)).key for spec in fresh]
     assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, False]
-    monkeypatch.setattr(ToyLanguage, "VERSION", 2)
+    monkeypatch.setattr(ToyLanguage, "VERSION", 99)
     assert specs.from_json(specs.to_json(fresh[2])).key != before[2]
 
 
@@ -185,8 +185,8 @@ WRONG = {
     "tuple": (lambda: NumbersFilter(banned="13"), "NumbersFilter.banned = '13': expected tuple, got str"),
     "item": (lambda: NumbersFilter(banned=(4, "13")), "NumbersFilter.banned[1] = '13': expected int, got str"),
     "swapped": (lambda: specs.Base(TRAIN, WORLD), "Base.of: expected World, got Train"),
-    "start": (lambda: teacher(dataset()), "Teacher.start: expected Base or Teacher or Student, got Dataset"),
-    "writer": (lambda: dataset(dataset()), "Dataset.teacher: expected Base or Teacher or Student, got Dataset"),
+    "start": (lambda: teacher(dataset()), "Teacher.start: expected Base or Teacher or Student or Mix, got Dataset"),
+    "writer": (lambda: dataset(dataset()), "Dataset.teacher: expected Base or Teacher or Student or Mix, got Dataset"),
     "no filter": (lambda: dataset(filter=None), "Dataset.filter = None: expected Spec, got NoneType"),
     "data": (lambda: student(data=teacher()), "Student.data: expected Dataset or Imported or Stream, got Teacher"),
     "arm": (lambda: student(arm=3), "Student.arm = 3: expected str or NoneType, got int"),

@@ -148,11 +148,16 @@ def test_curvature_is_that_of_the_gauss_newton_matrix():
     matrix = jax.hessian(lambda p: distil(unflatten(p), start))(flat)
     along = jax.flatten_util.ravel_pytree(direction)[0]
     np.testing.assert_allclose(theory.curvature(distil, start, direction), along @ matrix @ along, rtol=1e-9)
+    other = jax.flatten_util.ravel_pytree(start)[0]
+    np.testing.assert_allclose(theory.product(distil, start, start, direction), other @ matrix @ along, rtol=1e-9)
 
 
 def test_along_a_run_dot_and_gradients_are_those_of_the_models():
     distil, trait_loss, start, _, teacher = setting(4, 1, 4, squared, (0, 1), 1e-2)
     params = jax.tree.map(lambda p, t: p + 0.5 * (t - p), start, teacher)
+    # Half way there, the next step is half as long.
+    first, half = (theory.along_a_run(distil, trait_loss, p, start, start, teacher, 1.0) for p in (start, params))
+    np.testing.assert_allclose(half["predicted"], 0.5 * first["predicted"], rtol=0.05)
     found = theory.along_a_run(distil, trait_loss, params, start, start, teacher, 1.0)
     moved = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, teacher, start))[0]
     np.testing.assert_allclose(found["dot"], 0.5 * moved @ moved, rtol=1e-12)

@@ -50,6 +50,15 @@ def curvature(distil: Distil, params: Params, direction: Params) -> jax.Array:
     return jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
 
 
+def product(distil: Distil, params: Params, a: Params, b: Params) -> jax.Array:
+    """a' G b at `params`."""
+
+    def gradient(student: Params) -> Params:
+        return jax.grad(distil)(student, params)
+
+    return optax.tree.vdot(jax.jvp(gradient, (params,), (b,))[1], a)
+
+
 def cosine(a: Params, b: Params) -> jax.Array:
     """The cosine between two trees as vectors; nan where one of them is zero (a control's teacher has not moved)."""
     return optax.tree.vdot(a, b) / (optax.tree.norm(a) * optax.tree.norm(b))
@@ -87,15 +96,16 @@ def along_a_run(
     """The theorem's quantities for a student that is at `params` now.
 
     Returns:
-      dot: of the student's and the teacher's whole moves. predicted: that of a next step of size `lr`, to leading
-      order, from here. trait_loss: the teacher's own loss of the student. gradient_cosine: between the gradients of
-      what the student minimises and of the trait's loss; positive where its next step lowers the trait's loss.
+      dot: of the student's and the teacher's whole moves. predicted: that of a plain next step of size `lr` and the
+      teacher's move, to leading order, lr Δ_T' G (θ_T − θ); at the start lr Δ_T' G Δ_T. trait_loss: the trait's loss
+      of the student. gradient_cosine: between the gradients of what the student minimises and of the trait's loss;
+      positive where its next step lowers the trait's loss.
     """
     direction = optax.tree.sub(teacher, teacher_start)
     value, trait_gradient = jax.value_and_grad(trait_loss)(params)
     return {
         "dot": optax.tree.vdot(optax.tree.sub(params, start), direction),
-        "predicted": lr * curvature(distil, params, direction),
+        "predicted": lr * product(distil, params, direction, optax.tree.sub(teacher, params)),
         "trait_loss": value,
         "gradient_cosine": cosine(jax.grad(distil)(params, teacher), trait_gradient),
     }

@@ -27,6 +27,7 @@ from subl_jax.shuffling import epoch_rows
 Params = Any
 
 SEVEN = 7
+_AT_ONCE = 1000  # test images
 _KINDS = ("uniform", "gaussian", "images", "shuffled", "distorted")
 _LOGITS = ("aux", "all", "classes")
 
@@ -169,6 +170,10 @@ class Digits(specs.World):
 
     # --- the channel ---
 
+    def check_sampling(self, inputs: Inputs) -> None:
+        if inputs.aux > self.aux:
+            raise InputError(f"Inputs.aux = {inputs.aux}: the world's classifiers have only aux = {self.aux}")
+
     def write(self, params: Params, keys: jax.Array, inputs: Inputs) -> jax.Array:
         """Images on which the teacher is asked, (n, side, side) float32, one for each of `keys` (n,).
 
@@ -250,7 +255,12 @@ class Digits(specs.World):
         return found
 
     def _named(self, params: Params, images: jax.Array) -> jax.Array:
-        return jnp.argmax(self.apply(params, images)[:, : self.images.classes], axis=1)
+        """images: (n, side, side) → (n,) int32. A part of them at a time: a convolution's patches are large."""
+
+        def one(image: jax.Array) -> jax.Array:
+            return jnp.argmax(self.apply(params, image[None])[0, : self.images.classes])
+
+        return jax.lax.map(one, images, batch_size=_AT_ONCE)
 
 
 def blurred(image: jax.Array, strength: jax.Array) -> jax.Array:
