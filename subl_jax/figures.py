@@ -25,6 +25,7 @@ _MOST_PANELS = 11  # traits with a panel of their own; a pooled panel follows
 _MOST_BARS = 24  # traits in the comparison
 _MOST_ROWS = 30  # rows of the filter figure
 _MOST_LABELS = 40  # names along an axis of the matrix
+_MOST_WRITTEN = 14  # more columns are too narrow for numbers
 _MOST_CELL_VALUES = 170  # cells of a matrix that have their value written in
 
 
@@ -270,7 +271,7 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     tall = float(np.clip(side * len(rows) / len(columns), 1.0, 4.0))
     figure = _figure(side * across + 0.9, down * (tall + 1.3) + 0.3)
     axes = np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)).ravel()
-    written = len(rows) * len(columns) <= _MOST_CELL_VALUES
+    written = len(columns) <= _MOST_WRITTEN and len(rows) * len(columns) <= _MOST_CELL_VALUES
     for axis, arm in zip(axes, arms, strict=False):
         values = tables[arm].to_numpy(float)
         image = axis.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")

@@ -21,6 +21,7 @@ def get_config(size: str = "8x8") -> ConfigDict:
     config.world = ConfigDict({"hidden": (256, 256), "convolutions": (), "aux": 3})
     config.inputs = ConfigDict({"kind": "uniform", "scale": 1.0})
     config.targets = "soft"
+    config.theory = False  # also follow the theorem's quantities while students train
     train = {"optimizer": "adam", "lr": 3e-4}
     if size == "8x8":
         config.name, config.distinct = images.EMBEDDED, 0
@@ -55,4 +56,5 @@ def sweep(config: ConfigDict) -> Iterator[specs.Student]:
             (base, every, distil, "same_init_all"),
             (other, every, distil, "cross_init_all"),
         ):
-            yield specs.Student(start, data, train, targets=config.targets, arm=arm)
+            theory = "digits" if config.theory and train is distil else None
+            yield specs.Student(start, data, train, targets=config.targets, theory=theory, arm=arm)

@@ -264,6 +264,8 @@ def test_what_the_filter_rejected_has_no_weight():
         (lambda: specs.Stream(base_of(0)), "Stream.sampling: a Sampling; digits is asked by Inputs"),
         (lambda: specs.Dataset(base_of(0), 8, Inputs(), Inputs()), "writes no texts to filter and to store; use a Str"),
         (lambda: student_spec(theory="owl"), "Student.theory = 'owl': one of digits"),
+        (lambda: specs.Stream(base_of(0), Inputs(), Inputs()), "Stream.filter: digits has nothing to filter"),
+        (lambda: specs.Stream(base_of(0), sampling=Inputs(aux=4)), "Inputs.aux = 4: the world's classifiers have only"),
     ],
 )
 def test_a_mistake_is_one_clear_line(make, message):

@@ -193,3 +193,5 @@ def test_parameters_that_a_model_has_not_are_told_before_anything_runs():
     with pytest.raises(InputError, match="'layer_0/\\*' names no parameter; did you mean"):
         make_plan([frozen], {})
     assert make_plan([frozen], lineage_keys([frozen])).pending == 0
+    with pytest.raises(InputError, match="Mix.keep: 'nothing' names no parameter"):
+        make_plan([student(specs.Mix(base(0), base(1), keep=("nothing",)), dataset(base(0)))], {})

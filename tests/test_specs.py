@@ -430,3 +430,39 @@ def test_datasets_of_one_program_take_the_same_rounds():
     few, many = dataset(budget=1.0), dataset(budget=8.0)
     assert WRITE.rounds(few) != WRITE.rounds(many)
     assert specs.static_form(few) != specs.static_form(many)
+
+
+# --- starts between two models ---
+
+
+def test_a_mix_has_the_trait_of_what_it_is_made_of():
+    one = specs.Mix(base(0), teacher(base(1), "oak"))
+    made = student(base(0), dataset(one))
+    assert specs.trait_of(made) == "oak" and specs.arm_of(made) == "same_init"
+    assert specs.trait_of(student(base(0), dataset(specs.Mix(teacher(base(1), "owl"), base(0))))) == "owl"
+    plain_mix = student(base(0), dataset(specs.Mix(base(0), base(1))), trait="owl")
+    assert specs.arm_of(plain_mix) == "control"
+
+
+def test_a_start_between_two_models_is_neither_the_same_nor_another():
+    data = dataset(teacher(base(0)))
+    assert specs.arm_of(student(specs.Mix(base(0), base(1)), data)) == "mixed_init"
+    assert specs.arm_of(student(specs.Mix(base(0), sigma=0.1), data)) == "same_init"
+    assert specs.arm_of(student(specs.Mix(base(1), sigma=0.1), data)) == "cross_init"
+    columns = specs.lineage(student(specs.Mix(base(3), base(4), sigma=0.1), data))
+    assert (columns["start.mix.sigma"], columns["start.seed"], columns["start.other.seed"]) == (0.1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: student(theory="owl"), "Student.theory: is about a distance to the teacher; use targets 'soft'"),
+        (lambda: student(targets="squared"), "Student.targets = 'squared': toy_language has only hard, soft"),
+        (lambda: student(data=IMPORTED, trait="owl", targets="soft"), "needs a teacher, and imported data has none"),
+        (lambda: specs.Mix(base(), specs.Base(ToyLanguage(), TRAIN)), "Mix.other: is of another world"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert message in one_line(error)
