@@ -31,7 +31,11 @@ AXES: dict[str, tuple[tuple[Any, ...], Callable[[ConfigDict, Any], Any]]] = {
         (("adam", 3e-4), ("adamw", 3e-4), ("sgd", 0.1)),
         lambda config, rule: config.student.update(optimizer=rule[0], lr=rule[1]),
     ),
-    "weight_decay": ((0.0, 1e-3, 1e-2, 1e-1), lambda config, decay: config.student.update(weight_decay=decay)),
+    # Decoupled: added to the gradient, as "adam" does, a decay of .001 is larger than the gradient of the logits' KL.
+    "weight_decay": (
+        (0.0, 1e-2, 1e-1, 1.0),
+        lambda config, decay: config.student.update(optimizer="adamw", weight_decay=decay),
+    ),
     "sigma": ((0.0, 0.03, 0.1, 0.3, 1.0), lambda config, sigma: config.update(sigma=sigma)),
     "shared_layers": (
         ((), ("layers_0/*",), ("layers_1/*",), ("head/*",), ("layers_*",), ("*",)),
