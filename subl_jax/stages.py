@@ -287,7 +287,7 @@ def _distil_advance(
     if _streams(spec) and world.drawn_by_round:
         # Decoding is far cheaper in one wide batch.
         first = state.step
-        places = _stream_places(spec, order_key, first, _round_steps(spec.train))
+        places = _stream_places(spec, order_key, first, max(_round_steps(spec.train), 1))
         drawn = _drawn(spec, world, samples_key, inputs, places)
 
         def batch_at(step: jax.Array) -> Any:

@@ -55,14 +55,14 @@ OTHER = {
     },
     specs.Mix: {"start": base(1), "other": base(2), "keep": ("embed/*",), "sigma": 0.5, "seed": 1},
     specs.Student: {
-        **{"start": base(1), "data": dataset(seed=1), "train": TRAIN.replace(lr=0.1), "targets": "soft"},
+        **{"start": base(1), "data": dataset(seed=1), "train": TRAIN.replace(lr=0.1), "targets": "hard"},
         **{"samples": 4, "seed": 1, "arm": "mine", "trait": "oak", "theory": "oak"},
     },
 }
 FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields]
 BEGIN = {
     **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(), specs.Sampling: specs.Sampling()},
-    **{specs.Dataset: dataset(), specs.Imported: IMPORTED, specs.Stream: STREAM, specs.Student: student()},
+    **{specs.Dataset: dataset(), specs.Imported: IMPORTED, specs.Stream: STREAM, specs.Student: student(targets="soft")},
     specs.Mix: specs.Mix(base()),
 }
 

@@ -521,3 +521,10 @@ def test_a_student_with_theory_records_the_quantities_of_its_moves():
     batch = WORLD.trait_batch(jax.random.fold_in(key_of(node), stages._THEORY), 0, 0, stages._THEORY_BATCH)
     np.testing.assert_allclose(records["trait_loss"][-1], WORLD.loss(state.params, batch), rtol=1e-5)
     assert records["dot"][0] == 0 and records["predicted"][0] > 0
+
+
+def test_a_student_of_no_steps_is_measured_on_a_stream_too():
+    stream = specs.Stream(specs.Teacher(tiny_world.base(), "owl", TRAIN), FILTER)
+    node, inputs = distilled(stream, train=TRAIN.replace(steps=0))
+    state, records = run(node, inputs)
+    assert equal(state.params, inputs["start"]["params"]) and records["kl"].shape == (1,)
