@@ -62,7 +62,12 @@ OTHER = {
 FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields]
 BEGIN = {
     **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(), specs.Sampling: specs.Sampling()},
-    **{specs.Dataset: dataset(), specs.Imported: IMPORTED, specs.Stream: STREAM, specs.Student: student(targets="soft")},
+    **{
+        specs.Dataset: dataset(),
+        specs.Imported: IMPORTED,
+        specs.Stream: STREAM,
+        specs.Student: student(targets="soft"),
+    },
     specs.Mix: specs.Mix(base()),
 }
 
