@@ -3,8 +3,8 @@
     python launch/sweep.py --config sweeps/traits.py --workdir DIR      # then, with the same machine
     python bench/overhead.py --workdir DIR
 
-Inside a group it is the time in which the host did not wait for the device (an upper bound: the device may have been
-busy then). Outside groups it is everything: reading the store, planning, the tracker, tables, report. Compiling and
+Inside a group it is the time in which the host was neither in a call of a program nor waiting for its results (an upper
+bound: the device may have been busy then). On a CPU such a call computes, or waits for the round before it. Outside groups it is everything: reading the store, planning, the tracker, tables, report. Compiling and
 timing layouts are told apart and count for nothing here. The start of Python is not in it.
 """
 
