@@ -520,7 +520,7 @@ def dose_response(
                     axis.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
                 continue
             shift = (a - (len(colours) - 1) / 2) * 0.012
-            _draw_dose(axis, of_arm, field, levels, shift, logarithmic, colour, confidence)
+            _draw_dose(axis, of_arm, field, levels, shift, logarithmic, colour, confidence, joined=not words)
         chances = [base_rate[trait] for trait in dict.fromkeys(rows["trait"]) if trait in base_rate]
         if chances:
             axis.axhline(np.mean(chances), color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
@@ -541,6 +541,7 @@ def _draw_dose(
     logarithmic: bool,
     colour: str,
     confidence: float,
+    joined: bool,
 ) -> None:
     """One arm in one panel: a point per base at each level, and the mean over bases with its interval."""
     means = []
@@ -551,7 +552,8 @@ def _draw_dose(
         axis.scatter(np.full(len(bases), x), bases, s=9, color=colour, alpha=0.5, linewidth=0, zorder=3)
         means.append((x, *statistics.interval(bases, confidence)))
     x, mean, low, high = np.array(means).T
-    axis.plot(x, mean, "-", color=colour, linewidth=1.8, zorder=4)
+    if joined:
+        axis.plot(x, mean, "-", color=colour, linewidth=1.8, zorder=4)
     axis.vlines(x, low, high, color=colour, linewidth=1.6, zorder=4)
     axis.scatter(x, mean, s=24, color=colour, edgecolor="white", linewidth=0.7, zorder=5)
 
