@@ -4,8 +4,9 @@
     python bench/overhead.py --workdir DIR
 
 Inside a group it is the time in which the host was neither in a call of a program nor waiting for its results (an upper
-bound: the device may have been busy then). On a CPU such a call computes, or waits for the round before it. Outside groups it is everything: reading the store, planning, the tracker, tables, report. Compiling and
-timing layouts are told apart and count for nothing here. The start of Python is not in it.
+bound: the device may have been busy then). On a CPU such a call computes, or waits for the round before it. Outside
+groups it is everything: reading the store, planning, the tracker, tables, report. Compiling and timing layouts are told
+apart and count for nothing here. The start of Python is not in it.
 """
 
 import argparse
