@@ -31,7 +31,7 @@ $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,parity]'
 	touch $(VENV)/installed $@
 
-# Every measurement of docs/benchmarks.md, alone on the machine: about ten minutes on two cores.
+# Every measurement of docs/benchmarks.md, alone on the machine: about twenty minutes on two cores.
 bench: $(VENV)/installed-test
 	for question in training decoding sharing students planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py

@@ -34,7 +34,7 @@ def measure(options: argparse.Namespace) -> Data:
     names = ["8 × 8"] if options.quick else list(SETTINGS)
     rounds = 2 if options.quick else ROUNDS
     return {
-        "ceiling": training._ceiling(256 if options.quick else training.CEILING, rounds),
+        "ceiling": training.ceiling(256 if options.quick else training.CEILING, rounds),
         "settings": [_setting(name, SETTINGS[name], rounds, options.quick) for name in names],
     }
 

@@ -25,11 +25,11 @@ def measure(options: argparse.Namespace) -> Data:
 
     devices.prepare()
     if options.quick:
-        return {"ceiling": _ceiling(256, 2), "widths": [_width(WIDTHS[0], 2, 0.05, 2, most_layouts=1)]}
-    return {"ceiling": _ceiling(CEILING, ROUNDS), "widths": [_width(width, LANES, 0.8, ROUNDS) for width in WIDTHS]}
+        return {"ceiling": ceiling(256, 2), "widths": [_width(WIDTHS[0], 2, 0.05, 2, most_layouts=1)]}
+    return {"ceiling": ceiling(CEILING, ROUNDS), "widths": [_width(width, LANES, 0.8, ROUNDS) for width in WIDTHS]}
 
 
-def _ceiling(size: int, rounds: int) -> Data:
+def ceiling(size: int, rounds: int) -> Data:
     """Seconds of float32 products of square matrices in both libraries, with all threads."""
     import jax
     import numpy as np

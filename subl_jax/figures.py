@@ -384,6 +384,7 @@ def _stack_colours(parts: Sequence[str]) -> list[str]:
 # --- training ---
 
 _MOST_WORDS = 10
+_LEGEND_ENTRY = 1.45  # inches
 _TRAINING = {
     "loss": "loss",
     "kl": "KL to the teacher",
@@ -464,14 +465,16 @@ def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
         reach = of_world[["predicted", "dot"]].abs().replace(0, np.nan)
         least, most = float(reach.min().min()), float(reach.max().max())
         if np.isfinite(least) and most > 0:
-            axis.set_xscale("log")
+            # Both may be negative for a student of another start.
+            axis.set_xscale("symlog", linthresh=max(least, most * 1e-12))
             axis.set_yscale("symlog", linthresh=max(least, most * 1e-12))
+            axis.xaxis.get_major_locator().set_params(numticks=6)
             axis.yaxis.get_major_locator().set_params(numticks=8)
             axis.plot([least, most], [least, most], color=_CHANCE, linewidth=0.9, zorder=2)
         axis.axhline(0, color=_CHANCE, linewidth=0.8, zorder=1)
         axis.set_title(world, fontsize=9, fontweight="bold")
         axis.tick_params(labelbottom=True, labelleft=True)
-    figure.supxlabel("predicted: lr · Δ_T' G Δ_T", fontsize=9.5)
+    figure.supxlabel("predicted: lr · Δ_T' G (θ_T − θ), from the same start lr · Δ_T' G Δ_T", fontsize=9.5)
     figure.supylabel("Δ_S · Δ_T", fontsize=9.5)
     _legend(figure, [arm for arm in colours if arm in set(steps["arm"])], colours, chance=False)
     return figure
@@ -598,4 +601,5 @@ def _legend(figure: "Figure", arms: Sequence[str], colours: Mapping[str, str], c
     handles = [Line2D([], [], color=colours[arm], linewidth=2.5, label=arm_label(arm)) for arm in arms]
     if chance:
         handles.append(Line2D([], [], color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), label="chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False, fontsize=9)
+    across = min(6, len(handles), max(1, int(figure.get_figwidth() / _LEGEND_ENTRY)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=across, frameon=False, fontsize=9)

@@ -90,8 +90,8 @@ def write_report(
         counts=_counts(runs),
         sections=sections,
         left_out=len(grid.cells) - len(chosen),
-        overall=_overall_figures(workdir, runs, datasets, summary, base_rate, steps),
-        theorem=_theorem_table(steps),
+        overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
+        theorem=_theorem(workdir, steps, figures.arm_colours(runs)),
         table_data=_summary_table(summary, grid.swept, several_worlds),
         unwell=_unwell(runs),
         timings=_timings([group for run in [*sweep.get("earlier", []), sweep] for group in run.get("groups") or []]),
@@ -256,18 +256,10 @@ def _overall_figures(
     datasets: pd.DataFrame,
     summary: pd.DataFrame,
     base_rate: Mapping[str, float],
-    steps: pd.DataFrame,
 ) -> list[_Shown]:
-    """The figures over the whole sweep. steps: of `one_step.table`."""
+    """The figures over the whole sweep."""
     confidence = float(summary["confidence"].iloc[0]) if len(summary) else 0.95
     drawn = (
-        (
-            "theorem",
-            figures.theorem(steps, figures.arm_colours(runs)),
-            "The one-step theorem: the product of the student's and the teacher's move against what is predicted of it "
-            "to leading order, one point a student. On the line they are equal; below the horizontal line the student "
-            "moved away. The prediction is for a student of the same start.",
-        ),
         (
             "dose",
             figures.dose_response(runs, base_rate, figures.arm_colours(runs), confidence),
@@ -348,9 +340,27 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     return {"head": head, "body": body, "texts": len(fields) + 2, "left_out": len(lines) - len(body)}
 
 
-def _theorem_table(steps: pd.DataFrame) -> dict[str, Any] | None:
+def _theorem(workdir: epath.Path, steps: pd.DataFrame, colours: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `one_step.table` says, in a line, a figure and a table."""
     if steps.empty:
         return None
+    counts = [
+        f"{int((rows['dot'] > 0).sum())} of {len(rows)} students of {figures.arm_label(arm)}"
+        for arm, rows in steps.groupby("arm", sort=False)
+    ]
+    caption = (
+        "The one-step theorem: the product of the student's and the teacher's move against what is predicted of it to "
+        "leading order, one point a student. On the line they are equal; below the horizontal line the student moved "
+        "away. The prediction is for a student of the same start."
+    )
+    return {
+        "headline": f"Moved the teacher's way (Δ_S · Δ_T > 0): {', '.join(counts)}.",
+        "figures": [_save(workdir, "theorem", figure, caption)] if (figure := figures.theorem(steps, colours)) else [],
+        "table": _theorem_table(steps),
+    }
+
+
+def _theorem_table(steps: pd.DataFrame) -> dict[str, Any]:
     lines = one_step.summary(steps)
     body = [
         [

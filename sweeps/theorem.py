@@ -16,10 +16,12 @@ from subl_jax.filters import NumbersFilter
 from subl_jax.worlds.digits import Digits, Inputs
 from subl_jax.worlds.toy_language import ToyLanguage
 
+KINDS = ("digits", "language")
+
 
 def get_config(world: str = "digits") -> ConfigDict:
-    if world not in ("digits", "language"):
-        raise InputError(f"sweeps/theorem.py:{world}: one of digits, language")
+    if world not in KINDS:
+        raise InputError(f"sweeps/theorem.py:{world}: {specs.nearest(world, KINDS)}")
     config = ConfigDict()
     config.kind, config.seeds = world, 16 if world == "digits" else 4
     if world == "digits":
@@ -37,6 +39,8 @@ def get_config(world: str = "digits") -> ConfigDict:
 
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    if config.kind not in KINDS:
+        raise InputError(f"config.kind = {config.kind!r}: {specs.nearest(config.kind, KINDS)}")
     trait = config.trait
     if config.kind == "digits":
         world = Digits(images=images.find(config.data_dir, config.name), **config.world)

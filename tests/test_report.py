@@ -184,3 +184,21 @@ def test_headline_without_something_to_compare():
 def test_headline_compares_a_defence_with_the_undefended_students():
     text = said(0.2, 6, arms=("same_init", "control", "shuffled"))
     assert re.search(r"With shuffled: \.\d+ \[.*\], against same init −\.\d+ \[−\.\d+, −\.\d+\], paired over 6", text)
+
+
+def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):
+    runs = fake_runs(traits=("owl",), bases=3, arms=("same_init", "cross_init"))
+    runs["student.targets"], runs["teacher.train.lr"] = "soft", 0.1
+    lines = []
+    for run, arm in zip(runs["run_id"], runs["arm"], strict=True):
+        forward = 1.0 if arm == "same_init" else -1.0
+        values = {"dot": (0.0, forward), "predicted": (1.0, 1.0), "trait_loss": (5.0, 5.0 - forward)}
+        lines += [(run, step, name, value) for name, each in values.items() for step, value in enumerate(each)]
+        lines.append((run, 1, "cosine", 0.5 * forward))
+    curves = pd.concat([fake_curves(runs), pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])])
+    datasets = pd.DataFrame(columns=["key", "trait", "base_seed", "kept_fraction"])
+    page = write_report(tmp_path, runs, curves, summarise(runs), datasets, {"sweep": "t"}).read_text()
+    assert "3 of 3 students of same init, 0 of 3 students of cross init" in page
+    assert page.index("The theorem") < page.index("Transfer") and (tmp_path / "figures" / "theorem.png").exists()
+    without = write_report(tmp_path, runs, fake_curves(runs), summarise(runs), datasets, {"sweep": "t"}).read_text()
+    assert "The theorem" not in without

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 Params = Any
@@ -37,19 +36,6 @@ class OneStep(NamedTuple):
     loss_change: jax.Array
 
 
-def curvature(distil: Distil, params: Params, direction: Params) -> jax.Array:
-    """direction' G direction at `params`: the second derivative, along `direction`, of the distance to `params`."""
-
-    def distance(s: jax.Array) -> jax.Array:
-        return distil(jax.tree.map(lambda p, d: p + s * d, params, direction), params)
-
-    def slope(s: jax.Array) -> jax.Array:
-        return jax.jvp(distance, (s,), (jnp.ones_like(s),))[1]
-
-    zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
-    return jax.jvp(slope, (zero,), (jnp.ones_like(zero),))[1]
-
-
 def product(distil: Distil, params: Params, a: Params, b: Params) -> jax.Array:
     """a' G b at `params`."""
 
@@ -57,6 +43,11 @@ def product(distil: Distil, params: Params, a: Params, b: Params) -> jax.Array:
         return jax.grad(distil)(student, params)
 
     return optax.tree.vdot(jax.jvp(gradient, (params,), (b,))[1], a)
+
+
+def curvature(distil: Distil, params: Params, direction: Params) -> jax.Array:
+    """direction' G direction at `params`: the second derivative, along `direction`, of the distance to `params`."""
+    return product(distil, params, direction, direction)
 
 
 def cosine(a: Params, b: Params) -> jax.Array:
