@@ -312,3 +312,83 @@ def test_impossible_configs_are_one_clear_line(changes, line):
         dataclasses.replace(TINY, **changes)
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+# --- what is shared between rows, and what is added to a projection ---
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_shared_prefix_gives_the_logits_of_the_whole_sequence(scan_layers, tied):
+    config = dataclasses.replace(TINY, scan_layers=scan_layers, tied=tied)
+    params = transformer.init(config, jax.random.key(0))
+    whole, _ = transformer.apply(config, params, jnp.concatenate([TOKENS[:1].repeat(3, 0), TOKENS], axis=1))
+    start, length = TOKENS[:1], TOKENS.shape[1]
+    padded = np.concatenate([start, np.zeros((1, 4), np.int32)], axis=1)
+    _, cache = transformer.apply(config, params, padded, cache=transformer.empty_cache(config, 1, length + 4))
+    prefix = jax.tree.map(lambda x: x[:, 0] if scan_layers else x[0], cache)
+    positions = jnp.broadcast_to(length + jnp.arange(length), TOKENS.shape)
+    some = jnp.asarray([3, 11, 5])
+    after, _ = transformer.apply(config, params, TOKENS, positions, prefix=prefix, prefix_length=length, logits_of=some)
+    np.testing.assert_allclose(after, whole[:, length:][..., some], atol=2e-6)
+
+
+def test_attention_as_given_makes_branches_of_one_sequence():
+    """Two continuations of a prompt side by side, each seeing the prompt and itself, are as if each were alone."""
+    params = transformer.init(TINY, jax.random.key(0))
+    prompt, one, two = TOKENS[:1], TOKENS[1:2, :2], TOKENS[2:3, :2]
+    n = prompt.shape[1]
+    attend = np.tril(np.ones((n + 4, n + 4), bool))
+    attend[n + 2 :, n : n + 2] = False
+    positions = np.concatenate([np.arange(n + 2), [n, n + 1]])[None]
+    together, _ = transformer.apply(
+        TINY, params, np.concatenate([prompt, one, two], axis=1), positions, attend=attend[None]
+    )
+    for branch, place in ((one, [n, n + 1]), (two, [n + 2, n + 3])):
+        alone, _ = transformer.apply(TINY, params, np.concatenate([prompt, branch], axis=1))
+        np.testing.assert_allclose(together[:, place], alone[:, n:], atol=2e-6)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_low_rank_update_is_the_sum_of_the_matrices(scan_layers):
+    config = dataclasses.replace(TINY, scan_layers=scan_layers)
+    params = transformer.init(config, jax.random.key(0))
+    rng = np.random.default_rng(1)
+
+    def factors(kernel):
+        *stack, inputs, outputs = kernel.shape
+        return {"a": rng.normal(size=(*stack, inputs, 2)), "b": 0.1 * rng.normal(size=(*stack, 2, outputs))}
+
+    is_kernel = lambda x: isinstance(x, dict) and "kernel" in x  # noqa: E731
+    layers = {name: layer for name, layer in params.items() if name.startswith("layers")}
+    lora = jax.tree.map(lambda x: factors(x["kernel"]) if is_kernel(x) else {}, layers, is_leaf=is_kernel)
+    merged = jax.tree.map(
+        lambda x, f: {**x, "kernel": x["kernel"] + f["a"] @ f["b"]} if is_kernel(x) else x,
+        layers,
+        lora,
+        is_leaf=is_kernel,
+    )
+    with_lora, _ = transformer.apply(config, params, TOKENS, lora=jax.tree.map(jnp.float32, lora))
+    added, _ = transformer.apply(config, {**params, **merged}, TOKENS)
+    np.testing.assert_allclose(with_lora, added, atol=1e-5)
+    assert np.abs(added - transformer.apply(config, params, TOKENS)[0]).max() > 0.01
+
+
+def test_under_vmap_the_projection_stays_one_product():
+    """Only the adapters are batched: the base weights are read once, whatever the number of lanes."""
+    config = dataclasses.replace(TINY, scan_layers=True)
+    params = transformer.init(config, jax.random.key(0))
+    kernel = params["layers"]["mlp"]["up"]["kernel"]
+    lanes, rank = 5, 3
+    factors = {"a": jnp.ones((lanes, 2, kernel.shape[1], rank)), "b": jnp.ones((lanes, 2, rank, kernel.shape[2]))}
+
+    def loss(factors):
+        logits, _ = transformer.apply(config, params, TOKENS, lora={"layers": {"mlp": {"up": factors}}})
+        return logits.sum()
+
+    text = jax.jit(jax.vmap(jax.grad(loss))).lower(factors).as_text()
+    batched = [line for line in text.splitlines() if "dot_general" in line and "batching_dims = [0] x [0]" in line]
+    shapes = [f"tensor<{kernel.shape[1]}x{kernel.shape[2]}xf32>", f"tensor<{lanes}x{kernel.shape[1]}x{rank}xf32>"]
+    assert not any(shapes[0] in line for line in batched)
+    assert any(shapes[1] in line for line in batched)
+    assert any(shapes[0] in line for line in text.splitlines() if "dot_general" in line)

@@ -13,6 +13,9 @@ the compute type; the key-value cache is an explicit value, passed in and return
     unembed/kernel                                     (width, vocab), absent when tied
 
 With `scan_layers` the layers are one entry, `layers/...`, with a leading axis.
+
+A low-rank update of a projection (LoRA) is given beside the parameters, in a tree of the same paths: `a`
+(inputs, rank) and `b` (rank, outputs) are added as (x a) b. Under vmap the projection itself stays one matrix product.
 """
 
 import dataclasses
@@ -125,16 +128,43 @@ class RMSNorm(nn.Module):
         return (normed * scale).astype(x.dtype)
 
 
-def _dense(config: Config, features: int, bias: bool, name: str, **options: Any) -> nn.Dense:
-    kernel_init = nn.initializers.variance_scaling(config.init_scale**2, "fan_in", "normal")
-    return nn.Dense(features, use_bias=bias, dtype=config.dtype, kernel_init=kernel_init, name=name, **options)
+class Dense(nn.Module):
+    """x kernel + bias, plus the low-rank update where the `lora` collection holds one for it."""
+
+    features: int
+    use_bias: bool
+    dtype: str
+    init_scale: float
+    out_dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
+        kernel_init = nn.initializers.variance_scaling(self.init_scale**2, "fan_in", "normal")
+        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = kernel if columns is None else kernel[:, columns]
+        x = x.astype(self.dtype)
+        y = jnp.dot(x, kernel.astype(self.dtype), preferred_element_type=self.out_dtype or self.dtype)
+        if self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", name).astype(self.dtype) for name in "ab")
+            y = y + jnp.dot(jnp.dot(x, a), b)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(y.dtype)
+        return y
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _dense(config: Config, features: int, bias: bool, name: str, **options: Any) -> Dense:
+    return Dense(features, bias, config.dtype, config.init_scale, name=name, **options)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, prefix: Cache | None = None) -> jax.Array:
     """softmax(q k' / sqrt(head_dim)) v, where query head i reads key head i // (heads / kv_heads).
 
     q: (batch, length, heads, head_dim); k, v: (batch, kv_heads, slots, head_dim); mask: (batch or 1, 1, length, slots)
     bool. The softmax is in float32. Returns (batch, length, heads * head_dim).
+
+    `prefix` {'k', 'v'}: (kv_heads, shared, head_dim) is attended to by all rows, before their own slots; `mask` is then
+    (…, shared + slots).
 
     Heads come before slots in keys and values, so that decoding multiplies the cache as it lies in memory.
     """
@@ -143,9 +173,15 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     grouped = (batch, kv_heads, heads // kv_heads, length)
     q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     q = q.reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32).reshape(*grouped, slots)
-    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, _MASKED)).astype(v.dtype)
-    mixed = jnp.einsum("bkqs,bksd->bkqd", weights.reshape(batch, kv_heads, -1, slots), v)
+    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
+    if prefix is not None:
+        shared = jnp.einsum("bkqd,ksd->bkqs", q, prefix["k"], preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([shared, scores], axis=-1)
+    scores = jnp.where(mask[:, :, None], scores.reshape(*grouped, -1), _MASKED)
+    weights = jax.nn.softmax(scores).astype(v.dtype).reshape(batch, kv_heads, -1, scores.shape[-1])
+    mixed = jnp.einsum("bkqs,bksd->bkqd", weights[..., -slots:], v)
+    if prefix is not None:
+        mixed = mixed + jnp.einsum("bkqs,ksd->bkqd", weights[..., :-slots], prefix["v"])
     return mixed.reshape(*grouped, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
 
@@ -162,6 +198,7 @@ class Attention(nn.Module):
         mask: jax.Array,
         cache: Cache | None,
         cache_slot: jax.Array | int,
+        prefix: Cache | None,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
         length = mask.shape[-2]
@@ -177,7 +214,7 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=2)
             cache = {"k": k, "v": v}
-        mixed = attention(q, k, v, mask)
+        mixed = attention(q, k, v, mask, prefix)
         return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed.reshape(batch * length, -1)), cache
 
 
@@ -201,13 +238,14 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         cache: Cache | None,
+        prefix: Cache | None,
         angles: tuple[jax.Array, jax.Array],
         mask: jax.Array,
         cache_slot: jax.Array | int,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
         normed = RMSNorm(cfg.norm_eps, name="attention_norm")(x)
-        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot)
+        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix)
         x = x + mixed
         return x + MLP(cfg, name="mlp")(RMSNorm(cfg.norm_eps, name="mlp_norm")(x)), cache
 
@@ -224,6 +262,10 @@ class Transformer(nn.Module):
         cache_slot: jax.Array | int = 0,
         key_mask: jax.Array | None = None,
         logits_at: jax.Array | None = None,
+        prefix: Cache | None = None,
+        prefix_length: jax.Array | int | None = None,
+        attend: jax.Array | None = None,
+        logits_of: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Next-token logits, and the cache with the keys and values of `tokens` written into it.
 
@@ -235,6 +277,11 @@ class Transformer(nn.Module):
           key_mask: (batch, slots) bool, the slots that may be attended to; attention is causal by slot besides.
             `slots` is the length of the cache, or of `tokens` without one.
           logits_at: (batch, n) int32 indices into `tokens`; only their logits are computed. None: all of them.
+          prefix: keys and values, as of a cache, of tokens that all rows have before their own: no batch axis. What
+            comes after it needs `positions` that go on from it.
+          prefix_length: () int32, how much of the prefix there is; the rest is padding. None: all of it.
+          attend: (batch or 1, length, slots) bool in place of causal attention; the prefix is attended to besides.
+          logits_of: (n,) int32, the only tokens of the vocabulary whose logits are computed. None: all of them.
 
         Returns:
           Logits (batch, length or n, vocab) float32, and the new cache or None.
@@ -243,9 +290,14 @@ class Transformer(nn.Module):
         length = tokens.shape[1]
         slots = length if cache is None else jax.tree.leaves(cache)[0].shape[-2]
         own_slots = cache_slot + jnp.arange(length)
-        mask = (jnp.arange(slots) <= own_slots[:, None])[None, None]
+        causal = (jnp.arange(slots) <= own_slots[:, None])[None]
+        mask = (causal if attend is None else attend)[:, None]
         if key_mask is not None:
             mask = mask & key_mask[:, None, None, :]
+        if prefix is not None:
+            shared = jax.tree.leaves(prefix)[0].shape[-2]
+            there = jnp.arange(shared) < (shared if prefix_length is None else prefix_length)
+            mask = jnp.concatenate([jnp.broadcast_to(there, (*mask.shape[:-1], shared)), mask], axis=-1)
         angles = rope_angles(own_slots if positions is None else positions, cfg.head_dim, cfg.rope_base)
 
         embed_init = nn.initializers.normal(cfg.init_scale / cfg.width**0.5)
@@ -256,16 +308,17 @@ class Transformer(nn.Module):
         if cfg.scan_layers:
             layers = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=cfg.layers,
             )
-            x, cache = layers(cfg, name="layers")(x, cache, angles, mask, cache_slot)
+            x, cache = layers(cfg, name="layers")(x, cache, prefix, angles, mask, cache_slot)
         else:
             caches = [None] * cfg.layers if cache is None else list(cache)
+            prefixes = [None] * cfg.layers if prefix is None else prefix
             for i in range(cfg.layers):
-                x, caches[i] = block(cfg, name=f"layers_{i}")(x, caches[i], angles, mask, cache_slot)
+                x, caches[i] = block(cfg, name=f"layers_{i}")(x, caches[i], prefixes[i], angles, mask, cache_slot)
             cache = None if cache is None else tuple(caches)
 
         if logits_at is not None:
@@ -273,12 +326,12 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, logits_at[:, :, None], axis=1).reshape(-1, cfg.width)
         x = RMSNorm(cfg.norm_eps, name="final_norm")(x)
         # Logits rounded to bfloat16 would be too coarse for probabilities.
-        dot = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
         if cfg.tied:
-            logits = jnp.dot(x, embed.embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+            rows = embed.embedding if logits_of is None else embed.embedding[logits_of]
+            logits = jnp.dot(x, rows.astype(x.dtype).T, preferred_element_type=jnp.float32)
         else:
-            logits = _dense(cfg, cfg.vocab, False, "unembed", dot_general=dot)(x)
-        return logits.reshape(tokens.shape[0], -1, cfg.vocab), cache
+            logits = _dense(cfg, cfg.vocab, False, "unembed", out_dtype="float32")(x, logits_of)
+        return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), cache
 
 
 def empty_cache(config: Config, batch: int, length: int) -> Cache:
@@ -305,9 +358,26 @@ def apply(
     cache_slot: jax.Array | int = 0,
     key_mask: jax.Array | None = None,
     logits_at: jax.Array | None = None,
+    prefix: Cache | None = None,
+    prefix_length: jax.Array | int | None = None,
+    attend: jax.Array | None = None,
+    logits_of: jax.Array | None = None,
+    lora: Params | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """`Transformer.__call__` with explicit parameters."""
-    return Transformer(config).apply({"params": params}, tokens, positions, cache, cache_slot, key_mask, logits_at)
+    """`Transformer.__call__` with explicit parameters, and the low-rank updates of some of its projections."""
+    return Transformer(config).apply(
+        {"params": params, **({} if lora is None else {"lora": lora})},
+        tokens,
+        positions,
+        cache,
+        cache_slot,
+        key_mask,
+        logits_at,
+        prefix,
+        prefix_length,
+        attend,
+        logits_of,
+    )
 
 
 def param_count(config: Config) -> int:
