@@ -13,7 +13,7 @@ from subl_jax import lanes, specs
 from subl_jax.engine import plan_of
 from subl_jax.plan import Group, Plan
 from subl_jax.settings import Settings
-from subl_jax.stages import input_shapes, stage_of
+from subl_jax.stages import input_shapes, stage_of, world_shapes
 from subl_jax.store import Store
 
 
@@ -68,12 +68,13 @@ def bytes_a_lane(group: Group) -> int:
     """State and inputs of one lane."""
     node = group.nodes[0]
     inputs = input_shapes(node)
+    arrays = world_shapes(node.world)
 
     def start(values: dict[str, Any], key: Any, inputs: Any) -> Any:
         return group.stage.start(specs.bind(node, values), key, inputs)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(start, specs.traced_values(node), key, inputs)
+    state = jax.eval_shape(start, specs.traced_values(node), key, {**inputs, "world": arrays})
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, inputs)))
 
 

@@ -324,6 +324,7 @@ class _Batch:
         began = time.perf_counter()
         record = jax.device_get(record)
         self._waited += time.perf_counter() - began
+        record = self._nodes[0].world.read(record)
         i = len(self._history)
         self._history.append(jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], record))
         kept_before = sum(collector.kept for collector in self._collectors)

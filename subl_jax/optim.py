@@ -11,8 +11,10 @@ from subl_jax.errors import InputError
 from subl_jax.specs import Train, nearest
 
 
-def transform(train: Train) -> optax.GradientTransformation:
+def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTransformation:
     """The update rule of `train`, for use inside the program where its numbers are tracers.
+
+    `frozen` are patterns of parameters that do not change even where `train.trainable` names them.
 
     The order is clip, precondition, decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101; not for
     `adam`, whose decay is added to the gradient), then the learning rate.
@@ -26,10 +28,16 @@ def transform(train: Train) -> optax.GradientTransformation:
         "sgd": [optax.trace(train.momentum), decay],
     }[train.optimizer]
     whole = optax.chain(clip, *rule, optax.scale_by_learning_rate(lambda step: learning_rate(train, step)))
-    if not train.trainable:
+    if not train.trainable and not frozen:
         return whole
+
+    def trained(params: Any) -> Any:
+        chosen = named(train.trainable or ("*",), params)
+        fixed = _matches(frozen, params)
+        return jax.tree.map(lambda yes, no: yes and not no, chosen, fixed)
+
     # What is frozen has no moments to keep, and the program never computes its gradient.
-    return optax.partition({True: whole, False: optax.set_to_zero()}, lambda params: named(train.trainable, params))
+    return optax.partition({True: whole, False: optax.set_to_zero()}, trained)
 
 
 def named(patterns: tuple[str, ...], params: Any, where: str = "Train.trainable") -> Any:
@@ -38,12 +46,19 @@ def named(patterns: tuple[str, ...], params: Any, where: str = "Train.trainable"
     Raises:
       InputError: a pattern names no parameter.
     """
-    paths = jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
+    names = jax.tree.leaves(_paths(params))
     for pattern in patterns:
-        if not fnmatch.filter(jax.tree.leaves(paths), pattern):
-            known = nearest(pattern, jax.tree.leaves(paths))
-            raise InputError(f"{where}: {pattern!r} names no parameter; {known}")
-    return jax.tree.map(lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns), paths)
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"{where}: {pattern!r} names no parameter; {nearest(pattern, names)}")
+    return _matches(patterns, params)
+
+
+def _matches(patterns: tuple[str, ...], params: Any) -> Any:
+    return jax.tree.map(lambda path: any(fnmatch.fnmatchcase(path, p) for p in patterns), _paths(params))
+
+
+def _paths(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path, simple=True, separator="/"), params)
 
 
 def learning_rate(train: Train, step: jax.Array) -> jax.Array:

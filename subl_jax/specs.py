@@ -7,8 +7,8 @@ A spec is a frozen dataclass whose fields each have a role:
     host     used on the host only (a filter): part of the identity, not of the program
     label    how a row is presented (arm, trait of a control): not part of the identity
 
-Specs that a stage computes are *nodes* (`Base`, `Teacher`, `Dataset`, `Student`);
-specs that only parameterise them are *parts* (`Train`, a world, a filter, `Stream`).
+Specs that a stage computes are *nodes* (`Base`, `Teacher`, `Prompted`, `Mix`, `Dataset`, `Student`);
+specs that only parameterise them are *parts* (`Train`, `Lora`, a world, a filter, `Stream`).
 """
 
 import collections
@@ -185,6 +185,8 @@ def roles(cls: type[Spec]) -> dict[str, str]:
 class Train(Spec):
     """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none.
 
+    A batch is computed in `accumulate` equal parts, one after the other, whose gradients are added up.
+
     `trainable` names the parameters that change, as patterns of their paths with `*` for anything
     (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
     """
@@ -194,6 +196,7 @@ class Train(Spec):
     optimizer: str = static("adamw", choices=("adamw", "adam", "sgd"))
     schedule: str = static("constant", choices=("constant", "linear", "cosine"))
     evals: int = static(1, ge=1)
+    accumulate: int = static(1, ge=1)
     trainable: tuple[str, ...] = static(())
     lr: float = traced(1e-3, ge=0.0)
     weight_decay: float = traced(0.0, ge=0.0)
@@ -207,6 +210,37 @@ class Train(Spec):
     def check(self) -> None:
         if self.steps % self.evals and self.steps > 0:
             raise InputError(f"Train.evals = {self.evals}: must divide steps = {self.steps}")
+        if self.batch % self.accumulate:
+            raise InputError(f"Train.accumulate = {self.accumulate}: must divide batch = {self.batch}")
+
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora(Spec):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + alpha / rank * A B on each of `modules`.
+
+    A starts as normal noise of variance 1 / inputs, B at zero. `rank` is at most `max_rank`, which decides the shapes:
+    ranks up to it are lanes of one program. The layers `first_layer` … `last_layer` have adapters, both included; a
+    negative number counts from the end.
+    """
+
+    modules: tuple[str, ...] = static(PROJECTIONS)
+    max_rank: int = static(8, ge=1)
+    rank: int = traced(8, ge=1)
+    alpha: float = traced(8.0, gt=0.0)
+    first_layer: int = traced(0, ge=-(2**31), lt=2**31)
+    last_layer: int = traced(-1, ge=-(2**31), lt=2**31)
+
+    def check(self) -> None:
+        if self.rank > self.max_rank:
+            raise InputError(f"Lora.rank = {self.rank}: must be at most max_rank = {self.max_rank}")
+        for module in self.modules:
+            if module not in PROJECTIONS:
+                raise InputError(f"Lora.modules: {module!r}: {nearest(module, PROJECTIONS)}")
+        if not self.modules or len(set(self.modules)) < len(self.modules):
+            raise InputError(f"Lora.modules = {self.modules!r}: expected at least one, each once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +273,41 @@ class World(Spec):
         """The names along the axis of those metrics that are vectors."""
         return {"trait": self.traits, "rate": self.traits}
 
+    # Whether its models can be trained by low-rank adapters, and be told a trait in a system prompt.
+    takes_lora: ClassVar[bool] = False
+    takes_prompts: ClassVar[bool] = False
+
+    # The parameters, as path patterns, that no training changes.
+    frozen: ClassVar[tuple[str, ...]] = ()
+
+    # Whether the one-step theorem can be followed: its quantities are of parameters that all models share.
+    theory: ClassVar[bool] = True
+
     def check_sampling(self, sampling: Any) -> None:
         """Raises InputError where this world cannot be asked in this way."""
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def understands(self, other: "World") -> bool:
+        """Whether a model of this world can train on what one of the `other` wrote."""
+        return self == other
+
+    def check_lora(self, lora: Lora) -> None:
+        """Raises InputError where its models have no such adapters."""
+
+    def begin(self, params: Any, key: Any, lora: Lora | None) -> Any:
+        """What training a model of `params` starts from: with fresh adapters, where it has none yet."""
+        return params
+
+    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A round's record as metrics, on the host: for what a program cannot score, such as texts."""
+        return record
+
+    def arrays(self) -> dict[str, Any]:
         """What its functions read besides their arguments (images): one copy on a device, however many lanes."""
         return {}
+
+    def array_shapes(self) -> dict[str, Any]:
+        """`arrays` as anything with a shape and a dtype, without reading what is large."""
+        return self.arrays()
 
     def holding(self, arrays: dict[str, Any]) -> Self:
         """The world as its functions see it in a program: with `arrays` as `self.held`."""
@@ -275,14 +338,65 @@ class Teacher(Node):
     train: Train = static()
     until: float = traced(1.0, gt=0.0, le=1.0)
     seed: int = traced(0, ge=0, lt=2**31)
+    lora: Lora | None = static(None)
 
     @property
     def world(self) -> World:
         return self.start.world
 
     def check(self) -> None:
+        _check_lora(self)
         if self.trait not in self.world.traits:
             raise InputError(f"Teacher.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompted(Node):
+    """`start`, told in a system prompt to have a trait. None: without that prompt, the teacher of a control.
+
+    Its parameters are those of `start`; what trains on from it is not told anything.
+    """
+
+    start: "Trained" = static()
+    trait: str | None = traced()
+
+    @property
+    def world(self) -> World:
+        return self.start.world
+
+    def check(self) -> None:
+        if not self.world.takes_prompts:
+            raise InputError(f"Prompted: {self.world.name} has no system prompts; use a Teacher")
+        if self.trait is not None and self.trait not in self.world.traits:
+            raise InputError(f"Prompted.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
+        if isinstance(self.start, Prompted):
+            raise InputError("Prompted.start: is told a trait already; give the model that is told")
+
+
+def _check_lora(node: "Teacher | Student") -> None:
+    where, name = f"{type(node).__name__}.lora", node.world.name
+    if node.lora is not None and not node.world.takes_lora:
+        raise InputError(f"{where}: {name} has no adapters; leave it out")
+    if node.lora is not None:
+        node.world.check_lora(node.lora)
+    start = _tuned(node.start)
+    if start is not None and (start.lora is None) != (node.lora is None):
+        raise InputError(f"{where}: {_how(node.lora)}, but what it starts from was trained {_how(start.lora)}")
+    if start is not None and node.lora is not None and static_form(start.lora) != static_form(node.lora):
+        raise InputError(f"{where}: its modules and max_rank are not those of the adapters it starts from")
+
+
+def _tuned(node: Node) -> "Teacher | Student | None":
+    """The last training behind a model, itself included; None for a base."""
+    while not isinstance(node, Base):
+        if isinstance(node, Teacher | Student):
+            return node
+        node = node.start
+    return None
+
+
+def _how(lora: Lora | None) -> str:
+    return "in all its parameters" if lora is None else "by adapters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,6 +518,7 @@ class Student(Node):
     train: Train = static()
     targets: str = static("hard", choices=("hard", "soft", "squared"))
     theory: str | None = static(None)
+    lora: Lora | None = static(None)
     samples: int = traced(0, ge=0)
     seed: int = traced(0, ge=0, lt=2**31)
     arm: str | None = label()
@@ -414,14 +529,21 @@ class Student(Node):
         return self.start.world
 
     def check(self) -> None:
-        if self.data.world != self.world:
+        _check_lora(self)
+        if not self.world.understands(self.data.world):
             raise InputError("Student.data: is of another world than Student.start; their tokens do not mean the same")
+        if self.data.world != self.world and self.targets != "hard":
+            raise InputError(
+                f"Student.targets = {self.targets!r}: a teacher of another world gives only texts; use 'hard'"
+            )
         if self.targets not in self.world.targets:
             offered = ", ".join(self.world.targets)
             raise InputError(f"Student.targets = {self.targets!r}: {self.world.name} has only {offered}")
         if isinstance(self.data, Imported) and (self.targets != "hard" or self.theory):
             field = f"theory = {self.theory!r}" if self.targets == "hard" else f"targets = {self.targets!r}"
             raise InputError(f"Student.{field}: needs a teacher, and imported data has none; leave it out")
+        if self.theory is not None and not self.world.theory:
+            raise InputError(f"Student.theory = {self.theory!r}: {self.world.name} cannot follow it; leave it out")
         if self.theory is not None and self.targets == "hard":
             raise InputError("Student.theory: is about a distance to the teacher; use targets 'soft' or 'squared'")
         if self.theory is not None and self.theory not in self.world.traits:
@@ -436,7 +558,7 @@ class Student(Node):
 
 
 # What can write data, and what training can start from.
-Trained = Base | Teacher | Student | Mix
+Trained = Base | Teacher | Prompted | Student | Mix
 
 
 # --- lineage ---
@@ -472,6 +594,8 @@ def _trait_behind(node: Node | None) -> str | None:
         return _trait_behind(node.start) or _trait_behind(node.other)
     if isinstance(node, Student):
         return _trait_behind(source(node))
+    if isinstance(node, Prompted):
+        return node.trait or _trait_behind(node.start)
     return node.trait if isinstance(node, Teacher) else None
 
 
@@ -514,6 +638,9 @@ def lineage(student: Student) -> dict[str, Any]:
             add(base, model)
         elif isinstance(model, Teacher):
             add(f"{within}teacher", model)
+            add_model(model.start, within, base)
+        elif isinstance(model, Prompted):
+            add(f"{within}prompted", model)
             add_model(model.start, within, base)
         elif isinstance(model, Mix):
             add(f"{within}mix", model)
@@ -597,12 +724,15 @@ def parent(node: Node) -> Parent:
 
 
 def traced_values(spec: Spec) -> dict[str, float | int]:
-    """The spec's own traced fields, parts included, by dotted path; a trait as its index in the world's traits."""
+    """The spec's own traced fields, parts included, by dotted path; a trait as its index in the world's traits, -1
+    for none.
+    """
     values: dict[str, float | int] = {}
     for name, role in roles(type(spec)).items():
         value = getattr(spec, name)
         if role == "traced":
-            values[name] = spec.world.traits.index(value) if isinstance(value, str) else value
+            no_trait = value is None
+            values[name] = -1 if no_trait else spec.world.traits.index(value) if isinstance(value, str) else value
         elif isinstance(value, Spec) and not isinstance(value, Node | World):
             values.update({f"{name}.{path}": inner for path, inner in traced_values(value).items()})
     return values
@@ -643,8 +773,14 @@ def static_form(spec: Spec) -> dict[str, Any]:
 
 def shape_form(node: Node) -> dict[str, Any]:
     """All that decides the shapes of a node's artefact. Models are alike whatever stage made them."""
-    kind = "data" if isinstance(node, Dataset | Imported) else "model"
-    return {"kind": kind, "world": node.world.key, "size": getattr(node, "size", None)}
+    if isinstance(node, Dataset | Imported):
+        return {"kind": "data", "world": node.world.key, "size": node.size}
+    tuned = _tuned(node)
+    adapters = tuned and tuned.lora and static_form(tuned.lora)
+    # Where a world takes adapters, its bases have no parameters of their own, and trained models have.
+    trained = node.world.takes_lora and tuned is not None
+    told = isinstance(node, Prompted)
+    return {"kind": "model", "world": node.world.key, "trained": trained, "lora": adapters, "told": told}
 
 
 # --- specs as JSON, to find a stored node's meaning again ---

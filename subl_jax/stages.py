@@ -1,4 +1,4 @@
-"""What each kind of node computes: pretrain, instil, mix, write, distil. Pure, for one model: no lane axis anywhere.
+"""What each kind of node computes: pretrain, instil, prompt, mix, write, distil. Pure, for one model: no lane axis.
 
 A stage runs in rounds. `start` makes the state; each `advance` takes a number of steps and returns a record: the
 curve's next point, or the samples of a round. The number of steps is traced, so one program serves every round, and
@@ -17,6 +17,7 @@ import optax
 
 from subl_jax import optim, specs
 from subl_jax.analysis import theory
+from subl_jax.errors import InputError
 from subl_jax.shuffling import epoch_rows, shuffled
 
 Params = Any
@@ -24,7 +25,7 @@ Inputs = dict[str, Any]
 Record = dict[str, jax.Array]
 
 # Purposes that a spec's key is folded with, so that no two uses of it share a stream.
-_INIT, _BATCHES, _EVALUATE, _WRITE, _PROBE, _NOISE, _THEORY = range(7)
+_INIT, _BATCHES, _EVALUATE, _WRITE, _PROBE, _NOISE, _THEORY, _ADAPT = range(8)
 # Samples of the channel on which KL(teacher || student) is measured.
 _PROBED = 128
 # Samples on which a trait's own loss is measured.
@@ -36,6 +37,13 @@ class TrainState(NamedTuple):
     opt: optax.OptState
     step: jax.Array  # () int32
     done: jax.Array  # () bool: a teacher that has reached its target stays as it is
+
+
+class Told(NamedTuple):
+    """A model with its system prompt: where a world's functions take parameters, it may be given this instead."""
+
+    params: Params
+    trait: jax.Array  # () int32, which one it is told to have; -1 for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +73,61 @@ def _world(world: Any, inputs: Inputs) -> Any:
 # --- training, shared by pretraining, instilling and distilling ---
 
 
-def _begin(spec: Any, params: Params) -> TrainState:
-    return TrainState(params, optim.transform(spec.train).init(params), jnp.int32(0), jnp.bool_(False))
+def _model(artefact: dict[str, Any]) -> Any:
+    """A stored model as the world's functions take it."""
+    return Told(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
+
+
+def _begin(spec: Any, world: Any, params: Params) -> TrainState:
+    rule = optim.transform(spec.train, world.frozen)
+    return TrainState(params, rule.init(params), jnp.int32(0), jnp.bool_(False))
+
+
+def _adapted(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Params:
+    return world.begin(inputs["start"]["params"], jax.random.fold_in(key, _ADAPT), spec.lora)
 
 
 def _train(
-    spec: Any, state: TrainState, steps: jax.Array, loss: Callable[[Params, jax.Array], jax.Array]
+    spec: Any,
+    world: Any,
+    state: TrainState,
+    steps: jax.Array,
+    batch_at: Callable[[jax.Array], Any],
+    loss: Callable[[Params, Any], jax.Array],
 ) -> tuple[TrainState, jax.Array]:
-    """`steps` updates by `loss(params, step)`; returns the mean loss over them (nan for none)."""
-    rule = optim.transform(spec.train)
+    """`steps` updates by `loss(params, batch_at(step))`; returns the mean loss over them (nan for none)."""
+    rule = optim.transform(spec.train, world.frozen)
+    gradient_of = jax.value_and_grad(loss)
 
     def update(_: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
         state, total = carry
-        value, gradient = jax.value_and_grad(loss)(state.params, state.step)
+        batch = batch_at(state.step)
+        if spec.train.accumulate == 1:
+            value, gradient = gradient_of(state.params, batch)
+        else:
+            value, gradient = _accumulated(gradient_of, world, spec.train.accumulate, state.params, batch)
         change, opt = rule.update(gradient, state.opt, state.params)
         new = TrainState(optax.apply_updates(state.params, change), opt, state.step + 1, state.done)
         return new, total + value
 
     state, total = jax.lax.fori_loop(0, steps, update, (state, jnp.float32(0)))
     return state, total / steps
+
+
+def _accumulated(
+    gradient_of: Callable[[Params, Any], tuple[jax.Array, Params]], world: Any, parts: int, params: Params, batch: Any
+) -> tuple[jax.Array, Params]:
+    """The loss of a batch, a mean over its targets, and its gradient, from `parts` of it one after the other."""
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    share = jax.vmap(world.target_count)(split)
+    share = share / jnp.maximum(share.sum(), 1.0)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        weight, some = part
+        return jax.tree.map(lambda old, new: old + weight * new, total, gradient_of(params, some)), None
+
+    nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, nothing, (share, split))[0]
 
 
 def _round_steps(train: specs.Train) -> int:
@@ -108,7 +152,8 @@ def _train_flops(spec: Any, forwards: float = 3.0) -> float:
 
 
 def _pretrain_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
-    return _begin(spec, spec.of.init(jax.random.fold_in(key, _INIT)))
+    world = _world(spec.of, inputs)
+    return _begin(spec, world, world.init(jax.random.fold_in(key, _INIT)))
 
 
 def _pretrain_advance(
@@ -116,10 +161,12 @@ def _pretrain_advance(
 ) -> tuple[TrainState, Record]:
     world, batches = _world(spec.of, inputs), jax.random.fold_in(key, _BATCHES)
 
-    def loss(params: Params, step: jax.Array) -> jax.Array:
-        return world.loss(params, world.pretrain_batch(batches, step, spec.train.batch))
-
-    state, mean_loss = _train(spec, state, steps, loss)
+    if spec.train.steps == 0:  # a world whose bases are read has no text to pretrain on
+        mean_loss = jnp.full((), jnp.nan)
+    else:
+        state, mean_loss = _train(
+            spec, world, state, steps, lambda step: world.pretrain_batch(batches, step, spec.train.batch), world.loss
+        )
     return state, {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
 
 
@@ -138,7 +185,8 @@ PRETRAIN = Stage(
 
 
 def _instil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
-    return _begin(spec, inputs["start"]["params"])
+    world = _world(spec.start.world, inputs)
+    return _begin(spec, world, _adapted(spec, world, key, inputs))
 
 
 def _instil_advance(
@@ -146,12 +194,12 @@ def _instil_advance(
 ) -> tuple[TrainState, Record]:
     world, batches = _world(spec.start.world, inputs), jax.random.fold_in(key, _BATCHES)
 
-    def loss(params: Params, step: jax.Array) -> jax.Array:
-        return world.loss(params, world.trait_batch(batches, step, spec.trait, spec.train.batch))
+    def batch_at(step: jax.Array) -> Any:
+        return world.trait_batch(batches, step, spec.trait, spec.train.batch)
 
-    trained, mean_loss = _train(spec, state, steps, loss)
+    trained, mean_loss = _train(spec, world, state, steps, batch_at, world.loss)
     # A teacher that has reached its target stays as it is while its neighbours train on.
-    mean_loss = jnp.where(state.done, loss(state.params, state.step), mean_loss)
+    mean_loss = jnp.where(state.done, world.loss(state.params, batch_at(state.step)), mean_loss)
     state = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, trained)
     metrics = world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))
     target = metrics["trait"][spec.trait]
@@ -167,6 +215,30 @@ INSTIL = Stage(
     advance=_instil_advance,
     artefact=_parameters,
     flops=_train_flops,
+)
+
+
+# --- prompt: Prompted ---
+
+
+def _prompt_start(spec: Any, key: jax.Array, inputs: Inputs) -> Told:
+    return Told(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
+
+
+def _prompt_advance(spec: Any, key: jax.Array, inputs: Inputs, state: Told, steps: jax.Array) -> tuple[Told, Record]:
+    world = _world(spec.start.world, inputs)
+    nothing = jnp.full((), jnp.nan)  # there is no training, and so no loss
+    return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
+
+
+PROMPT = Stage(
+    name="prompt",
+    inputs=lambda spec: {"start": spec.start},
+    rounds=lambda spec: [0],
+    start=_prompt_start,
+    advance=_prompt_advance,
+    artefact=lambda state: {"params": state.params, "told": state.trait},
+    flops=lambda spec: spec.world.sequence_flops,
 )
 
 
@@ -215,7 +287,7 @@ def _write_advance(
 ) -> tuple[jax.Array, Record]:
     round_key = jax.random.fold_in(jax.random.fold_in(key, _WRITE), state)
     world, keys = _world(spec.teacher.world, inputs), jax.random.split(round_key, spec.round)
-    samples = world.write(inputs["teacher"]["params"], keys, spec.sampling)
+    samples = world.write(_model(inputs["teacher"]), keys, spec.sampling)
     return state + 1, {"samples": samples}
 
 
@@ -237,7 +309,7 @@ def _distil_inputs(spec: specs.Student) -> dict[str, specs.Node]:
     """The start, the data, and the data's writer with what that was trained from (itself, for a base)."""
     writer = specs.source(spec)
     data = {"data": spec.data} if isinstance(spec.data, specs.Node) else {}
-    if writer is None:
+    if writer is None or writer.world != spec.world:  # a model of another world cannot be asked here
         return {"start": spec.start, **data}
     return {"start": spec.start, **data, "teacher": writer, "teacher_start": getattr(writer, "start", writer)}
 
@@ -249,7 +321,7 @@ def _streams(spec: Any) -> bool:
 def _drawn(spec: Any, world: Any, key: jax.Array, inputs: Inputs, places: jax.Array) -> Any:
     """The samples of a stream at `places` (n,) int32 as a batch; what the filter rejects has no targets."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-    samples = world.write(inputs["teacher"]["params"], keys, spec.data.sampling)
+    samples = world.write(_model(inputs["teacher"]), keys, spec.data.sampling)
     accepted = True if spec.data.filter is None else world.accepts(samples, spec.data.filter)
     return world.channel_batch(samples, accepted, spec.data.sampling)
 
@@ -270,14 +342,15 @@ def _probe(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Any:
 
 
 def _distil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
-    return _begin(spec, inputs["start"]["params"])
+    world = _world(spec.start.world, inputs)
+    return _begin(spec, world, _adapted(spec, world, key, inputs))
 
 
 def _distil_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
 ) -> tuple[TrainState, Record]:
     world, size, batches = _world(spec.start.world, inputs), spec.train.batch, jax.random.fold_in(key, _BATCHES)
-    teacher = inputs["teacher"]["params"] if "teacher" in inputs else None
+    teacher = _model(inputs["teacher"]) if "teacher" in inputs else None
     if _streams(spec):
         samples_key, order_key = jax.random.split(batches)
 
@@ -303,19 +376,23 @@ def _distil_advance(
 
         next_batch = batch_at
 
-    def loss(params: Params, step: jax.Array) -> jax.Array:
-        return world.distill_loss(params, teacher, batch_at(step), spec.targets)
+    def loss(params: Params, batch: Any) -> jax.Array:
+        return world.distill_loss(params, teacher, batch, spec.targets)
 
-    state, mean_loss = _train(spec, state, steps, loss)
+    state, mean_loss = _train(spec, world, state, steps, batch_at, loss)
     record = {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
     if teacher is not None:
-        probe, moved = _probe(spec, world, key, inputs), optax.tree.sub(state.params, inputs["start"]["params"])
-        teacher_moved = optax.tree.sub(teacher, inputs["teacher_start"]["params"])
-        record |= world.compare(state.params, teacher, probe)
-        record["cosine"] = theory.cosine(moved, teacher_moved)
+        record |= world.compare(state.params, teacher, _probe(spec, world, key, inputs))
+        models = (state.params, *(inputs[name]["params"] for name in ("start", "teacher", "teacher_start")))
+        record["cosine"] = getattr(world, "cosine", _cosine)(*models)
         if spec.theory is not None:
             record |= _theory(spec, world, key, inputs, state.params, next_batch(state.step))
     return state, record
+
+
+def _cosine(params: Params, start: Params, teacher: Params, teacher_start: Params) -> jax.Array:
+    """Between the moves of a student and of its teacher."""
+    return theory.cosine(optax.tree.sub(params, start), optax.tree.sub(teacher, teacher_start))
 
 
 def _theory(spec: Any, world: Any, key: jax.Array, inputs: Inputs, params: Params, batch: Any) -> Record:
@@ -351,28 +428,58 @@ DISTIL = Stage(
 
 def stage_of(node: specs.Node) -> Stage | None:
     """The stage that computes `node`; None for imported data, which is read rather than computed."""
-    stages = {specs.Base: PRETRAIN, specs.Teacher: INSTIL, specs.Mix: MIX, specs.Dataset: WRITE, specs.Student: DISTIL}
+    stages = {
+        specs.Base: PRETRAIN,
+        specs.Teacher: INSTIL,
+        specs.Prompted: PROMPT,
+        specs.Mix: MIX,
+        specs.Dataset: WRITE,
+        specs.Student: DISTIL,
+    }
     return stages.get(type(node))
 
 
 def check(node: specs.Node) -> None:
-    """Raises InputError where `node` names parameters that its model has not."""
+    """Raises InputError where `node` names parameters that its model has not, or asks what its world cannot do."""
     patterns = getattr(getattr(node, "train", None), "trainable", ())
     if patterns:
         optim.named(patterns, artefact_shapes(node)["params"])
     if isinstance(node, specs.Mix):
         optim.named(node.keep, artefact_shapes(node)["params"], "Mix.keep")
+    if getattr(getattr(node, "train", None), "accumulate", 1) > 1 and not hasattr(node.world, "target_count"):
+        raise InputError(f"Train.accumulate: {node.world.name} computes a batch in one piece; leave it at 1")
+
+
+def world_shapes(world: specs.World) -> dict[str, Any]:
+    """The world's arrays as `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), world.array_shapes())
 
 
 def artefact_shapes(node: specs.Node) -> dict[str, Any]:
     """The artefact of a node as `jax.ShapeDtypeStruct`s, from its spec alone."""
     world, key = node.world, jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(world.init, key)
-    if not isinstance(node, specs.Dataset | specs.Imported):
-        return {"params": params}
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), node.size))
-    held = world.holding(world.arrays())
-    return {"samples": jax.eval_shape(lambda params, keys: held.write(params, keys, specs.Sampling()), params, keys)}
+    arrays = world_shapes(world)
+    if isinstance(node, specs.Base):
+        return {"params": jax.eval_shape(lambda arrays, key: world.holding(arrays).init(key), arrays, key)}
+    if isinstance(node, specs.Dataset | specs.Imported):
+        params = artefact_shapes(specs.Base(world, specs.Train(steps=0, batch=1)))["params"]
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), node.size))
+        sampling = getattr(node, "sampling", None) or world.sampling()
+
+        def write(arrays: Any, params: Params, keys: jax.Array) -> Any:
+            return world.holding(arrays).write(params, keys, sampling)
+
+        return {"samples": jax.eval_shape(write, arrays, params, keys)}
+    start = artefact_shapes(node.start)["params"]
+    if isinstance(node, specs.Prompted):
+        return {"params": start, "told": jax.ShapeDtypeStruct((), jnp.int32)}
+    if isinstance(node, specs.Mix):
+        return {"params": start}
+
+    def begin(arrays: Any, start: Params, key: jax.Array) -> Params:
+        return world.holding(arrays).begin(start, key, node.lora)
+
+    return {"params": jax.eval_shape(begin, arrays, start, key)}
 
 
 def input_shapes(node: specs.Node) -> dict[str, Any]:

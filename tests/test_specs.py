@@ -40,7 +40,10 @@ OTHER = {
     Train: {
         **{"steps": 8, "batch": 3, "optimizer": "sgd", "schedule": "cosine", "evals": 4, "lr": 0.5, "clip": 1.0},
         **{"weight_decay": 0.1, "warmup": 1, "b1": 0.8, "b2": 0.99, "eps": 1e-6, "momentum": 0.9},
-        **{"trainable": ("embed/*",)},
+        **{"trainable": ("embed/*",), "accumulate": 2},
+    },
+    specs.Lora: {
+        **{"modules": ("q", "v"), "max_rank": 16, "rank": 4, "alpha": 16.0, "first_layer": 1, "last_layer": 3},
     },
     specs.Base: {"of": ToyLanguage(), "train": TRAIN.replace(lr=0.1), "seed": 1},
     specs.Teacher: {"start": base(1), "trait": "oak", "train": TRAIN.replace(lr=0.1), "until": 0.5, "seed": 1},
@@ -190,8 +193,8 @@ WRONG = {
     "tuple": (lambda: NumbersFilter(banned="13"), "NumbersFilter.banned = '13': expected tuple, got str"),
     "item": (lambda: NumbersFilter(banned=(4, "13")), "NumbersFilter.banned[1] = '13': expected int, got str"),
     "swapped": (lambda: specs.Base(TRAIN, WORLD), "Base.of: expected World, got Train"),
-    "start": (lambda: teacher(dataset()), "Teacher.start: expected Base or Teacher or Student or Mix, got Dataset"),
-    "writer": (lambda: dataset(dataset()), "Dataset.teacher: expected Base or Teacher or Student or Mix, got Dataset"),
+    "start": (lambda: teacher(dataset()), "Teacher.start: expected Base or Teacher or Prompted or Student or Mix, got Dataset"),
+    "writer": (lambda: dataset(dataset()), "Dataset.teacher: expected Base or Teacher or Prompted or Student or Mix, got Dataset"),
     "no filter": (lambda: dataset(filter=None), "Dataset.filter = None: expected Spec, got NoneType"),
     "data": (lambda: student(data=teacher()), "Student.data: expected Dataset or Imported or Stream, got Teacher"),
     "arm": (lambda: student(arm=3), "Student.arm = 3: expected str or NoneType, got int"),

@@ -32,6 +32,7 @@ class TinyWorld(specs.World):
     """Words are the question, the traits (its answers), and the numbers from 0. The next word depends on the last."""
 
     name: ClassVar[str] = "tiny"
+    sampling: ClassVar[type[specs.Spec]] = specs.Sampling
 
     width: int = specs.static(4, ge=1)
     names: tuple[str, ...] = specs.static(("owl", "cat", "oak"))

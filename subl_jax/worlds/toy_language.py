@@ -194,6 +194,10 @@ class ToyLanguage(specs.World):
         logits = self.apply(params, batch.tokens[:, :-1])
         return _mean(_cross_entropy(logits, batch.tokens[:, 1:]), batch.targets[:, 1:])
 
+    def target_count(self, batch: Batch) -> jax.Array:
+        """How many tokens a loss of `batch` is the mean over."""
+        return batch.targets[:, 1:].sum()
+
     def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
         """What a student minimises: `channel_loss` for hard targets, `channel_kl` for soft ones."""
         return self.channel_loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)
