@@ -1,15 +1,19 @@
-"""A decoder-only transformer of the Llama family: pre-norm, rotary positions, grouped queries, optional gate.
+"""A decoder-only transformer: pre-norm, rotary or learned positions, grouped queries, optional gate.
 
-One module serves the small models trained here and the checkpoints read from disk. Parameters are float32 whatever
-the compute type; the key-value cache is an explicit value, passed in and returned.
+One module serves the small models trained here and the checkpoints read from disk (families.py says which fields make
+which family). Parameters start in float32 whatever the compute type; those of a checkpoint may be stored in bfloat16,
+but for the norms. The key-value cache is an explicit value, passed in and returned.
 
     embed/embedding                                    (vocab, width)
-    layers_0/attention_norm/scale                      (width,)
+    position_embed/embedding                           (learned_positions, width), absent when rotary
+    layers_0/attention_norm/{scale,bias}               (width,); only layer norms have a bias
     layers_0/attention/{q,k,v,o}/{kernel,bias}         kernels are (inputs, outputs)
     layers_0/attention/{q_norm,k_norm}/scale           (head_dim,)
-    layers_0/mlp_norm/scale                            (width,)
+    layers_0/attention_post_norm/{scale,bias}          (width,), with post_norms
+    layers_0/mlp_norm/{scale,bias}                     (width,)
     layers_0/mlp/{gate,up,down}/{kernel,bias}
-    final_norm/scale                                   (width,)
+    layers_0/mlp_post_norm/{scale,bias}                (width,), with post_norms
+    final_norm/{scale,bias}                            (width,)
     unembed/kernel                                     (width, vocab), absent when tied
 
 With `scan_layers` the layers are one entry, `layers/...`, with a leading axis.
@@ -31,6 +35,8 @@ from subl_jax.errors import InputError
 
 Params = Any
 Cache = Any
+# How a layer sees: the angles of the rotary positions, if they are rotary, and which slots it attends to.
+View = tuple[tuple[jax.Array, jax.Array] | None, jax.Array]
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
@@ -38,7 +44,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
 }
-_DTYPES = ("float32", "bfloat16")
+_CHOICES = {"activation": tuple(_ACTIVATIONS), "norm": ("rms", "layer"), "dtype": ("float32", "bfloat16")}
 # A score that no softmax notices; finite, so that a row without any allowed slot is not nan.
 _MASKED = -1e30
 
@@ -51,6 +57,20 @@ class Config:
     `mlp` is the hidden size; `gated` is the three-matrix form down(activation(gate x) * up x). `dtype` is that of the
     compute. Matrices start normal with standard deviation `init_scale / sqrt(inputs)`, the embedding with
     `init_scale / sqrt(width)`, which makes initial tied logits of unit scale.
+
+    What some families add:
+      norm: `rms`, or `layer` with a mean and a bias.
+      post_norms: what attention and MLP give is normed too, before it is added.
+      parallel: attention and MLP both read the block's input.
+      learned_positions: how many; None means rotary positions.
+      rotary_dim: how many entries of a head are turned, the first ones; None means all.
+      rope_factors: one per turned pair, its frequency is divided by it; None means 1.
+      window: local layers attend to the last so many slots of those that may be attended to, their own included.
+      local_layers: which layers are local, one per layer; None means all, where there is a window.
+      local_rope_base: rotary base of the local layers, without factors; None means as in the others.
+      embed_scale: what embeddings are multiplied with on the way in.
+      query_scale: what scores are multiplied with; None means `head_dim ** -0.5`.
+      attention_cap, logit_cap: scores and logits x become cap * tanh(x / cap).
 
     Raises:
       InputError: a field is impossible.
@@ -76,9 +96,23 @@ class Config:
     scan_layers: bool = False
     remat: bool = False
     init_scale: float = 1.0
+    norm: str = "rms"
+    post_norms: bool = False
+    parallel: bool = False
+    learned_positions: int | None = None
+    rotary_dim: int | None = None
+    rope_factors: tuple[float, ...] | None = None
+    window: int | None = None
+    local_layers: tuple[bool, ...] | None = None
+    local_rope_base: float | None = None
+    embed_scale: float = 1.0
+    query_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "width", "layers", "heads", "mlp", "kv_heads", "head_dim"):
+        counts = ("vocab", "width", "layers", "heads", "mlp", "kv_heads", "head_dim")
+        for name in (*counts, "learned_positions", "rotary_dim", "window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"Config.{name} = {value}: must be at least 1")
@@ -90,29 +124,47 @@ class Config:
             object.__setattr__(self, "head_dim", self.width // self.heads)
         if self.heads % self.kv_heads:
             raise InputError(f"Config.kv_heads = {self.kv_heads}: must divide heads = {self.heads}")
-        if self.head_dim % 2:
-            raise InputError(f"Config.head_dim = {self.head_dim}: must be even, rotary positions turn pairs")
-        if self.activation not in _ACTIVATIONS:
-            raise InputError(f"Config.activation = {self.activation!r}: must be one of {', '.join(_ACTIVATIONS)}")
-        if self.dtype not in _DTYPES:
-            raise InputError(f"Config.dtype = {self.dtype!r}: must be one of {', '.join(_DTYPES)}")
+        turned = self.rotary_dim or self.head_dim
+        if self.learned_positions is None and (turned % 2 or turned > self.head_dim):
+            name = "head_dim" if self.rotary_dim is None else "rotary_dim"
+            raise InputError(
+                f"Config.{name} = {turned}: must be even, rotary positions turn pairs, and at most {self.head_dim}"
+            )
+        if self.rope_factors is not None and len(self.rope_factors) != turned // 2:
+            raise InputError(
+                f"Config.rope_factors has {len(self.rope_factors)} entries: must be one per pair, {turned // 2}"
+            )
+        if self.local_layers is not None and (len(self.local_layers) != self.layers or self.window is None):
+            raise InputError(f"Config.local_layers: must be one per layer, {self.layers}, and needs a window")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"Config.{name} = {getattr(self, name)!r}: must be one of {', '.join(choices)}")
 
 
-def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+def rope_angles(
+    positions: jax.Array, head_dim: int, base: float, factors: tuple[float, ...] | None = None
+) -> tuple[jax.Array, jax.Array]:
     """cos and sin, each (..., length, 1, head_dim // 2) float32, for `positions` (..., length).
 
-    Pair i of position p is turned by p * base^(-2i / head_dim) (Su et al. 2021, arXiv:2104.09864, eq. 15).
+    Pair i of position p is turned by p * base^(-2i / head_dim) / factors[i] (Su et al. 2021, arXiv:2104.09864, eq. 15).
     """
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if factors is not None:
+        frequencies = frequencies / jnp.asarray(factors, jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """`x` (batch, length, heads, head_dim) turned by its position; pair i is entries i and i + head_dim / 2."""
+    """`x` (batch, length, heads, head_dim) turned by its position.
+
+    Pair i of n is entries i and i + n; what lies beyond the 2 n entries of the pairs stays as it is.
+    """
     cos, sin = angles
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    pairs = cos.shape[-1]
+    first, second, rest = jnp.split(x, (pairs, 2 * pairs), axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -126,6 +178,17 @@ class RMSNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return (normed * scale).astype(x.dtype)
+
+
+def _norm(config: Config, name: str) -> nn.Module:
+    """RMSNorm, or (x - mean) / std * scale + bias (Ba et al. 2016, arXiv:1607.06450), both in float32."""
+    if config.norm == "rms":
+        return RMSNorm(config.norm_eps, name=name)
+    return nn.LayerNorm(config.norm_eps, dtype=config.dtype, use_fast_variance=False, name=name)
+
+
+def _capped(x: jax.Array, cap: float | None) -> jax.Array:
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 class Dense(nn.Module):
@@ -153,31 +216,58 @@ class Dense(nn.Module):
         return y
 
 
+def _views(config: Config, positions: jax.Array, mask: jax.Array) -> dict[bool, View]:
+    """The views of the local layers (True) and of the others, from `positions` and `mask` of (…, length, slots)."""
+    if config.learned_positions is not None:
+        far = near = None
+    else:
+        turned = config.rotary_dim or config.head_dim
+        far = near = rope_angles(positions, turned, config.rope_base, config.rope_factors)
+        if config.local_rope_base is not None:
+            near = rope_angles(positions, turned, config.local_rope_base)
+    if config.window is None:
+        return {False: (far, mask)}
+    from_the_last = jax.lax.cumsum(mask.astype(jnp.int32), axis=mask.ndim - 1, reverse=True)
+    return {False: (far, mask), True: (near, mask & (from_the_last <= config.window))}
+
+
 def _dense(config: Config, features: int, bias: bool, name: str, **options: Any) -> Dense:
     return Dense(features, bias, config.dtype, config.init_scale, name=name, **options)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, prefix: Cache | None = None) -> jax.Array:
-    """softmax(q k' / sqrt(head_dim)) v, where query head i reads key head i // (heads / kv_heads).
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    prefix: Cache | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> jax.Array:
+    """softmax(scale q k') v, where query head i reads key head i // (heads / kv_heads).
 
     q: (batch, length, heads, head_dim); k, v: (batch, kv_heads, slots, head_dim); mask: (batch or 1, 1, length, slots)
     bool. The softmax is in float32. Returns (batch, length, heads * head_dim).
 
     `prefix` {'k', 'v'}: (kv_heads, shared, head_dim) is attended to by all rows, before their own slots; `mask` is then
-    (…, shared + slots).
+    (…, shared + slots). `scale` None is 1 / sqrt(head_dim); scores x become cap * tanh(x / cap).
 
     Heads come before slots in keys and values, so that decoding multiplies the cache as it lies in memory.
     """
     batch, length, heads, head_dim = q.shape
     kv_heads, slots = k.shape[1:3]
     grouped = (batch, kv_heads, heads // kv_heads, length)
-    q = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    q = (
+        (q * (head_dim**-0.5 if scale is None else scale))
+        .reshape(batch, length, kv_heads, -1, head_dim)
+        .transpose(0, 2, 3, 1, 4)
+    )
     q = q.reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
     if prefix is not None:
         shared = jnp.einsum("bkqd,ksd->bkqs", q, prefix["k"], preferred_element_type=jnp.float32)
         scores = jnp.concatenate([shared, scores], axis=-1)
-    scores = jnp.where(mask[:, :, None], scores.reshape(*grouped, -1), _MASKED)
+    scores = jnp.where(mask[:, :, None], _capped(scores, cap).reshape(*grouped, -1), _MASKED)
     weights = jax.nn.softmax(scores).astype(v.dtype).reshape(batch, kv_heads, -1, scores.shape[-1])
     mixed = jnp.einsum("bkqs,bksd->bkqd", weights[..., -slots:], v)
     if prefix is not None:
@@ -194,7 +284,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
+        angles: tuple[jax.Array, jax.Array] | None,
         mask: jax.Array,
         cache: Cache | None,
         cache_slot: jax.Array | int,
@@ -208,13 +298,14 @@ class Attention(nn.Module):
         v = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(x).reshape(batch, length, cfg.kv_heads, -1)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.norm_eps, name="q_norm")(q), RMSNorm(cfg.norm_eps, name="k_norm")(k)
-        q, k = rope(q, angles), rope(k, angles).swapaxes(1, 2)
-        v = v.swapaxes(1, 2)
+        if angles is not None:
+            q, k = rope(q, angles), rope(k, angles)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=2)
             cache = {"k": k, "v": v}
-        mixed = attention(q, k, v, mask, prefix)
+        mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
         return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed.reshape(batch * length, -1)), cache
 
 
@@ -239,15 +330,19 @@ class Block(nn.Module):
         x: jax.Array,
         cache: Cache | None,
         prefix: Cache | None,
-        angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
+        local: jax.Array | None,
+        views: tuple[View, ...],
         cache_slot: jax.Array | int,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
-        normed = RMSNorm(cfg.norm_eps, name="attention_norm")(x)
+        angles, mask = views[0] if local is None else jax.tree.map(lambda *two: jnp.where(local, *two), *views)
+        normed = _norm(cfg, "attention_norm")(x)
         mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix)
-        x = x + mixed
-        return x + MLP(cfg, name="mlp")(RMSNorm(cfg.norm_eps, name="mlp_norm")(x)), cache
+        if cfg.post_norms:
+            mixed = _norm(cfg, "attention_post_norm")(mixed)
+        x, read = x + mixed, x if cfg.parallel else x + mixed
+        hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(read))
+        return x + (_norm(cfg, "mlp_post_norm")(hidden) if cfg.post_norms else hidden), cache
 
 
 class Transformer(nn.Module):
@@ -298,11 +393,22 @@ class Transformer(nn.Module):
             shared = jax.tree.leaves(prefix)[0].shape[-2]
             there = jnp.arange(shared) < (shared if prefix_length is None else prefix_length)
             mask = jnp.concatenate([jnp.broadcast_to(there, (*mask.shape[:-1], shared)), mask], axis=-1)
-        angles = rope_angles(own_slots if positions is None else positions, cfg.head_dim, cfg.rope_base)
+        positions = own_slots if positions is None else positions
+        views = _views(cfg, positions, mask)
+        local = cfg.local_layers or (cfg.window is not None,) * cfg.layers
 
         embed_init = nn.initializers.normal(cfg.init_scale / cfg.width**0.5)
         embed = nn.Embed(cfg.vocab, cfg.width, dtype=cfg.dtype, embedding_init=embed_init, name="embed")
         x = embed(tokens.reshape(-1))
+        if cfg.embed_scale != 1:
+            x = x * jnp.asarray(cfg.embed_scale, x.dtype)
+        if cfg.learned_positions is not None:
+            if mask.shape[-1] > cfg.learned_positions:
+                raise InputError(f"{mask.shape[-1]} slots: the model has positions for {cfg.learned_positions}")
+            at = nn.Embed(
+                cfg.learned_positions, cfg.width, dtype=cfg.dtype, embedding_init=embed_init, name="position_embed"
+            )
+            x = (x.reshape(*tokens.shape, -1) + at(positions)).reshape(x.shape)
 
         block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
         if cfg.scan_layers:
@@ -310,27 +416,31 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
                 length=cfg.layers,
             )
-            x, cache = layers(cfg, name="layers")(x, cache, prefix, angles, mask, cache_slot)
+            mixed = len(set(local)) > 1
+            kinds = (jnp.asarray(local), (views[True], views[False])) if mixed else (None, (views[local[0]],))
+            x, cache = layers(cfg, name="layers")(x, cache, prefix, *kinds, cache_slot)
         else:
             caches = [None] * cfg.layers if cache is None else list(cache)
             prefixes = [None] * cfg.layers if prefix is None else prefix
             for i in range(cfg.layers):
-                x, caches[i] = block(cfg, name=f"layers_{i}")(x, caches[i], prefixes[i], angles, mask, cache_slot)
+                layer = block(cfg, name=f"layers_{i}")
+                x, caches[i] = layer(x, caches[i], prefixes[i], None, (views[local[i]],), cache_slot)
             cache = None if cache is None else tuple(caches)
 
         if logits_at is not None:
             x = x.reshape(*tokens.shape, cfg.width)
             x = jnp.take_along_axis(x, logits_at[:, :, None], axis=1).reshape(-1, cfg.width)
-        x = RMSNorm(cfg.norm_eps, name="final_norm")(x)
+        x = _norm(cfg, "final_norm")(x)
         # Logits rounded to bfloat16 would be too coarse for probabilities.
         if cfg.tied:
             rows = embed.embedding if logits_of is None else embed.embedding[logits_of]
             logits = jnp.dot(x, rows.astype(x.dtype).T, preferred_element_type=jnp.float32)
         else:
             logits = _dense(cfg, cfg.vocab, False, "unembed", out_dtype="float32")(x, logits_of)
+        logits = _capped(logits, cfg.logit_cap)
         return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), cache
 
 
