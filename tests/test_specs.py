@@ -193,8 +193,14 @@ WRONG = {
     "tuple": (lambda: NumbersFilter(banned="13"), "NumbersFilter.banned = '13': expected tuple, got str"),
     "item": (lambda: NumbersFilter(banned=(4, "13")), "NumbersFilter.banned[1] = '13': expected int, got str"),
     "swapped": (lambda: specs.Base(TRAIN, WORLD), "Base.of: expected World, got Train"),
-    "start": (lambda: teacher(dataset()), "Teacher.start: expected Base or Teacher or Prompted or Student or Mix, got Dataset"),
-    "writer": (lambda: dataset(dataset()), "Dataset.teacher: expected Base or Teacher or Prompted or Student or Mix, got Dataset"),
+    "start": (
+        lambda: teacher(dataset()),
+        "Teacher.start: expected Base or Teacher or Prompted or Student or Mix, got Dataset",
+    ),
+    "writer": (
+        lambda: dataset(dataset()),
+        "Dataset.teacher: expected Base or Teacher or Prompted or Student or Mix, got Dataset",
+    ),
     "no filter": (lambda: dataset(filter=None), "Dataset.filter = None: expected Spec, got NoneType"),
     "data": (lambda: student(data=teacher()), "Student.data: expected Dataset or Imported or Stream, got Teacher"),
     "arm": (lambda: student(arm=3), "Student.arm = 3: expected str or NoneType, got int"),

@@ -187,10 +187,7 @@ _GEMMA_MODEL = r"(?:model|language_model\.model|model\.language_model)\."
 _GEMMA_LAYER = _GEMMA_MODEL + r"layers\.#\."
 _GEMMA = (
     (_GEMMA_MODEL + r"embed_tokens\.weight", "embed/embedding", _same),
-    *(
-        (_GEMMA_LAYER + rf"{theirs}\.weight", f"layers/{ours}/scale", _plus_one)
-        for theirs, ours in _GEMMA_NAME.items()
-    ),
+    *((_GEMMA_LAYER + rf"{theirs}\.weight", f"layers/{ours}/scale", _plus_one) for theirs, ours in _GEMMA_NAME.items()),
     (_GEMMA_LAYER + r"self_attn\.(?P<name>[qkvo])_proj\.weight", "layers/attention/{name}/kernel", _transposed),
     (_GEMMA_LAYER + r"self_attn\.(?P<name>[qkvo])_proj\.bias", "layers/attention/{name}/bias", _same),
     (_GEMMA_LAYER + r"self_attn\.(?P<name>[qk]_norm)\.weight", "layers/attention/{name}/scale", _plus_one),

@@ -1,0 +1,229 @@
+"""Continuations of many prompts by few rows: a row that has finished takes up the next prompt, so the batch stays full.
+
+Prompts are read `rows` at a time, in one pass. Their keys and values wait until rows are free. A row's cache has
+first the slots of its prompt, then a ring for the tokens it has drawn: all rows write the same slot of it at a step,
+whichever token each of them is at, and each reads only what it wrote itself since it took up its prompt.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subl_jax.errors import InputError
+from subl_jax.models import transformer
+from subl_jax.sampling import Sampling, draw
+
+Params = Any
+
+# Steps between looks for free rows: copying the prompts' keys and values in costs about as much as a step.
+_STEPS_BETWEEN = 4
+
+
+class Prefix(NamedTuple):
+    """What all prompts have before them: keys and values (layers, kv_heads, longest, head_dim), and its length ()."""
+
+    cache: transformer.Cache
+    length: jax.Array
+
+
+class Allowed(NamedTuple):
+    """An `automaton.Automaton` in a program. The `tokens` (allowed,) are the only ones whose logits are computed."""
+
+    tokens: jax.Array
+    next: jax.Array
+    shortest: jax.Array
+    start: jax.Array
+
+
+class _Rows(NamedTuple):
+    """cache: of the rows; sample: (rows,) which prompt each is at, or their number for none; count: tokens drawn."""
+
+    cache: transformer.Cache
+    sample: jax.Array
+    length: jax.Array  # of the prompt
+    count: jax.Array
+    last: jax.Array  # the token drawn last
+    state: jax.Array  # of the automaton
+    active: jax.Array
+    step: jax.Array  # ()
+    written: jax.Array  # (samples, new_tokens)
+
+
+class _Waiting(NamedTuple):
+    """Prompts that have been read: their cache, the token drawn after each, and how many have been taken up."""
+
+    cache: transformer.Cache
+    length: jax.Array
+    first: jax.Array
+    state: jax.Array
+    sample: jax.Array
+    there: jax.Array  # (rows,) bool
+    taken: jax.Array  # ()
+
+
+def read_prefix(
+    config: transformer.Config, params: Params, tokens: jax.Array, length: jax.Array, lora: Params | None = None
+) -> Prefix:
+    """tokens: (longest,) int32, of which the first `length` count."""
+    cache = transformer.empty_cache(config, 1, len(tokens))
+    nothing = jnp.zeros((1, 1), jnp.int32)
+    _, cache = transformer.apply(
+        config, params, tokens[None], cache=cache, logits_at=nothing, logits_of=nothing[0], lora=lora
+    )
+    return Prefix(jax.tree.map(lambda x: x[:, 0], cache), length)
+
+
+def generate(
+    config: transformer.Config,
+    params: Params,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    keys: jax.Array,
+    new_tokens: int,
+    sampling: Sampling,
+    *,
+    rows: int,
+    stops: jax.Array,
+    pad: int,
+    prefix: Prefix,
+    allowed: Allowed | None = None,
+    cut: bool = False,
+    lora: Params | None = None,
+) -> jax.Array:
+    """Continuations (n, new_tokens) int32, each up to and with its stop token, then `pad`.
+
+    A continuation depends on its own prompt and key alone: token t is drawn with fold_in(key, t).
+
+    Args:
+      config: of scanned layers.
+      prompts: (n, longest) int32, padded on the right with anything.
+      lengths: (n,) int32, each at least 1.
+      keys: (n,) typed keys.
+      new_tokens: at most so many each, static.
+      sampling: as in `sampling.draw`; `cut` as there.
+      rows: how many continuations are under way at a time, static.
+      stops: (stops,) int32, the tokens that end a continuation.
+      allowed: what may be drawn; every continuation is then whole within `new_tokens`.
+
+    Raises:
+      InputError: no rows or no tokens are asked for.
+    """
+    if rows < 1 or new_tokens < 1:
+        raise InputError(f"generate: rows = {rows}, new_tokens = {new_tokens}: each must be at least 1")
+    n, longest = prompts.shape
+    prompts, lengths, stops = jnp.asarray(prompts), jnp.asarray(lengths), jnp.asarray(stops)
+    rows = min(rows, n)
+    chunks = -(-n // rows)
+    slots = longest + new_tokens
+    apply = functools.partial(
+        transformer.apply, config, params, prefix=prefix.cache, prefix_length=prefix.length, lora=lora
+    )
+    apply = functools.partial(apply, logits_of=None if allowed is None else allowed.tokens)
+
+    def next_token(
+        sample: jax.Array, count: jax.Array, state: jax.Array, logits: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        own_keys = jax.vmap(jax.random.fold_in)(keys[jnp.minimum(sample, n - 1)], count)
+        if allowed is None:
+            return draw(own_keys, logits, sampling, cut), state
+        following = allowed.next[state]
+        fits = (following >= 0) & (allowed.shortest[following] < (new_tokens - count)[:, None])
+        place = draw(own_keys, jnp.where(fits, logits, -jnp.inf), sampling, cut)
+        return allowed.tokens[place], jnp.take_along_axis(following, place[:, None], axis=1)[:, 0].astype(jnp.int32)
+
+    def read(sample: jax.Array) -> _Waiting:
+        """The prompts of these samples (rows,), those from n on being none."""
+        at = jnp.minimum(sample, n - 1)
+        tokens, length = prompts[at], lengths[at]
+        positions = jnp.broadcast_to(prefix.length + jnp.arange(longest), tokens.shape)
+        logits, cache = apply(
+            tokens,
+            positions,
+            cache=transformer.empty_cache(config, rows, longest),
+            logits_at=(length - 1)[:, None],
+        )
+        start = jnp.full((rows,), 0 if allowed is None else allowed.start, jnp.int32)
+        first, state = next_token(sample, jnp.zeros(rows, jnp.int32), start, logits[:, 0])
+        return _Waiting(cache, length, first, state, sample, sample < n, jnp.int32(0))
+
+    def take_up(carry: tuple[_Rows, _Waiting]) -> tuple[_Rows, _Waiting]:
+        """Gives the rows that are free the prompts that come next."""
+        now, waiting = carry
+        place = waiting.taken + jnp.cumsum(~now.active) - 1
+        taking = ~now.active & (place < waiting.there.sum())
+        place = jnp.minimum(place, rows - 1)
+
+        def new(old: jax.Array, of_waiting: jax.Array) -> jax.Array:
+            return jnp.where(taking, of_waiting[place], old)
+
+        def copied(old: jax.Array, of_waiting: jax.Array) -> jax.Array:
+            own = jax.lax.dynamic_slice_in_dim(old, 0, longest, axis=3)
+            chosen = jnp.where(taking[None, :, None, None, None], of_waiting[:, place], own)
+            return jax.lax.dynamic_update_slice_in_dim(old, chosen, 0, axis=3)
+
+        first = new(now.last, waiting.first)
+        sample = new(now.sample, waiting.sample)
+        now = now._replace(
+            cache=jax.tree.map(copied, now.cache, waiting.cache),
+            sample=sample,
+            length=new(now.length, waiting.length),
+            count=jnp.where(taking, 1, now.count),
+            last=first,
+            state=new(now.state, waiting.state),
+            active=now.active | (taking & ~jnp.isin(first, stops) & (new_tokens > 1)),
+            written=now.written.at[jnp.where(taking, sample, n), 0].set(first, mode="drop"),
+        )
+        return now, waiting._replace(taken=waiting.taken + taking.sum())
+
+    def step(_: jax.Array, now: _Rows) -> _Rows:
+        turn = now.step % new_tokens
+        age = (now.step - jnp.arange(new_tokens)) % new_tokens
+        own = jnp.concatenate([jnp.arange(longest) < now.length[:, None], age < now.count[:, None]], axis=1)
+        logits, cache = apply(
+            now.last[:, None],
+            (prefix.length + now.length + now.count - 1)[:, None],
+            cache=now.cache,
+            cache_slot=longest + turn,
+            attend=own[:, None],
+        )
+        token, state = next_token(now.sample, now.count, now.state, logits[:, 0])
+        count = now.count + now.active
+        return now._replace(
+            cache=cache,
+            count=count,
+            last=token,
+            state=state,
+            active=now.active & ~jnp.isin(token, stops) & (count < new_tokens),
+            step=now.step + 1,
+            written=now.written.at[jnp.where(now.active, now.sample, n), now.count].set(token, mode="drop"),
+        )
+
+    def steps(now: _Rows) -> _Rows:
+        return jax.lax.fori_loop(0, _STEPS_BETWEEN, step, now)
+
+    def chunk(now: _Rows, sample: jax.Array) -> tuple[_Rows, None]:
+        """Takes up all prompts of a chunk, drawing on until there was a free row for each."""
+
+        def waits(carry: tuple[_Rows, _Waiting]) -> jax.Array:
+            return carry[1].taken < carry[1].there.sum()
+
+        now, waiting = take_up((now, read(sample)))
+        now, _ = jax.lax.while_loop(waits, lambda carry: take_up((steps(carry[0]), carry[1])), (now, waiting))
+        return now, None
+
+    none = jnp.zeros(rows, jnp.int32)
+    now = _Rows(
+        cache=transformer.empty_cache(config, rows, slots),
+        sample=none + n,
+        length=none + 1,
+        count=none + 1,
+        last=none,
+        state=none,
+        active=none > 0,
+        step=jnp.int32(0),
+        written=jnp.full((n, new_tokens), pad, jnp.int32),
+    )
+    now, _ = jax.lax.scan(chunk, now, jnp.arange(chunks * rows).reshape(chunks, rows))
+    return jax.lax.while_loop(lambda now: now.active.any(), steps, now).written
