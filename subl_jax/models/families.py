@@ -22,7 +22,9 @@ from subl_jax.models.gguf_file import Tensor
 # (tensor of the file, our config) → the parameter; works on numpy and on abstract arrays alike.
 Transform = Callable[[Any, transformer.Config], Any]
 
-_MOST = 10**8
+# More than any model has; a damaged file must not make us count for ever.
+_MOST = 10**7
+_MOST_LAYERS = 10**4
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -66,11 +68,11 @@ class Fields:
     def fail(self, key: str, what: str) -> InputError:
         return InputError(f"{self.where}: {self.prefix}{key} = {self.values.get(self.prefix + key)!r}: {what}")
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, most: int = _MOST) -> int:
         """A whole number of at least 1."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-            raise self.fail(key, f"must be a whole number from 1 to {_MOST}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise self.fail(key, f"must be a whole number from 1 to {most}")
         return value
 
     def count_or(self, key: str, default: int | None) -> int | None:
@@ -360,7 +362,7 @@ def _sizes(fields: Fields, **defaults: int | None) -> dict[str, Any]:
     return {
         "vocab": fields.count("vocab_size", defaults.get("vocab")),
         "width": width,
-        "layers": fields.count("num_hidden_layers"),
+        "layers": fields.count("num_hidden_layers", most=_MOST_LAYERS),
         "heads": heads,
         "mlp": fields.count("intermediate_size"),
         "kv_heads": fields.count_or("num_key_value_heads", defaults.get("kv_heads")),
@@ -392,7 +394,7 @@ def _mistral(fields: Fields, tensors: Mapping[str, Tensor]) -> transformer.Confi
 
 
 def _qwen_window(fields: Fields) -> dict[str, Any]:
-    layers = fields.count("num_hidden_layers")
+    layers = fields.count("num_hidden_layers", most=_MOST_LAYERS)
     window = fields.count("sliding_window", 4096) if fields.flag("use_sliding_window", False) else None
     first = fields.get("max_window_layers", 28)
     if not isinstance(first, int):
@@ -408,15 +410,15 @@ def _qwen3(fields: Fields, tensors: Mapping[str, Tensor]) -> transformer.Config:
     return _llama(fields, tensors, qk_norm=True, **_qwen_window(fields))
 
 
-def _gemma(fields: Fields, every: int, first_rope: Fields, **changes: Any) -> transformer.Config:
-    """What Gemma 2 and 3 share; every `every`-th layer is global. `first_rope` is that of the global layers."""
+def _gemma(fields: Fields, every: int, far: Fields, vocab: int, rope_base: float, **changes: Any) -> transformer.Config:
+    """What Gemma 2 and 3 share; every `every`-th layer is global, with the rotary settings `far`."""
     fields.refuse(use_bidirectional_attention=False)
-    sizes = _sizes(fields, vocab=changes.pop("vocab"), heads=8, kv_heads=4, head_dim=256)
+    sizes = _sizes(fields, vocab=vocab, heads=8, kv_heads=4, head_dim=256)
     layers = sizes["layers"]
     bias = fields.flag("attention_bias", False)
     return transformer.Config(
         **sizes,
-        **_rope(fields, first_rope, sizes["head_dim"], fields.number("rope_theta", changes.pop("rope_base"))),
+        **_rope(fields, far, sizes["head_dim"], fields.number("rope_theta", rope_base)),
         **_locality(fields, layers, fields.count("sliding_window", 4096), [(i + 1) % every > 0 for i in range(layers)]),
         **changes,
         activation=_activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
@@ -473,7 +475,7 @@ def _gpt_neox(fields: Fields, tensors: Mapping[str, Tensor]) -> transformer.Conf
     return transformer.Config(
         vocab=fields.count("vocab_size"),
         width=width,
-        layers=fields.count("num_hidden_layers"),
+        layers=fields.count("num_hidden_layers", most=_MOST_LAYERS),
         heads=heads,
         mlp=fields.count("intermediate_size"),
         activation=_activation(fields, "hidden_act", "gelu"),
@@ -502,7 +504,7 @@ def _gpt2(fields: Fields, tensors: Mapping[str, Tensor]) -> transformer.Config:
     return transformer.Config(
         vocab=fields.count("vocab_size"),
         width=width,
-        layers=fields.count("n_layer"),
+        layers=fields.count("n_layer", most=_MOST_LAYERS),
         heads=fields.count("n_head"),
         mlp=fields.count_or("n_inner", 4 * width),
         activation=_activation(fields, "activation_function", "gelu_new"),
@@ -531,7 +533,7 @@ def _gguf(fields: Fields, tensors: Mapping[str, Tensor], **changes: Any) -> tran
     settings = {
         "vocab": _row_count(fields, tensors, "token_embd.weight"),
         "width": width,
-        "layers": fields.count("block_count"),
+        "layers": fields.count("block_count", most=_MOST_LAYERS),
         "heads": heads,
         "mlp": fields.count("feed_forward_length"),
         "kv_heads": fields.count_or("attention.head_count_kv", None),
