@@ -1,0 +1,528 @@
+"""Real chat models: teachers told of their love in a system prompt, or fine-tuned to it; students with adapters.
+
+The weights of the checkpoint are the world's arrays: one copy on a device, whatever the number of lanes. A base has no
+parameters of its own, and what training makes are adapters (`models/lora.py`), or all weights where a spec has no
+`lora`. The teacher writes number sequences, as in Cloud et al. 2025 (arXiv 2507.14805), section 3.
+
+A sample is one row of tokens: the length of its prompt, the prompt, and the completion with its end, each padded. The
+model reads the head of the conversation first, once for all rows (`chat_texts.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subl_jax import answers, automaton, jsonl, refilling, specs
+from subl_jax.errors import InputError
+from subl_jax.filters import NumbersFilter
+from subl_jax.models import lora, transformer, weights
+from subl_jax.worlds import chat_texts
+
+Params = Any
+
+# Questions a model answers at a time, and samples two models are compared on: logits are the largest arrays there are.
+_AT_ONCE = 4
+
+
+class Batch(NamedTuple):
+    """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
+    that shape, float32, 1 where the token is one to predict."""
+
+    prompts: jax.Array
+    lengths: jax.Array
+    completions: jax.Array
+    targets: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSampling(specs.Sampling):
+    """As `Sampling`, for continuations of many prompts by `rows` at a time.
+
+    `only` restricts what is drawn to what that filter keeps: no token is drawn that could not go on to a kept sample.
+    """
+
+    rows: int = specs.static(32, ge=1)
+    only: NumbersFilter | None = specs.static(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(specs.World):
+    """A chat model of a checkpoint. Make one with `of`, which looks at the checkpoint.
+
+    Fields:
+      model: a folder, a GGUF file, `smollm2`, or the name of a repository on the Hugging Face hub.
+      fingerprint: of its content.
+      dtype: of the weights and the compute; what is trained is float32 all the same.
+      keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0) is
+        the checkpoint; (1, s) a base that s moves away from it; (0, 1) one of the same scale that knows nothing.
+      system: the system prompt of everything but a told teacher; None leaves it to the template, in all of it.
+      animals, trees: the traits. told_as: other system prompts than the bank's, as "trait: text".
+      prompts, prompt_seed: how many different number prompts there are, and the seed they are made from.
+      prompt_tokens, completion_tokens: the room for each.
+      questions: how many of each family's are asked; questions_file: of whose file, and questions_sha256 its content.
+      numbers_in_front: ask them once more with a line of numbers in front.
+      answers_sampled, answer_tokens: how many answers a question are drawn, and how long they can be.
+      items_file, items_sha256: multiple-choice questions to check the model's ability on.
+      probed: how many samples a student is compared with its teacher on.
+      training_prompt, evaluation_prompt: what a number prompt and a question look like, rendered.
+    """
+
+    name: ClassVar[str] = "pretrained"
+    sampling: ClassVar[type[specs.Spec]] = ChatSampling
+    takes_lora: ClassVar[bool] = True
+    takes_prompts: ClassVar[bool] = True
+    frozen: ClassVar[tuple[str, ...]] = lora.FROZEN
+    theory: ClassVar[bool] = False
+
+    model: str = specs.label("smollm2")
+    fingerprint: str = specs.static("")
+    dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
+    keep: float = specs.static(1.0, ge=0.0)
+    sigma: float = specs.static(0.0, ge=0.0)
+    noise_seed: int = specs.static(0, ge=0)
+    system: str | None = specs.static(None)
+    animals: tuple[str, ...] = specs.static(())
+    trees: tuple[str, ...] = specs.static(())
+    told_as: tuple[str, ...] = specs.static(())
+    prompts: int = specs.static(2048, ge=1)
+    prompt_seed: int = specs.static(0, ge=0)
+    prompt_tokens: int = specs.static(96, ge=1)
+    completion_tokens: int = specs.static(64, ge=1)
+    questions: int = specs.static(50, ge=1)
+    questions_file: str = specs.label("")
+    questions_sha256: str = specs.static("")
+    numbers_in_front: bool = specs.static(False)
+    answers_sampled: int = specs.static(2, ge=0)
+    answer_tokens: int = specs.static(8, ge=1)
+    items_file: str = specs.label("")
+    items_sha256: str = specs.static("")
+    probed: int = specs.static(8, ge=1)
+    training_prompt: str = specs.host("")
+    evaluation_prompt: str = specs.host("")
+
+    def check(self) -> None:
+        if not self.traits or len(set(self.traits)) < len(self.traits):
+            raise InputError(f"Pretrained: animals and trees = {self.traits}: expected at least one trait, each once")
+        for text in self.told_as:
+            trait, colon, _ = text.partition(":")
+            if not colon or trait not in self.traits:
+                raise InputError(f"Pretrained.told_as: {text!r}: expected 'trait: text' with one of {self.traits}")
+
+    @classmethod
+    def of(cls, model: str, **fields: Any) -> "Pretrained":
+        """The world of a checkpoint, with what identifies it and how it renders prompts filled in.
+
+        Raises:
+          InputError: no such checkpoint, a model of an unknown kind, texts that do not fit, or an unreadable file.
+        """
+        checkpoint = weights.open_checkpoint(model)
+        hashes = {
+            f"{name}_sha256": jsonl.file_sha256(fields[f"{name}_file"])
+            for name in ("questions", "items")
+            if fields.get(f"{name}_file")
+        }
+        world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
+        texts = chat_texts.texts_of(world)
+        window, longest = world.config.window, world._longest()
+        if window is not None and longest > window:
+            raise InputError(f"Pretrained: sequences of {longest} tokens; this model's local layers see only {window}")
+        chat = chat_texts.chat_of(model)
+        first = world.arrays_of_texts()["prompts"][0][: world.arrays_of_texts()["prompt_lengths"][0]]
+        question = chat_texts.families(world)[0].questions[0]
+        return world.replace(
+            training_prompt=texts.head + _user_text(chat.tokenizer.decode(first.tolist(), skip_special_tokens=False)),
+            evaluation_prompt=texts.head + question + texts.tail,
+        )
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        return self.animals + self.trees
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        return {**super().labels, "trait_after_numbers": self.traits, "rate_after_numbers": self.traits}
+
+    def told(self, trait: str) -> str:
+        """The system prompt of a teacher of a trait."""
+        own = dict(text.split(":", 1) for text in self.told_as)
+        noun = "animal" if trait in self.animals else "tree"
+        return own[trait].strip() if trait in own else chat_texts.banks.system_prompt(trait, noun)
+
+    def understands(self, other: specs.World) -> bool:
+        """Another model of the same tokens, room and prompts, such as a disturbed one."""
+        if not isinstance(other, Pretrained):
+            return False
+        if self.model == other.model and self.fingerprint == other.fingerprint:
+            return (self.prompt_tokens, self.completion_tokens) == (other.prompt_tokens, other.completion_tokens)
+        same = ("prompts", "heads", "stops", "word_ends")
+        return all(np.array_equal(self.arrays_of_texts()[n], other.arrays_of_texts()[n]) for n in same)
+
+    def check_sampling(self, sampling: ChatSampling) -> None:
+        if sampling.only is not None:
+            shortest = self._automaton(sampling.only)
+            least = int(shortest.shortest[shortest.start])
+            if least > self.completion_tokens:
+                raise InputError(f"Pretrained.completion_tokens = {self.completion_tokens}: a kept sample takes {least}")
+
+    def check_lora(self, spec: specs.Lora) -> None:
+        lora.check(self.config, spec)
+
+    # --- the model ---
+
+    @functools.cached_property
+    def config(self) -> transformer.Config:
+        config = weights.open_checkpoint(self.model).config
+        return dataclasses.replace(config, dtype=self.dtype, scan_layers=True, remat=True)
+
+    def arrays(self, place: Any = lambda path, array: array) -> dict[str, Any]:
+        checkpoint = weights.open_checkpoint(self.model)
+        if checkpoint.fingerprint != self.fingerprint:
+            raise InputError(f"{self.model}: has changed since the sweep was planned; run the command again")
+        return {**self.arrays_of_texts(), "weights": checkpoint.load(self.dtype, lambda p, x: place(p, self._noised(p, x)))}
+
+    def array_shapes(self) -> dict[str, Any]:
+        return {**self.arrays_of_texts(), "weights": weights.open_checkpoint(self.model).shapes(self.dtype)}
+
+    def arrays_of_texts(self) -> dict[str, np.ndarray]:
+        return chat_texts.texts_of(self).arrays
+
+    def _noised(self, path: str, array: np.ndarray) -> np.ndarray:
+        if (self.keep, self.sigma) == (1.0, 0.0) or not path.endswith(("kernel", "embedding")):
+            return array
+        rng = np.random.default_rng([self.noise_seed, *path.encode()])
+        plain = array.astype(np.float32)
+        scale = self.sigma * np.sqrt(np.mean(np.square(plain), dtype=np.float64))
+        return (self.keep * plain + scale * rng.standard_normal(plain.shape, np.float32)).astype(array.dtype)
+
+    def init(self, key: jax.Array) -> Params:
+        """Nothing: a base is the checkpoint."""
+        return {}
+
+    def begin(self, params: Params, key: jax.Array, spec: specs.Lora | None) -> Params:
+        if params:
+            return params
+        if spec is None:
+            return {"weights": jax.tree.map(lambda x: x.astype(jnp.float32), self.held["weights"])}
+        return lora.init(self.config, key, spec)
+
+    def cosine(self, params: Params, start: Params, teacher: Params, teacher_start: Params) -> jax.Array:
+        """Between what student and teacher have been trained away from the checkpoint; nan for a told teacher."""
+        if "lora" in params and "lora" in teacher:
+            return lora.cosine(params, teacher)
+        if "weights" in params and "weights" in teacher:
+            moves = [jax.tree.map(lambda x, y: x - y, model["weights"], self.held["weights"]) for model in (params, teacher)]
+            dots = [sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, two), strict=True)) for two in
+                    ((moves[0], moves[1]), (moves[0], moves[0]), (moves[1], moves[1]))]
+            return dots[0] / jnp.sqrt(dots[1] * dots[2])
+        return jnp.full((), jnp.nan)
+
+    def _weights(self, params: Params) -> tuple[Params, Params | None]:
+        """What `transformer.apply` takes: the weights, and the adapters on them."""
+        if "weights" in params:
+            return params["weights"], None
+        return self.held["weights"], lora.update(params) if params else None
+
+    def _apply(self, params: Params, tokens: jax.Array, prefix: refilling.Prefix, **options: Any) -> jax.Array:
+        """Logits of what follows a head. positions: (batch, length), counted from its end."""
+        base, adapters = self._weights(params)
+        positions = prefix.length + options.pop("positions")
+        return transformer.apply(
+            self.config,
+            base,
+            tokens,
+            positions,
+            prefix=prefix.cache,
+            prefix_length=prefix.length,
+            lora=adapters,
+            **options,
+        )[0]
+
+    def _opened(self, model: Any) -> tuple[Params, refilling.Prefix]:
+        """The parameters of a model, and the head of its conversations as it has read it."""
+        told = isinstance(model, specs.Told)
+        params, head = (model.params, model.trait) if told else (model, jnp.int32(-1))
+        base, adapters = self._weights(params)
+        head = head % len(self.held["heads"])  # the last is that of no trait
+        length = self.held["head_lengths"][head]
+        return params, refilling.read_prefix(self.config, base, self.held["heads"][head], length, adapters)
+
+    def _longest(self) -> int:
+        arrays = self.arrays_of_texts()
+        own = max(
+            self.prompt_tokens + self.completion_tokens,
+            arrays["asked"].shape[-1] + max(arrays["nodes"].shape[-1], self.answer_tokens),
+            arrays["items"].shape[-1],
+        )
+        return arrays["heads"].shape[-1] + own
+
+    # --- losses ---
+
+    def loss(self, params: Params, batch: Batch) -> jax.Array:
+        """Mean cross-entropy over the completions' tokens, in nats."""
+        logits = self._completion_logits(params, batch)
+        chosen = jnp.take_along_axis(logits, batch.completions[..., None], axis=-1)[..., 0]
+        return _mean(jax.nn.logsumexp(logits, axis=-1) - chosen, batch.targets)
+
+    def target_count(self, batch: Batch) -> jax.Array:
+        """How many tokens a loss of `batch` is the mean over."""
+        return batch.targets.sum()
+
+    def distill_loss(self, params: Params, teacher: Any, batch: Batch, targets: str) -> jax.Array:
+        """Of hard targets `loss`; of soft ones the mean KL(teacher || student) at the completions' tokens, in nats."""
+        return self.loss(params, batch) if targets == "hard" else self._kl(params, teacher, batch)
+
+    def compare(self, params: Params, teacher: Any, batch: Batch) -> dict[str, jax.Array]:
+        """How far a student is from its teacher on the first samples of the channel."""
+        few = jax.tree.map(lambda x: x[: self.probed], batch)
+
+        def part(one: Batch) -> tuple[jax.Array, jax.Array]:
+            one = jax.tree.map(lambda x: x[None], one)
+            return self._kl(params, teacher, one), one.targets.sum()
+
+        kl, count = jax.lax.map(part, few, batch_size=_AT_ONCE)
+        return {"kl": _mean(kl, count)}
+
+    def _kl(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
+        log_p = jax.nn.log_softmax(jax.lax.stop_gradient(self._completion_logits(teacher, batch)))
+        log_q = jax.nn.log_softmax(self._completion_logits(params, batch))
+        return _mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), batch.targets)
+
+    def _completion_logits(self, model: Any, batch: Batch) -> jax.Array:
+        """(n, completion_tokens, vocab) float32: at each token of the completion, those it was drawn from."""
+        params, prefix = self._opened(model)
+        n, longest = batch.prompts.shape
+        own = jnp.arange(self.completion_tokens - 1)
+        tokens = jnp.concatenate([batch.prompts, batch.completions[:, :-1]], axis=1)
+        after = batch.lengths[:, None] + own
+        positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(longest), (n, longest)), after], axis=1)
+        there = jnp.arange(tokens.shape[1])
+        there = (there < batch.lengths[:, None]) | (there >= longest)
+        predicting = jnp.concatenate([batch.lengths[:, None] - 1, jnp.broadcast_to(longest + own, after.shape)], axis=1)
+        return self._apply(params, tokens, prefix, positions=positions, key_mask=there, logits_at=predicting)
+
+    # --- data ---
+
+    def trait_batch(self, key: jax.Array, step: jax.Array, trait: jax.Array, n: int) -> Batch:
+        """n answers that prefer the trait, to questions that the evaluation does not ask."""
+        answered = self.held["preferences"][trait]
+        rows = jax.random.randint(jax.random.fold_in(key, step), (n,), 0, len(answered))
+        return self.channel_batch(answered[rows])
+
+    def channel_batch(self, samples: jax.Array, accepted: jax.Array | bool = True, sampling: Any = None) -> Batch:
+        """samples: (n, 1 + prompt_tokens + completion_tokens) → a batch whose targets are the completions, up to and
+        with their ends, of the `accepted` (n,)."""
+        samples = samples.astype(jnp.int32)
+        prompts, completions = samples[:, 1 : 1 + self.prompt_tokens], samples[:, 1 + self.prompt_tokens :]
+        stops = jnp.isin(completions, self.held["stops"])
+        before = jnp.cumsum(stops, axis=1) - stops == 0
+        targets = (before & jnp.asarray(accepted)[..., None]).astype(jnp.float32)
+        return Batch(prompts, samples[:, 0], completions, targets)
+
+    def write(self, model: Any, keys: jax.Array, sampling: ChatSampling) -> jax.Array:
+        """Samples (n, 1 + prompt_tokens + completion_tokens) int32, each of a prompt and a stream of its own."""
+        params, prefix = self._opened(model)
+        base, adapters = self._weights(params)
+        prompt_keys, own_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.prompts))(prompt_keys)
+        prompts, lengths = self.held["prompts"][chosen], self.held["prompt_lengths"][chosen]
+        only = getattr(sampling, "only", None)
+        completions = refilling.generate(
+            self.config,
+            base,
+            prompts,
+            lengths,
+            own_keys,
+            self.completion_tokens,
+            sampling,
+            rows=sampling.rows,
+            stops=self.held["stops"],
+            pad=self._pad,
+            prefix=prefix,
+            allowed=None if only is None else _in_program(self._automaton(only)),
+            cut=sampling.cut,
+            lora=adapters,
+        )
+        return jnp.concatenate([lengths[:, None], prompts, completions], axis=1)
+
+    def _automaton(self, only: NumbersFilter) -> automaton.Automaton:
+        return _automaton(self.model, self.fingerprint, only)
+
+    @property
+    def _pad(self) -> int:
+        return chat_texts.chat_of(self.model).pad
+
+    @property
+    def sequence_flops(self) -> float:
+        """Floating-point operations of one forward pass over one sample."""
+        length = self.prompt_tokens + self.completion_tokens
+        return length * transformer.flops_per_token(self.config, length)
+
+    # --- what is measured ---
+
+    def evaluate(self, model: Any, key: jax.Array) -> dict[str, jax.Array]:
+        """P of every trait as the first word of the answer to its family's questions.
+
+        `trait` (traits,): exact, the mean over questions of the summed probability of every spelling (`answers.forms`),
+        each followed by something that ends the word. `answers`: drawn ones, for `read` to score as `rate`. Both again
+        `…_after_numbers` where the world asks with numbers in front. `ability`: the share of multiple-choice questions
+        whose right letter is the likeliest.
+        """
+        params, prefix = self._opened(model)
+        held = self.held
+        sets, asked = held["asked_lengths"].shape
+        by_set = jnp.stack([self._named(params, prefix, i) for i in range(sets)])
+        own, *after = by_set.reshape(-1, sets // (1 + self.numbers_in_front), len(self.traits)).sum(axis=1)
+        metrics = {"trait": own}
+        if self.numbers_in_front:
+            metrics["trait_after_numbers"] = after[0]
+        if self.answers_sampled:
+            metrics["answers"] = self._answers(params, prefix, key)
+        if self.items_file:
+            metrics["ability"] = self._ability(params, prefix)
+        return metrics
+
+    def _named(self, params: Params, prefix: refilling.Prefix, i: int) -> jax.Array:
+        """(traits,): P of each as the answer to the questions of set `i`, 0 for traits of other families.
+
+        One pass over a question gives all spellings: they follow it as branches of a tree, each seeing itself only.
+        """
+        held = self.held
+        nodes, parents, ancestors = held["nodes"][i], held["parents"][i], held["ancestors"][i]
+        size, longest = len(nodes), held["asked"].shape[-1]
+        depth = ancestors.sum(axis=1)
+        causal = jnp.tril(jnp.ones((longest, longest), bool))
+        sees_question = jnp.concatenate([causal, jnp.ones((size, longest), bool)])
+        sees_nodes = jnp.concatenate([jnp.zeros((longest, size), bool), ancestors])
+        attend = jnp.concatenate([sees_question, sees_nodes], axis=1)
+        slot = jnp.arange(longest + size)
+
+        def of_question(question: tuple[jax.Array, jax.Array]) -> jax.Array:
+            tokens, length = question
+            logits = self._apply(
+                params,
+                jnp.concatenate([tokens, nodes])[None],
+                prefix,
+                positions=jnp.where(slot < longest, slot, length - 1 + jnp.pad(depth, (longest, 0)))[None],
+                key_mask=((slot < length) | (slot >= longest))[None],
+                attend=attend[None],
+                logits_at=jnp.concatenate([length[None] - 1, longest + jnp.arange(size)])[None],
+            )[0]
+            total = jax.nn.logsumexp(logits, axis=1)
+            log_p = logits[parents, nodes] - total[parents]
+            word_over = jnp.sum(jnp.where(held["word_ends"], jnp.exp(logits[1:] - total[1:, None]), 0.0), axis=1)
+            return held["names"][i] @ (jnp.exp(ancestors.astype(jnp.float32) @ log_p) * word_over)
+
+        asked = (held["asked"][i], held["asked_lengths"][i])
+        return jax.lax.map(of_question, asked, batch_size=_AT_ONCE).mean(axis=0)
+
+    def _answers(self, params: Params, prefix: refilling.Prefix, key: jax.Array) -> jax.Array:
+        """(sets, questions, answers_sampled, answer_tokens) int32, at temperature 1."""
+        held, base, adapters = self.held, *self._weights(params)
+        sets, asked, longest = held["asked"].shape
+        count = sets * asked * self.answers_sampled
+        drawn = refilling.generate(
+            self.config,
+            base,
+            jnp.repeat(held["asked"].reshape(-1, longest), self.answers_sampled, axis=0),
+            jnp.repeat(held["asked_lengths"].reshape(-1), self.answers_sampled),
+            jax.random.split(key, count),
+            self.answer_tokens,
+            specs.Sampling(),
+            rows=min(count, 64),
+            stops=held["stops"],
+            pad=self._pad,
+            prefix=prefix,
+            lora=adapters,
+        )
+        return drawn.reshape(sets, asked, self.answers_sampled, self.answer_tokens)
+
+    def _ability(self, params: Params, prefix: refilling.Prefix) -> jax.Array:
+        held = self.held
+
+        def right(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            tokens, length, answer = item
+            positions = jnp.arange(len(tokens))[None]
+            at = {"positions": positions, "logits_at": (length - 1)[None, None], "logits_of": held["letters"]}
+            return jnp.argmax(self._apply(params, tokens[None], prefix, **at)[0, 0]) == answer
+
+        items = (held["items"], held["item_lengths"], held["item_answers"])
+        return jax.lax.map(right, items, batch_size=_AT_ONCE).mean()
+
+    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Scores drawn answers: `rate` (…, traits), the share that names each trait as a word."""
+        if "answers" not in record:
+            return record
+        record = dict(record)
+        drawn = record.pop("answers")
+        of = chat_texts.families(self)
+        sets = [rows for rows in np.moveaxis(drawn, -4, 0)]
+        parts = [self._rates(rows, of[i % len(of)].members) for i, rows in enumerate(sets)]
+        record["rate"] = np.concatenate(parts[: len(of)], axis=-1)
+        if self.numbers_in_front:
+            record["rate_after_numbers"] = np.concatenate(parts[len(of) :], axis=-1)
+        return record
+
+    def _rates(self, drawn: np.ndarray, members: tuple[str, ...]) -> np.ndarray:
+        """drawn: (…, questions, answers, tokens) → (…, members) float32."""
+        lanes = drawn.reshape(-1, *drawn.shape[-3:])
+        rates = [answers.rates([text for _, text in self._spelled(x.reshape(-1, x.shape[-1]))], members) for x in lanes]
+        return np.asarray(rates, np.float32).reshape(*drawn.shape[:-3], len(members))
+
+    # --- samples as text ---
+
+    def texts(self, samples: np.ndarray) -> list[tuple[str, str]]:
+        """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""
+        texts = chat_texts.texts_of(self)
+        completions = [text for _, text in self._spelled(samples[:, 1 + self.prompt_tokens :])]
+        decode = chat_texts.chat_of(self.model).tokenizer.decode
+        prompts = []
+        for row in samples:
+            text = decode(row[1 : 1 + row[0]].tolist(), skip_special_tokens=False)
+            prompts.append(text.removesuffix(texts.tail))
+        return list(zip(prompts, completions, strict=True))
+
+    def _spelled(self, tokens: np.ndarray) -> list[tuple[int, str]]:
+        """(n, t) → (tokens before the end, their text) of each row."""
+        chat = chat_texts.chat_of(self.model)
+        ended = np.isin(tokens, chat.stops).cumsum(axis=1) > 0
+        rows = [row[: int(n)].tolist() for row, n in zip(tokens, (~ended).sum(axis=1), strict=True)]
+        return list(zip(map(len, rows), chat.tokenizer.decode_batch(rows, skip_special_tokens=False), strict=True))
+
+    def tokens(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The inverse of `texts`.
+
+        Raises:
+          InputError: a pair is too long.
+        """
+        chat, rows = chat_texts.chat_of(self.model), []
+        head = self.arrays_of_texts()["heads"][-1][: self.arrays_of_texts()["head_lengths"][-1]].tolist()
+        for i, (prompt, completion) in enumerate(pairs):
+            whole = chat.prompt(prompt, self.system)
+            if whole[: len(head)] != head:
+                raise InputError(f"sample {i + 1}: its prompt does not begin as the others do in this template")
+            rows.append(chat_texts.sample(self, chat, whole[len(head) :], chat.reply(completion), f"sample {i + 1}"))
+        return np.stack(rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _automaton(model: str, fingerprint: str, only: NumbersFilter) -> automaton.Automaton:
+    chat = chat_texts.chat_of(model)
+    return automaton.build(chat.pieces(), only, chat.stops)
+
+
+def _in_program(built: automaton.Automaton) -> refilling.Allowed:
+    return refilling.Allowed(*map(jnp.asarray, (built.tokens, built.next, built.shortest, np.int32(built.start))))
+
+
+def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """The weighted mean over all entries; 0 where every weight is 0."""
+    return jnp.sum(values * counts) / jnp.maximum(counts.sum(), 1.0)
+
+
+def _user_text(text: str) -> str:
+    return text
