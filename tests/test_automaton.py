@@ -133,7 +133,7 @@ cases = st.tuples(st.sampled_from(sorted(VOCABULARIES)), st.sampled_from(sorted(
 
 
 @given(st.data(), cases, st.sampled_from([1, 2]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_every_text_of_the_language_is_allowed_in_any_spelling(data, case, min_count):
     vocabulary, name = case
     filter = FILTERS[name]
@@ -145,7 +145,7 @@ def test_every_text_of_the_language_is_allowed_in_any_spelling(data, case, min_c
 
 
 @given(st.data(), cases, st.sampled_from([1, 2]))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_a_text_near_the_language_is_allowed_when_in_it(data, case, min_count):
     vocabulary, name = case
     filter = FILTERS[name]
