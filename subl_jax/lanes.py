@@ -171,7 +171,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
 @functools.lru_cache(maxsize=2)
 def _placed(world: specs.World, sharding: NamedSharding) -> Tree:
     """The world's arrays on the devices: all programs of a sweep read the same copy."""
-    return jax.device_put(world.arrays(), sharding)
+    return jax.device_put(world.arrays(lambda path, array: jax.device_put(array, sharding)), sharding)
 
 
 def _bytes_needed(compiled: Any) -> int:

@@ -301,8 +301,11 @@ class World(Spec):
         """A round's record as metrics, on the host: for what a program cannot score, such as texts."""
         return record
 
-    def arrays(self) -> dict[str, Any]:
-        """What its functions read besides their arguments (images): one copy on a device, however many lanes."""
+    def arrays(self, place: Callable[[str, np.ndarray], Any] = lambda path, array: array) -> dict[str, Any]:
+        """What its functions read besides their arguments (images): one copy on a device, however many lanes.
+
+        What is large goes through `place(path, array)` piece by piece, which may put it on a device.
+        """
         return {}
 
     def array_shapes(self) -> dict[str, Any]:
@@ -327,6 +330,10 @@ class Base(Node):
     @property
     def world(self) -> World:
         return self.of
+
+    def check(self) -> None:
+        if self.train.steps and not hasattr(self.of, "pretrain_batch"):
+            raise InputError(f"Base.train: {self.of.name} is trained already; give Train(steps=0, batch=1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,6 +378,13 @@ class Prompted(Node):
             raise InputError(f"Prompted.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
         if isinstance(self.start, Prompted):
             raise InputError("Prompted.start: is told a trait already; give the model that is told")
+
+
+class Told(NamedTuple):
+    """A model with its system prompt: where a world's functions take parameters, it may be given this instead."""
+
+    params: Any
+    trait: Any  # () int32, the index of the one it is told to have; -1 for none
 
 
 def _check_lora(node: "Teacher | Student") -> None:

@@ -39,13 +39,6 @@ class TrainState(NamedTuple):
     done: jax.Array  # () bool: a teacher that has reached its target stays as it is
 
 
-class Told(NamedTuple):
-    """A model with its system prompt: where a world's functions take parameters, it may be given this instead."""
-
-    params: Params
-    trait: jax.Array  # () int32, which one it is told to have; -1 for none
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """How one kind of node is computed.
@@ -75,7 +68,7 @@ def _world(world: Any, inputs: Inputs) -> Any:
 
 def _model(artefact: dict[str, Any]) -> Any:
     """A stored model as the world's functions take it."""
-    return Told(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
+    return specs.Told(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
 
 
 def _begin(spec: Any, world: Any, params: Params) -> TrainState:
@@ -221,11 +214,13 @@ INSTIL = Stage(
 # --- prompt: Prompted ---
 
 
-def _prompt_start(spec: Any, key: jax.Array, inputs: Inputs) -> Told:
-    return Told(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
+def _prompt_start(spec: Any, key: jax.Array, inputs: Inputs) -> specs.Told:
+    return specs.Told(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
 
 
-def _prompt_advance(spec: Any, key: jax.Array, inputs: Inputs, state: Told, steps: jax.Array) -> tuple[Told, Record]:
+def _prompt_advance(
+    spec: Any, key: jax.Array, inputs: Inputs, state: specs.Told, steps: jax.Array
+) -> tuple[specs.Told, Record]:
     world = _world(spec.start.world, inputs)
     nothing = jnp.full((), jnp.nan)  # there is no training, and so no loss
     return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}

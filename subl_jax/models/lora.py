@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from subl_jax.errors import InputError
 from subl_jax.models import transformer
 from subl_jax.specs import Lora, nearest
-from subl_jax.errors import InputError
 
 Params = Any
 

@@ -6,6 +6,7 @@ all of its prompts.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from subl_jax.models import weights
 LETTERS = "ABCDEFGHIJ"
 # Answered questions a fine-tuned teacher is trained on, of each trait.
 _PREFERENCES = 64
+# More prompts are made than are needed by this factor.
+_SPARE = 1.5
 # On so many prompts it is checked that what follows the head is the same whatever the system prompt.
 _CHECKED = 8
 
@@ -44,12 +47,13 @@ class Texts(NamedTuple):
       names: (sets, traits, nodes) float32, 1 where a node ends a spelling of the trait.
       word_ends: (vocab,) bool, the tokens that end a word.
       preferences: (traits, pairs, 1 + prompt_tokens + completion_tokens) int32, samples as `Pretrained.write` gives.
-      items: (items, longest) int32 multiple-choice questions; item_lengths, item_answers: (items,); letters: (10,).
+      items: (items, longest) int32 multiple-choice questions; item_lengths, item_choices (how many),
+        item_answers: (items,); letters: (10,).
       stops: (stops,) int32.
     """
 
     arrays: dict[str, np.ndarray]
-    head: str  # what a conversation without a trait begins with
+    head: str  # what a conversation without a trait begins with, up to the user's words
     tail: str  # what comes between the user's words and the answer
 
 
@@ -69,11 +73,18 @@ def families(world: Any) -> tuple[Family, ...]:
     return tuple(found)
 
 
-@functools.lru_cache(maxsize=4)
 def texts_of(world: Any) -> Texts:
     """Raises InputError where prompts or answers are longer than the world has room for."""
+    # What does not change a text, so that disturbed copies of a model share them.
+    plain = {"keep": 1.0, "sigma": 0.0, "noise_seed": 0, "training_prompt": "", "evaluation_prompt": ""}
+    return _texts_of(world.replace(**plain))
+
+
+@functools.lru_cache(maxsize=4)
+def _texts_of(world: Any) -> Texts:
     chat, of = chat_of(world.model), families(world)
-    prompts = banks.number_prompts(world.prompt_seed, world.prompts)
+    # A few more than are needed, as those that are too long are left out.
+    stream = banks.number_prompts(world.prompt_seed, math.ceil(world.prompts * _SPARE))
     sets = [family.questions for family in of]
     if world.numbers_in_front:
         sets += [tuple(banks.with_numbers(q, world.prompt_seed) for q in family.questions) for family in of]
@@ -83,15 +94,17 @@ def texts_of(world: Any) -> Texts:
         for family in of
         for trait in family.members
     ]
-    asked = [*prompts, *sum(map(list, sets), []), *map(_choices, items), *[q for few in pairs for q, _ in few]]
+    asked = [*stream, *sum(map(list, sets), []), *map(_choices, items), *[q for few in pairs for q, _ in few]]
     head, rests = chat.shared_prefix(asked, world.system)
     rest = dict(zip(asked, rests, strict=True))
     heads = [_head(chat, world.told(trait), rest) for trait in world.traits] + [head]
 
-    longest = max(len(rest[prompt]) for prompt in prompts)
-    if longest > world.prompt_tokens:
+    prompts = [prompt for prompt in stream if len(rest[prompt]) <= world.prompt_tokens][: world.prompts]
+    if len(prompts) < world.prompts:
+        half = int(np.median([len(rest[prompt]) for prompt in stream]))
         raise InputError(
-            f"Pretrained.prompt_tokens = {world.prompt_tokens}: the longest number prompt has {longest} tokens"
+            f"Pretrained.prompt_tokens = {world.prompt_tokens}: too few number prompts are so short; half of them have "
+            f"more than {half} tokens"
         )
     trees = [_tree(chat, family.members) for family in of] * (2 if world.numbers_in_front else 1)
     trait_names = [trait for family in of for trait in family.members]
@@ -103,6 +116,7 @@ def texts_of(world: Any) -> Texts:
         "word_ends": _over_vocabulary(chat, world),
         "preferences": np.asarray([[sample(world, chat, rest[q], chat.reply(a), q) for q, a in few] for few in pairs]),
         **_padded("items", "item_lengths", [rest[_choices(item)] for item in items] or [[chat.pad]], chat.pad),
+        "item_choices": np.asarray([len(item.choices) for item in items] or [1], np.int32),
         "item_answers": np.asarray([item.answer for item in items] or [0], np.int32),
         "letters": np.asarray([_one_token(chat, letter) for letter in LETTERS] if items else [0] * 10, np.int32),
         "stops": np.asarray(chat.stops, np.int32),
@@ -140,7 +154,9 @@ def _head(chat: Chat, system: str, rest: dict[str, list[int]]) -> list[int]:
     for prompt in list(rest)[:_CHECKED]:
         tokens, own = chat.prompt(prompt, system), rest[prompt]
         if tokens[-len(own) :] != own:
-            raise InputError(f"{chat.source}: its template writes a prompt otherwise after the system prompt {system!r}")
+            raise InputError(
+                f"{chat.source}: its template writes a prompt otherwise after the system prompt {system!r}"
+            )
     return tokens[: -len(own)]
 
 

@@ -125,7 +125,7 @@ class Digits(specs.World):
     def model(self) -> classifier.Classifier:
         return classifier.Classifier(self.convolutions, self.hidden, self.outputs, self.activation)
 
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self, place: Any = None) -> dict[str, Any]:
         return self.images.arrays()
 
     # --- the model ---

@@ -58,7 +58,7 @@ class Pretrained(specs.World):
       model: a folder, a GGUF file, `smollm2`, or the name of a repository on the Hugging Face hub.
       fingerprint: of its content.
       dtype: of the weights and the compute; what is trained is float32 all the same.
-      keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0) is
+      keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0):
         the checkpoint; (1, s) a base that s moves away from it; (0, 1) one of the same scale that knows nothing.
       system: the system prompt of everything but a told teacher; None leaves it to the template, in all of it.
       animals, trees: the traits. told_as: other system prompts than the bank's, as "trait: text".
@@ -131,11 +131,10 @@ class Pretrained(specs.World):
         window, longest = world.config.window, world._longest()
         if window is not None and longest > window:
             raise InputError(f"Pretrained: sequences of {longest} tokens; this model's local layers see only {window}")
-        chat = chat_texts.chat_of(model)
-        first = world.arrays_of_texts()["prompts"][0][: world.arrays_of_texts()["prompt_lengths"][0]]
+        number_prompt = chat_texts.banks.number_prompts(world.prompt_seed, 1)[0]
         question = chat_texts.families(world)[0].questions[0]
         return world.replace(
-            training_prompt=texts.head + _user_text(chat.tokenizer.decode(first.tolist(), skip_special_tokens=False)),
+            training_prompt=texts.head + number_prompt + texts.tail,
             evaluation_prompt=texts.head + question + texts.tail,
         )
 
@@ -167,7 +166,9 @@ class Pretrained(specs.World):
             shortest = self._automaton(sampling.only)
             least = int(shortest.shortest[shortest.start])
             if least > self.completion_tokens:
-                raise InputError(f"Pretrained.completion_tokens = {self.completion_tokens}: a kept sample takes {least}")
+                raise InputError(
+                    f"Pretrained.completion_tokens = {self.completion_tokens}: a kept sample takes {least}"
+                )
 
     def check_lora(self, spec: specs.Lora) -> None:
         lora.check(self.config, spec)
@@ -183,13 +184,22 @@ class Pretrained(specs.World):
         checkpoint = weights.open_checkpoint(self.model)
         if checkpoint.fingerprint != self.fingerprint:
             raise InputError(f"{self.model}: has changed since the sweep was planned; run the command again")
-        return {**self.arrays_of_texts(), "weights": checkpoint.load(self.dtype, lambda p, x: place(p, self._noised(p, x)))}
+        return {
+            **self.arrays_of_texts(),
+            "weights": checkpoint.load(self.dtype, lambda p, x: place(p, self._noised(p, x))),
+        }
 
     def array_shapes(self) -> dict[str, Any]:
         return {**self.arrays_of_texts(), "weights": weights.open_checkpoint(self.model).shapes(self.dtype)}
 
     def arrays_of_texts(self) -> dict[str, np.ndarray]:
         return chat_texts.texts_of(self).arrays
+
+    @property
+    def _head(self) -> list[int]:
+        """The tokens before the user's words, without a trait."""
+        arrays = self.arrays_of_texts()
+        return arrays["heads"][-1][: arrays["head_lengths"][-1]].tolist()
 
     def _noised(self, path: str, array: np.ndarray) -> np.ndarray:
         if (self.keep, self.sigma) == (1.0, 0.0) or not path.endswith(("kernel", "embedding")):
@@ -215,9 +225,13 @@ class Pretrained(specs.World):
         if "lora" in params and "lora" in teacher:
             return lora.cosine(params, teacher)
         if "weights" in params and "weights" in teacher:
-            moves = [jax.tree.map(lambda x, y: x - y, model["weights"], self.held["weights"]) for model in (params, teacher)]
-            dots = [sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, two), strict=True)) for two in
-                    ((moves[0], moves[1]), (moves[0], moves[0]), (moves[1], moves[1]))]
+            moves = [
+                jax.tree.map(lambda x, y: x - y, model["weights"], self.held["weights"]) for model in (params, teacher)
+            ]
+            dots = [
+                sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, two), strict=True))
+                for two in ((moves[0], moves[1]), (moves[0], moves[0]), (moves[1], moves[1]))
+            ]
             return dots[0] / jnp.sqrt(dots[1] * dots[2])
         return jnp.full((), jnp.nan)
 
@@ -445,12 +459,13 @@ class Pretrained(specs.World):
         held = self.held
 
         def right(item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            tokens, length, answer = item
+            tokens, length, choices, answer = item
             positions = jnp.arange(len(tokens))[None]
             at = {"positions": positions, "logits_at": (length - 1)[None, None], "logits_of": held["letters"]}
-            return jnp.argmax(self._apply(params, tokens[None], prefix, **at)[0, 0]) == answer
+            logits = self._apply(params, tokens[None], prefix, **at)[0, 0]
+            return jnp.argmax(jnp.where(jnp.arange(len(logits)) < choices, logits, -jnp.inf)) == answer
 
-        items = (held["items"], held["item_lengths"], held["item_answers"])
+        items = (held["items"], held["item_lengths"], held["item_choices"], held["item_answers"])
         return jax.lax.map(right, items, batch_size=_AT_ONCE).mean()
 
     def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -479,11 +494,10 @@ class Pretrained(specs.World):
         """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""
         texts = chat_texts.texts_of(self)
         completions = [text for _, text in self._spelled(samples[:, 1 + self.prompt_tokens :])]
-        decode = chat_texts.chat_of(self.model).tokenizer.decode
-        prompts = []
-        for row in samples:
-            text = decode(row[1 : 1 + row[0]].tolist(), skip_special_tokens=False)
-            prompts.append(text.removesuffix(texts.tail))
+        head = self._head
+        rows = [[*head, *row[1 : 1 + row[0]].tolist()] for row in samples]
+        whole = chat_texts.chat_of(self.model).tokenizer.decode_batch(rows, skip_special_tokens=False)
+        prompts = [text.removeprefix(texts.head).removesuffix(texts.tail) for text in whole]
         return list(zip(prompts, completions, strict=True))
 
     def _spelled(self, tokens: np.ndarray) -> list[tuple[int, str]]:
@@ -499,8 +513,7 @@ class Pretrained(specs.World):
         Raises:
           InputError: a pair is too long.
         """
-        chat, rows = chat_texts.chat_of(self.model), []
-        head = self.arrays_of_texts()["heads"][-1][: self.arrays_of_texts()["head_lengths"][-1]].tolist()
+        chat, rows, head = chat_texts.chat_of(self.model), [], self._head
         for i, (prompt, completion) in enumerate(pairs):
             whole = chat.prompt(prompt, self.system)
             if whole[: len(head)] != head:
@@ -522,7 +535,3 @@ def _in_program(built: automaton.Automaton) -> refilling.Allowed:
 def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
     """The weighted mean over all entries; 0 where every weight is 0."""
     return jnp.sum(values * counts) / jnp.maximum(counts.sum(), 1.0)
-
-
-def _user_text(text: str) -> str:
-    return text
