@@ -43,8 +43,8 @@ class Chat:
     `PLAIN` is used. `source` is the file or folder, for messages.
     """
 
-    tokenizer: "Tokenizer"
-    template: str | None
+    tokenizer: "Tokenizer" = dataclasses.field(repr=False)
+    template: str | None = dataclasses.field(repr=False)
     stops: tuple[int, ...]
     pad: int
     vocab: int
@@ -74,7 +74,7 @@ class Chat:
         return self.encode(self.render(_messages(user, system)))
 
     def reply(self, text: str) -> list[int]:
-        """Tokens of an assistant's answer, as the template writes it after a `prompt`, its end (`stops[0]`) included."""
+        """Tokens of an assistant's answer as the template writes it after a `prompt`, with its end (`stops[0]`)."""
         written = self._after_prompt(text)
         tokens = self._continuation(text if written is None else written)
         end = self.stops[0]
@@ -194,7 +194,9 @@ def _from_folder(folder: pathlib.Path) -> Chat:
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
     special = {key: content for key, content in named.items() if isinstance(content, str)}
-    ends = _json(folder / "generation_config.json").get("eos_token_id", _json(folder / "config.json").get("eos_token_id"))
+    ends = _json(folder / "generation_config.json").get(
+        "eos_token_id", _json(folder / "config.json").get("eos_token_id")
+    )
     ends = ends if isinstance(ends, list) else [ends]
     return _chat(
         tokenizer,
@@ -268,9 +270,10 @@ def _chat(
 
 def _end_of_turn(chat: Chat) -> list[int]:
     """The special token that the template writes first after an answer, if it writes one."""
-    written = chat._after_prompt(_MARK)
+    answered = [*_messages("Hi", None), {"role": "assistant", "content": _MARK}]
+    written = chat.render(answered, add_generation_prompt=False).partition(_MARK)[2]
     special = {index for index, added in chat.tokenizer.get_added_tokens_decoder().items() if added.special}
-    tokens = chat.encode((written or "").partition(_MARK)[2])
+    tokens = chat.encode(written)
     return [token for token in tokens if token in special][:1]
 
 
