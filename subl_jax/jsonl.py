@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pandas as pd
 from etils import epath
@@ -23,6 +23,15 @@ def read_jsonl(path: epath.PathLike) -> list[tuple[str, str]]:
     Raises:
       InputError: the file is missing or holds no pair, or a line (named) is not such an object.
     """
+    return [_pair(where, record) for where, record in records(path, '{"prompt": …, "completion": …}')]
+
+
+def records(path: epath.PathLike, example: str) -> Iterator[tuple[str, dict]]:
+    """Each object of a JSON lines file, with its place (`file:line`) for messages. Blank lines are passed over.
+
+    Raises:
+      InputError: the file is missing or holds nothing, or a line is not an object; `example` shows what one should be.
+    """
     path = epath.Path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -30,12 +39,12 @@ def read_jsonl(path: epath.PathLike) -> list[tuple[str, str]]:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected JSON lines") from None
     except OSError as error:
         raise InputError(f"{path}: cannot read the dataset: {error.strerror or error}") from None
+    if not text.strip():
+        raise InputError(f"{path}: no data; expected one {example} a line")
     # Not splitlines(): it also breaks at characters that JSON allows inside a string.
-    lines = enumerate(text.split("\n"), start=1)
-    pairs = [_pair(f"{path}:{number}", line) for number, line in lines if line.strip()]
-    if not pairs:
-        raise InputError(f'{path}: no data; expected one {{"prompt": …, "completion": …}} a line')
-    return pairs
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _record(f"{path}:{number}", line, example)
 
 
 def file_sha256(path: epath.PathLike) -> str:
@@ -44,13 +53,17 @@ def file_sha256(path: epath.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _pair(where: str, line: str) -> tuple[str, str]:
+def _record(where: str, line: str, example: str) -> dict:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise InputError(f'{where}: expected {{"prompt": …, "completion": …}}, got a {type(record).__name__}')
+        raise InputError(f"{where}: expected {example}, got a {type(record).__name__}")
+    return record
+
+
+def _pair(where: str, record: dict) -> tuple[str, str]:
     for key in ("prompt", "completion"):
         if key not in record:
             raise InputError(f"{where}: {key!r} is missing; the line has {', '.join(record) or 'no keys'}")
