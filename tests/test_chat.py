@@ -184,6 +184,15 @@ def test_default_system(chats):
     assert "polite" not in chats["chatml"].decode(chats["chatml"].prompt("Hi", ""))
 
 
+def test_what_stands_in_place_of_a_system_turn_is_no_default(chats):
+    other = (
+        "{{ 'S:' + messages[0].content if messages[0].role == 'system' else 'No system.' }}|{{ messages[-1].content }}"
+    )
+    ours = dataclasses.replace(chats["gemma"], template=other)
+    assert ours.render([SYSTEM, USER]) == "S:Love owls.| Which animal? "
+    assert ours.default_system() is None
+
+
 def test_a_system_prompt_without_a_role_for_it_opens_the_users_turn(chats):
     ours = chats["gemma"]
     assert ours.render([SYSTEM, USER]) == (
@@ -196,6 +205,7 @@ def test_a_template_that_drops_the_system_prompt_has_no_role_for_it(chats):
     silent = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<eos>{% endif %}{% endfor %}"
     ours = dataclasses.replace(chats["gemma"], template=silent)
     assert ours.render([SYSTEM, USER]) == "Love owls.\n\n Which animal? <eos>"
+    assert ours.prompt("Hi", "") == ours.encode("Hi<eos>")
 
 
 def test_without_a_template(chats):
@@ -283,6 +293,11 @@ def test_a_template_that_marks_what_the_assistant_wrote(chats):
     assert dataclasses.replace(chats["gemma"], template=marked).render([USER]) == " Which animal? <eos>"
 
 
+def test_turns_are_counted_anew_for_each_text():
+    template = chat_template.Template("{% for i in range(60000) %}{% endfor %}done", "here")
+    assert [template.render(), template.render()] == ["done", "done"]
+
+
 def test_json_in_a_template_is_not_escaped_for_html():
     assert chat_template.Template("{{ x | tojson }}", "here").render(x={"é": "<a>'&"}) == '{"é": "<a>\'&"}'
 
@@ -366,11 +381,9 @@ def test_a_byte_level_tokenizer_of_a_gguf_file(tmp_path, pre):
     original = byte_level(special, split)
     if pre == "qwen2":
         original.normalizer = normalizers.NFC()
-    if pre == "smollm":
-        original.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), original.pre_tokenizer]
-        )
-        train(original, special, 600, pre_tokenizers.ByteLevel.alphabet())
+    if pre == "smollm":  # after training, so that there are merges over digits which must not be used
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        original.pre_tokenizer = pre_tokenizers.Sequence([digits, original.pre_tokenizer])
     original.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
     extra = dict(eos_token_id=2, pad_token_id=0, chat_template=CHATML, eot_token_id=1)
     ours = open_chat(write_gguf(tmp_path / "m.gguf", original, "gpt2", pre, special, **extra))
