@@ -49,7 +49,9 @@ def cloud():
         try:
             yield state
         finally:
-            file.write_text(json.dumps(state))
+            # At once: whoever holds the lock may be killed.
+            (CLOUD / "cloud.next").write_text(json.dumps(state))
+            os.replace(CLOUD / "cloud.next", file)
 
 
 def plan():
@@ -196,6 +198,16 @@ def sweep(arguments):
     with cloud() as state:
         number = state["starts"][worker] = state["starts"].get(worker, 0) + 1
     running = home / "running"
+    does = plan()["sweep"]
+    does = does[min(number, len(does)) - 1]
+    does = does[int(worker)] if isinstance(does, list) else does
+
+    def stopped(*_):
+        note("stopped.jsonl", worker=worker)
+        running.unlink(missing_ok=True)
+        sys.exit(75)
+
+    signal.signal(signal.SIGTERM, stopped)
     note(
         "sweeps.jsonl",
         worker=worker,
@@ -203,17 +215,7 @@ def sweep(arguments):
         environment=os.environ.get("FAKE_VARIABLE"),
         beside=running.exists(),
     )
-    does = plan()["sweep"]
-    does = does[min(number, len(does)) - 1]
-    does = does[int(worker)] if isinstance(does, list) else does
     running.touch()
-
-    def stopped(*_):
-        note("stopped.jsonl", worker=worker)
-        running.unlink()
-        sys.exit(75)
-
-    signal.signal(signal.SIGTERM, stopped)
     if does == "preempt":
         with cloud() as state:
             state["node"] = "PREEMPTED"

@@ -387,7 +387,7 @@ main() {
   trap 'leave $?' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP PIPE
-  printf -v started '%(%Y%m%dT%H%M%S)T' -1
+  printf -v started '%(%Y%m%dT%H%M%S)T-%d' -1 $$
   adopt
   pack
   for ((starts = 0; starts <= limit; starts++)); do

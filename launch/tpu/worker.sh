@@ -23,8 +23,10 @@ run() {
   stop
   # gcloud runs the command again when a connection breaks: that must not start a second sweep beside the first.
   if mkdir "$state/started-$token" 2>/dev/null; then
-    "$python" launch/sweep.py "$@" &
-    echo $! >"$state/pid"
+    (
+      echo "$BASHPID" >"$state/pid"
+      exec "$python" launch/sweep.py "$@"
+    ) &
     wait $! || status=$?
     rm -f "$state/pid"
   else
