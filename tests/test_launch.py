@@ -233,7 +233,7 @@ def test_the_checkout_is_copied_and_installed_with_its_constraints(cloud):
     assert (home / "python3.log").read_text() == "-m pip install --quiet --user uv\n"
     environment, package = (home / "uv.log").read_text().splitlines()
     assert environment == f"venv --quiet --python 3.11 {home}/.subl_jax/venv"
-    assert package.endswith("-c constraints.txt -e .[tpu]")
+    assert package.endswith("-c constraints.txt -e .[chat,tpu]")
 
 
 # --- nothing is left that costs money ---

@@ -14,7 +14,7 @@ install() {
   # The images of TPU VMs come with an older Python than the package needs: uv brings its own.
   python3 -m pip install --quiet --user uv
   [[ -x $python ]] || "$HOME/.local/bin/uv" venv --quiet --python 3.11 "$state/venv"
-  "$HOME/.local/bin/uv" pip install --quiet --python "$python" -c constraints.txt -e '.[tpu]'
+  "$HOME/.local/bin/uv" pip install --quiet --python "$python" -c constraints.txt -e '.[chat,tpu]'
 }
 
 run() {
