@@ -185,7 +185,7 @@ def roles(cls: type[Spec]) -> dict[str, str]:
 class Train(Spec):
     """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none.
 
-    A batch is computed in `accumulate` equal parts, one after the other, whose gradients are added up.
+    A batch is computed in `accumulate` parts, one after the other, whose gradients are added up.
 
     `trainable` names the parameters that change, as patterns of their paths with `*` for anything
     (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
