@@ -434,11 +434,18 @@ def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkey
     rounds = _rounds_run(monkeypatch)
     student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
     with pytest.raises(Preempted):
-        compute([student], tmp_path, preempted=lambda: True)
+        compute([student], tmp_path, preempted=lambda: bool(rounds))
     assert rounds == [0]
     done = compute([student], tmp_path)
     assert "cannot be used" not in done.text
     assert rounds[:2] == [0, 2]  # of the base, whose first round was not repeated
+
+
+def test_a_notice_that_comes_while_a_program_is_compiled_is_heeded_before_it_runs(tmp_path, monkeypatch):
+    rounds = _rounds_run(monkeypatch)
+    with pytest.raises(Preempted):
+        compute([specs.Student(tiny_world.base(), written(tiny_world.base()), LONG)], tmp_path, preempted=lambda: True)
+    assert rounds == []
 
 
 def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
@@ -449,11 +456,11 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
     whole = compute([student], tmp_path / "whole")
     taken, take = [], engine._Batch._take
 
-    def crashing(batch, record, track):
+    def crashing(batch, record):
         taken.append(1)
         if len(taken) == 5:
             raise KeyboardInterrupt
-        take(batch, record, track)
+        take(batch, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._Batch, "_take", crashing)
@@ -475,6 +482,29 @@ def test_a_checkpoint_that_does_not_fit_is_said_so_and_left(tmp_path):
     done = compute([student], tmp_path)
     assert "cannot be used and is removed" in done.text
     same(done.store, compute([student], tmp_path / "whole").store, lineage([student]))
+
+
+@pytest.mark.parametrize(
+    ("bases", "most"),
+    [(3, 2), (10, 4)],  # batches of 2, 1: the last one alone needs no room for two; of 4, 4, 2: six left make 3, 3
+    ids=["shorter", "longer"],
+)
+def test_an_interrupted_batch_goes_on_as_it_was_cut(tmp_path, monkeypatch, bases, most):
+    rounds = _rounds_run(monkeypatch)
+    starts = [tiny_world.base(seed) for seed in range(bases)]
+    sweep = [specs.Student(start, written(start), LONG, trait="owl") for start in starts]
+    of_a_base = TRAIN.evals + 1
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=lambda: len(rounds) == of_a_base + 2, devices=1, lanes_a_batch=most)
+    rounds.clear()
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=lambda: len(rounds) > of_a_base - 2, devices=1, lanes_a_batch=most)
+    assert rounds[: of_a_base - 2] == [TRAIN.steps // TRAIN.evals] * (of_a_base - 2)  # and no first round of 0 steps
+    assert len(rounds) == of_a_base - 1
+    done = Store(tmp_path, readonly=True).done()
+    assert len(done) == min(bases, 2 * most)
+    whole = compute(sweep[:1] + sweep[most : most + 1], tmp_path / "whole")
+    same(Store(tmp_path, readonly=True), whole.store, [starts[0], starts[most]])
 
 
 def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
