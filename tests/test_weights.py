@@ -150,13 +150,18 @@ def drop_norm(tensors):
     [
         (drop_norm, "lacks the tensors for final_norm/scale, layers/attention_norm/scale of layer 1"),
         (lambda t: t.update(extra=np.ones(2, "f4")), "tensors that its family has no place for: extra"),
+        (lambda t: t.update({"two\nlines": np.ones(2, "f4")}), "has no place for: 'two\\nlines'"),
+        (
+            lambda t: t.update({f"model.layers.{'9' * 5000}.input_layernorm.weight": np.ones(32, "f4")}),
+            "has no place for: model.layers.999",
+        ),
         (
             lambda t: t.update({"model.layers.9.input_layernorm.weight": np.ones(32, "f4")}),
             "has no place for: model.layers.9.input_layernorm.weight",
         ),
         (
             lambda t: t.update({"model.layers.01.input_layernorm.weight": np.ones(32, "f4")}),
-            "both hold layers/attention_norm/scale of layer 1",
+            "all hold layers/attention_norm/scale of layer 1",
         ),
         (
             lambda t: t.update({"model.norm.weight": np.ones(31, "f4")}),
