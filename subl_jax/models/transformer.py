@@ -200,9 +200,8 @@ def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """
     cos, sin = angles
     pairs = cos.shape[-1]
-    first, second, rest = jnp.split(x, (pairs, 2 * pairs), axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
+    first, second, *rest = jnp.split(x, list(range(pairs, x.shape[-1], pairs)), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, *rest], axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -386,8 +385,8 @@ class Block(nn.Module):
         mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix, packed)
         if cfg.post_norms:
             mixed = _norm(cfg, "attention_post_norm")(mixed)
-        x, read = x + mixed, x if cfg.parallel else x + mixed
-        hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(read))
+        before, x = x, x + mixed
+        hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(before if cfg.parallel else x))
         return x + (_norm(cfg, "mlp_post_norm")(hidden) if cfg.post_norms else hidden), cache
 
 
