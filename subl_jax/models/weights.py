@@ -34,6 +34,7 @@ Place = Callable[[str, np.ndarray], Any]
 # What makes a folder, beside its weights: the settings, and all that tells text from tokens.
 _DESCRIPTION = (
     "config.json",
+    "generation_config.json",  # of which only the tokens that end an answer are read
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -167,8 +167,10 @@ class Pretrained(specs.World):
         """Another model of the same tokens, room and prompts, such as a disturbed one."""
         if not isinstance(other, Pretrained):
             return False
-        if self.model == other.model and self.fingerprint == other.fingerprint:
-            return (self.prompt_tokens, self.completion_tokens) == (other.prompt_tokens, other.completion_tokens)
+        if (self.prompt_tokens, self.completion_tokens) != (other.prompt_tokens, other.completion_tokens):
+            return False
+        if self.fingerprint == other.fingerprint:
+            return True
         same = ("prompts", "heads", "stops", "word_ends")
         return all(np.array_equal(self.arrays_of_texts()[n], other.arrays_of_texts()[n]) for n in same)
 
@@ -457,7 +459,9 @@ class Pretrained(specs.World):
             total = jax.nn.logsumexp(logits, axis=1)
             log_p = logits[parents, nodes] - total[parents]
             word_over = jnp.sum(jnp.where(held["word_ends"], jnp.exp(logits[1:] - total[1:, None]), 0.0), axis=1)
-            return held["names"][i] @ (jnp.exp(ancestors.astype(jnp.float32) @ log_p) * word_over)
+            # Sums, as an accelerator's matrix product would round its inputs.
+            spelled = jnp.exp(jnp.sum(jnp.where(ancestors, log_p, 0.0), axis=1)) * word_over
+            return jnp.sum(held["names"][i] * spelled, axis=1)
 
         asked = (held["asked"][i], held["asked_lengths"][i])
         return jax.lax.map(of_question, asked, batch_size=_AT_ONCE).mean(axis=0)
