@@ -4,6 +4,9 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
+    --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
+    --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
+    --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
 
 Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
 """
@@ -22,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from subl_jax import devices, specs
-from subl_jax.errors import InputError, Preempted, StorageError
+from subl_jax.errors import FleetError, InputError, Preempted, StorageError
 from subl_jax.settings import Settings
 
 PREEMPTED = 75
@@ -36,6 +39,7 @@ class Command(NamedTuple):
     config: dict[str, Any]
     workdir: str
     dry_run: bool
+    fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         return _execute(command(file, module, rest))
     except InputError as error:
         return _said(f"error: {error}", 2)
-    except StorageError as error:
+    except (FleetError, StorageError) as error:
         return _said(f"error: {error}", 1)
     except (Preempted, KeyboardInterrupt):
         return _said("preempted: what was computed is stored; run the same command again to go on", PREEMPTED)
@@ -66,6 +70,7 @@ def _execute(command: Command) -> int:
     from rich.console import Console
 
     from subl_jax import dry_run, running
+    from subl_jax.fleet import Fleet
     from subl_jax.progress import Progress, print_outcome
 
     console = Console()
@@ -79,6 +84,7 @@ def _execute(command: Command) -> int:
         settings=command.settings,
         config=command.config,
         progress=Progress(console),
+        fleet=Fleet.parsed(*command.fleet) if command.fleet else None,
     )
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
@@ -160,7 +166,15 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     except InputError as error:
         raise InputError(re.sub(r"^Settings\.(tracker|project)?", _configured, str(error))) from None
     students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
-    return Command(name, students, settings, config.to_dict(), values.workdir or f"runs/{name}", values.dry_run)
+    workdir = values.workdir or f"runs/{name}"
+    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, _fleet(values))
+
+
+def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
+    given = next((name for name in ("ray_address", "ray_resources") if values[name].present), None)
+    if values.launcher == "local" and given:
+        raise InputError(f"--{given}={values[given].value}: is for --launcher=ray; add that, or leave this out")
+    return None if values.launcher == "local" else (values.ray_address, values.ray_resources)
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -202,6 +216,9 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
+    flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
+    flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
+    flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)
     argv = ["sweep", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:

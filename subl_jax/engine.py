@@ -49,6 +49,10 @@ class GroupTiming:
     bytes_needed: int
 
 
+# Computes groups on other machines, and calls back with the nodes that it finds stored: (groups, stored) → timings.
+Elsewhere = Callable[[Sequence[Group], Callable[[Sequence[specs.Node]], None]], list[GroupTiming]]
+
+
 def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
     """The plan of what is left, after checking that the stored nodes it builds on are whole."""
     while True:
@@ -85,8 +89,8 @@ class Engine:
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
 
-    def compute(self, plan: Plan) -> list[GroupTiming]:
-        """Computes every pending node.
+    def compute(self, plan: Plan, elsewhere: Elsewhere | None = None) -> list[GroupTiming]:
+        """Computes every pending node, in this process or `elsewhere`.
 
         Raises:
           Preempted: `preempted` said so; what finished is stored, and what ran is saved.
@@ -95,19 +99,23 @@ class Engine:
         for student in plan.students:
             self._runs.setdefault(student.key, []).append(student)
         self._deliver(list(plan.reused.values()))
-        self._progress.plan(len(plan.groups))
-        timings = [self._run_group(group) for group in plan.groups]
+        if elsewhere is not None:
+            timings = elsewhere(plan.groups, self._deliver)
+        else:
+            self._progress.plan(len(plan.groups))
+            timings = [self.run_group(group) for group in plan.groups]
         # What is left there belongs to batches that came to be cut in another way after an interruption.
         (self._workdir / "checkpoints").rmtree(missing_ok=True)
         return timings
 
-    def _run_group(self, group: Group) -> GroupTiming:
+    def run_group(self, group: Group) -> GroupTiming:
+        """Computes the nodes of one group, whose inputs are stored. Raises as `compute`."""
         alive, lost = self._split_by_parents(group)
         if lost:
             self._store.put(group.stage.name, list(lost.values()))
             self._deliver([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1))
-        self._progress.begin(group.stage.name, len(group.nodes), _work(group) * len(alive), str(layout))
+        self._progress.begin(group.stage.name, len(group.nodes), work(group) * len(alive), str(layout))
         if not alive:
             self._progress.end("none of its inputs are there")
             return GroupTiming(group.stage.name, len(group.nodes), "none", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -120,9 +128,11 @@ class Engine:
         waited = 0.0
         batches = [alive[i : i + layout.lanes] for i in range(0, len(alive), layout.lanes)]
         for batch in batches:
+            if self._store.adopt_batch([node.key for node in batch]):  # by another machine, which died after it
+                continue
             waited += _Batch(self, group, program, batch).run()
         seconds = time.perf_counter() - ready
-        lane_steps = _work(group) * len(alive)
+        lane_steps = work(group) * len(alive)
         self._progress.end()
         return GroupTiming(
             stage=group.stage.name,
@@ -246,7 +256,7 @@ def run_info(sweep: str, student: specs.Student) -> RunInfo:
     return RunInfo(specs.run_id(student), name, sweep, arm, student.world.name, trait, config)
 
 
-def _work(group: Group) -> int:
+def work(group: Group) -> int:
     """What a lane of the group has to do: training steps, or samples to be kept."""
     node = group.nodes[0]
     return node.size if isinstance(node, specs.Dataset) else sum(group.stage.rounds(node))

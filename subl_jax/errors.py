@@ -11,3 +11,7 @@ class Preempted(Exception):
 
 class StorageError(OSError):
     """A file could not be written or read back (full disk, no permission). Exit status 1; nothing stored is lost."""
+
+
+class FleetError(Exception):
+    """Other machines cannot compute what they were given. Exit status 1; nothing stored is lost."""

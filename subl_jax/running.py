@@ -1,7 +1,9 @@
 """One sweep from specs to the results contract: what the command line and `subl_jax.run` both call."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
@@ -18,6 +20,7 @@ from subl_jax import __version__, report, specs, tables
 from subl_jax.analysis import statistics
 from subl_jax.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.engine import Engine, plan_of, preemption_notice
+from subl_jax.fleet import Fleet
 from subl_jax.progress import Progress
 from subl_jax.results import Results, load
 from subl_jax.settings import Settings
@@ -47,27 +50,36 @@ def run(
     settings: Settings | None = None,
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    fleet: Fleet | None = None,
 ) -> Outcome:
     """Computes what is missing of `students` in `workdir`, and writes the results contract there.
 
+    With a `fleet` its machines compute, and this process plans and writes the tables.
+
     Raises:
-      InputError: before anything is computed: bad specs, an unusable workdir, or another sweep running in it.
+      InputError: before anything is computed: bad specs, an unusable workdir, another sweep running in it, no fleet.
       Preempted: SIGTERM or ctrl-C came; run it again to go on.
       StorageError: results could not be written.
+      FleetError: the machines of the fleet cannot compute what is left.
     """
     students = specs.checked(students)
     settings = settings or Settings(tracker="none")
     progress = progress or Progress()
     workdir = open_workdir(workdir)
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    with lock(workdir), progress, preemption_notice() as preempted:
+    connected = fleet.connected() if fleet else contextlib.nullcontext()
+    with lock(workdir), connected as cluster, progress, preemption_notice() as preempted:
         remove_leftovers(workdir)
-        store = Store(workdir, warn=progress.warn)
+        # Batches of a fleet's driver that was killed a moment ago may still be on their way.
+        store = Store(workdir, warn=progress.warn, tidy=fleet is None)
         plan = plan_of(students, store)
         tracker = make_tracker(settings.tracker, workdir=workdir, project=settings.project, warn=progress.warn)
         lines: list[str] = []
+        elsewhere = cluster and functools.partial(
+            cluster.compute, workdir=workdir, settings=settings, store=store, progress=progress, preempted=preempted
+        )
         try:
-            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan)
+            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan, elsewhere)
         finally:
             lines = tracker.close()
         sweep = {
@@ -81,8 +93,10 @@ def run(
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
+            "fleet": cluster and cluster.facts,
             **machine(),
         }
+        remove_leftovers(workdir)
         results = write_results(workdir, name, students, store, sweep)
     return Outcome(results, [*lines, *trouble(results)])
 

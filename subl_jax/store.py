@@ -117,6 +117,11 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
 # --- the store ---
 
 
+def batch_id(keys: Sequence[str]) -> str:
+    """The name under which a batch of these nodes is stored."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
+
+
 class Store:
     """The artefacts of one working directory.
 
@@ -128,18 +133,34 @@ class Store:
       warn: gets one line per damaged shard.
       readonly: nothing is written or removed. Otherwise the caller holds `lock(workdir)`: what killed processes and
         damaged shards left behind is removed.
+      tidy: false keeps what killed processes left behind, some of which may still be dying: `remove_leftovers` later.
+      shared: one of several writers, which holds no lock. It starts without an index and knows what it puts itself and
+        what it is told of (`adopt`); nothing that another writer may need is removed, and a batch that another writer
+        has put first stays.
     """
 
-    def __init__(self, workdir: epath.PathLike, warn: Callable[[str], None] = print, *, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        warn: Callable[[str], None] = print,
+        *,
+        readonly: bool = False,
+        tidy: bool = True,
+        shared: bool = False,
+    ) -> None:
         self._directory = epath.Path(workdir) / "artifacts"
         self._warn = warn
         self._readonly = readonly
+        self._shared = shared
         self._shards: dict[str, _Shard] = {}
         self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
         self._checked: set[str] = set()  # shards whose data this process has hashed
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        if self._directory.exists():
+        if not shared and self._directory.exists():
             self._load_index()
+            # On an object store another sweep may be between its data and its sidecar.
+            if tidy and not readonly and is_local(self._directory):
+                self.remove_leftovers()
 
     def put(
         self,
@@ -169,7 +190,7 @@ class Store:
         if unknown:
             raise ValueError(f"{stage}: status {unknown} is none of {STATUSES}")
         tensors, structure = _tensors(len(rows), tree, curves or {}, steps)
-        id = hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()[:24]
+        id = batch_id([row.key for row in rows])
         data = sha256 = None
         size = 0
         if tensors or tree is not None:
@@ -183,6 +204,9 @@ class Store:
             "bytes": size,
             "rows": [dataclasses.asdict(row) for row in rows],
         }
+        if self.adopt_batch([row.key for row in rows]):
+            self._remove(data)
+            return
         try:
             write_json_atomic(self._directory / f"{id}.json", sidecar)
         except StorageError:
@@ -194,6 +218,35 @@ class Store:
             self._remove(old.data)
         self._remember(shard)
         self._checked.add(id)
+
+    def adopt(self, ids: Iterable[str]) -> bool:
+        """Takes up batches that other writers have put, by their ids. Whether all of them are there."""
+        there = True
+        for id in ids:
+            path = self._directory / f"{id}.json"
+            if id not in self._shards:
+                shard = self._read_sidecar(path) if path.exists() else None
+                if shard is not None:
+                    self._remember(shard)
+            there &= id in self._shards
+        return there
+
+    def adopt_batch(self, keys: Sequence[str]) -> bool:
+        """Whether another writer has put these very nodes as a batch; never where this store is the only writer."""
+        return self._shared and self.adopt([batch_id(keys)])
+
+    def batches(self, keys: Iterable[str]) -> set[str]:
+        """The ids of the batches that hold these nodes. Raises KeyError when one is not stored."""
+        return {self._place(key)[0].id for key in keys}
+
+    def remove_leftovers(self) -> None:
+        """Removes what killed writers left behind. No other writer may be at work."""
+        paths = list(self._directory.iterdir()) if self._directory.exists() else []
+        self.adopt(path.stem for path in paths if path.suffix == ".json")
+        used = {shard.data for shard in self._shards.values()}
+        for path in paths:
+            if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
+                self._remove(path.name)
 
     def done(self) -> dict[str, str]:
         """Key → status of every stored node."""
@@ -257,18 +310,11 @@ class Store:
     # --- index ---
 
     def _load_index(self) -> None:
-        paths = sorted(self._directory.iterdir())
-        for path in paths:
+        for path in sorted(self._directory.iterdir()):
             if path.suffix == ".json":
                 shard = self._read_sidecar(path)
                 if shard is not None:
                     self._remember(shard)
-        # On an object store another sweep may be between its data and its sidecar.
-        if not self._readonly and is_local(self._directory):
-            used = {shard.data for shard in self._shards.values()}
-            for path in paths:
-                if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
-                    self._remove(path.name)
 
     def _read_sidecar(self, path: epath.Path) -> _Shard | None:
         try:
@@ -284,7 +330,7 @@ class Store:
             self._warn(f"artifacts/{path.name} cannot be read ({error.strerror or error}): it is not used")
         except (ValueError, KeyError, TypeError, RecursionError):
             self._warn(f"artifacts/{path.name} is damaged (not a sidecar): its nodes will be computed again")
-            if not self._readonly:
+            if self._owner:
                 self._remove(path.name)
         return None
 
@@ -363,10 +409,14 @@ class Store:
         count = f"its {len(shard.rows)} {shard.stage} results" if len(shard.rows) > 1 else f"its {shard.stage} result"
         self._warn(f"artifacts/{shard.data} is damaged ({damage}): {count} will be computed again")
         self._forget(shard)
-        if not self._readonly:
+        if self._owner:
             self._remove(f"{shard.id}.json")
             self._remove(shard.data)
         return False
+
+    @property
+    def _owner(self) -> bool:
+        return not self._readonly and not self._shared
 
     def _remove(self, name: str | None) -> None:
         # What cannot be removed now is harmless: it is not in the index, and the next opening tries again.
