@@ -128,7 +128,7 @@ class Engine:
         waited = 0.0
         batches = [alive[i : i + layout.lanes] for i in range(0, len(alive), layout.lanes)]
         for batch in batches:
-            if self._store.adopt_batch([node.key for node in batch]):  # by another machine, which died after it
+            if self._store.has_batch([node.key for node in batch]):  # by another machine, which died after it
                 continue
             waited += _Batch(self, group, program, batch).run()
         seconds = time.perf_counter() - ready

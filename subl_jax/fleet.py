@@ -406,7 +406,7 @@ def _adopt(store: Store, ids: Sequence[str], workdir: epath.PathLike) -> None:
     """
     deadline = time.monotonic() + _VISIBLE_WITHIN
     pause = 0.05
-    while not store.adopt(ids):
+    while not store.find(ids):
         if time.monotonic() > deadline:
             raise StorageError(
                 f"--workdir {os.fspath(workdir)}: what one machine stores, {socket.gethostname()} does not see; give a "
@@ -453,7 +453,7 @@ class _Worker:
         _import(task.sources)
         nodes = tuple(specs.from_json(form) for form in task.nodes)
         keys = [node.key for node in nodes]
-        if self._store.adopt_batch(keys):  # its machine died just after it had stored the batch
+        if self._store.has_batch(keys):  # its machine died just after it had stored the batch
             timing = GroupTiming(stage_of(nodes[0]).name, 0, "stored", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
         else:
             _adopt(self._store, task.inputs, task.workdir)

@@ -135,7 +135,7 @@ class Store:
         damaged shards left behind is removed.
       tidy: false keeps what killed processes left behind, some of which may still be dying: `remove_leftovers` later.
       shared: one of several writers, which holds no lock. It starts without an index and knows what it puts itself and
-        what it is told of (`adopt`); nothing that another writer may need is removed, and a batch that another writer
+        what it is told of (`find`); nothing that another writer may need is removed, and a batch that another writer
         has put first stays.
     """
 
@@ -204,7 +204,7 @@ class Store:
             "bytes": size,
             "rows": [dataclasses.asdict(row) for row in rows],
         }
-        if self.adopt_batch([row.key for row in rows]):
+        if self.has_batch([row.key for row in rows]):
             self._remove(data)
             return
         try:
@@ -219,7 +219,7 @@ class Store:
         self._remember(shard)
         self._checked.add(id)
 
-    def adopt(self, ids: Iterable[str]) -> bool:
+    def find(self, ids: Iterable[str]) -> bool:
         """Takes up batches that other writers have put, by their ids. Whether all of them are there."""
         there = True
         for id in ids:
@@ -231,9 +231,9 @@ class Store:
             there &= id in self._shards
         return there
 
-    def adopt_batch(self, keys: Sequence[str]) -> bool:
+    def has_batch(self, keys: Sequence[str]) -> bool:
         """Whether another writer has put these very nodes as a batch; never where this store is the only writer."""
-        return self._shared and self.adopt([batch_id(keys)])
+        return self._shared and self.find([batch_id(keys)])
 
     def batches(self, keys: Iterable[str]) -> set[str]:
         """The ids of the batches that hold these nodes. Raises KeyError when one is not stored."""
@@ -242,7 +242,7 @@ class Store:
     def remove_leftovers(self) -> None:
         """Removes what killed writers left behind. No other writer may be at work."""
         paths = list(self._directory.iterdir()) if self._directory.exists() else []
-        self.adopt(path.stem for path in paths if path.suffix == ".json")
+        self.find(path.stem for path in paths if path.suffix == ".json")
         used = {shard.data for shard in self._shards.values()}
         for path in paths:
             if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
