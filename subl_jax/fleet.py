@@ -180,12 +180,14 @@ class Cluster:
           StorageError: results could not be written, or the workdir is not the same on all machines.
           FleetError: no machine can compute a batch.
         """
+        if not groups:
+            return []
         run = _Run(self, groups, workdir, settings, store)
         total = sum(work(group) * len(group.nodes) for group in groups)
         where = ", ".join(f"{count:g} {name}" for name, count in self._resources.items())
         progress.begin("fleet", sum(len(group.nodes) for group in groups), total, f"Ray, {where} a batch")
         with run.cancelling():
-            for batch, done in run.finished(preempted):
+            for batch, done, ended in run.finished(preempted):
                 _adopt(store, done.batches, workdir)
                 known = self._machines.setdefault(done.machine, {"devices": done.devices, "batches": 0})
                 known["batches"] += 1
@@ -193,6 +195,11 @@ class Cluster:
                     progress.warn(line)
                 stored(batch.nodes)
                 progress.advance(work(batch) * len(batch.nodes))
+                if ended is not None:
+                    progress.say(
+                        f"{ended.stage}: {ended.lanes:,} lanes in {ended.batches:,} batches, "
+                        f"{ended.run_seconds:.1f} s of machines' time, {ended.lane_steps_per_second:,.0f} lane-steps/s"
+                    )
         progress.end()
         store.remove_leftovers()
         return run.timings()
@@ -257,11 +264,13 @@ class _Run:
         self._batches: list[Group] = []
         self._group_of: list[int] = []
         self._timings: list[list[GroupTiming]] = [[] for _ in groups]
+        self._cut: list[int] = []  # batches of each group
         for i, group in enumerate(groups):
             size = cluster.lanes_a_batch(len(group.nodes), settings)
             for first in range(0, len(group.nodes), size):
                 self._batches.append(dataclasses.replace(group, nodes=group.nodes[first : first + size]))
                 self._group_of.append(i)
+            self._cut.append(self._group_of.count(i))
         at = {node.key: i for i, batch in enumerate(self._batches) for node in batch.nodes}
         self._missing = [{at[node.key] for node in _inputs(batch) if node.key in at} for batch in self._batches]
         self._consumers: dict[int, list[int]] = collections.defaultdict(list)
@@ -270,8 +279,11 @@ class _Run:
                 self._consumers[j].append(i)
         self._running: dict[Any, int] = {}
 
-    def finished(self, preempted: Callable[[], bool]) -> Iterator[tuple[Group, _Done]]:
-        """Hands in every batch once its inputs are stored, and gives each one as it finishes."""
+    def finished(self, preempted: Callable[[], bool]) -> Iterator[tuple[Group, _Done, GroupTiming | None]]:
+        """Hands in every batch once its inputs are stored, and gives each one as it finishes.
+
+        With the last batch of a group comes the timing of the group.
+        """
         import ray
 
         for i, missing in enumerate(self._missing):
@@ -285,7 +297,7 @@ class _Run:
                 done = _result(ref)
                 i = self._running.pop(ref)
                 self._timings[self._group_of[i]].append(done.timing)
-                yield self._batches[i], done
+                yield self._batches[i], done, self._ended(self._group_of[i])
                 for j in self._consumers[i]:
                     self._missing[j].discard(i)
                     if not self._missing[j]:
@@ -303,6 +315,11 @@ class _Run:
                 ray.cancel(ref)
             if self._running:
                 ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_WITHIN)
+
+    def _ended(self, i: int) -> GroupTiming | None:
+        """The timing of group `i`, if all its batches are done."""
+        parts = self._timings[i]
+        return _summed(parts) if len(parts) == self._cut[i] else None
 
     def timings(self) -> list[GroupTiming]:
         """Per group; the seconds are the sum over its batches, wherever they ran."""

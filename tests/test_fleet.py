@@ -290,3 +290,25 @@ def test_a_batch_that_another_writer_has_put_first_stays(tmp_path):
     second.put("distil", [Row(key="a" * 64, spec={}, status="failed", why="later")])
     assert second.status("a" * 64) == "ok"
     assert Store(tmp_path).done() == {"a" * 64: "ok"}
+
+
+# --- launch/ray ---
+
+
+@pytest.mark.parametrize(("file", "kind"), [("gcp-tpu.yaml", "TPU"), ("gcp-gpu.yaml", "GPU")])
+def test_cluster_files_are_what_ray_takes(file, kind):
+    ray = pytest.importorskip("ray")
+    jsonschema, yaml = pytest.importorskip("jsonschema"), pytest.importorskip("yaml")
+    config = yaml.safe_load((ROOT / "launch" / "ray" / file).read_text())
+    schema = json.loads((pathlib.Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+    types = config["available_node_types"]
+    head, (worker,) = types.pop(config["head_node_type"]), types.values()
+    assert head["resources"] == {"CPU": 0}  # or batches would run beside the driver
+    assert worker["resources"][kind] >= 1 and worker["max_workers"] == config["max_workers"]
+    # What Google's compute API wants: an object, where Ray's own examples have a list.
+    assert isinstance(worker["node_config"].get("scheduling", {}), dict)
+    assert worker["node_config"]["serviceAccounts"]
