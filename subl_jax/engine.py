@@ -19,6 +19,7 @@ from subl_jax.checkpoint import Checkpoints
 from subl_jax.errors import Preempted
 from subl_jax.plan import Group, Plan, make_plan
 from subl_jax.progress import Progress
+from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.stages import input_shapes
 from subl_jax.store import Row, Store
@@ -105,7 +106,7 @@ class Engine:
             self._progress.plan(len(plan.groups))
             timings = [self.run_group(group) for group in plan.groups]
         # What is left there belongs to batches that came to be cut in another way after an interruption.
-        (self._workdir / "checkpoints").rmtree(missing_ok=True)
+        patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
         return timings
 
     def run_group(self, group: Group) -> GroupTiming:
@@ -325,7 +326,7 @@ class _Batch:
         if running is not None:
             self._take(running, track=True)
         self._store(state)
-        if self._folder.exists():
+        if patiently(self._folder.exists):
             self._checkpoints.delete()
         return self._waited
 
@@ -364,7 +365,7 @@ class _Batch:
         self._checkpoints.save(done, state, records, {"nodes": len(self._nodes)})
 
     def _resumed(self) -> tuple[int, Tree] | None:
-        restored = self._checkpoints.restore(self._program.state) if self._folder.exists() else None
+        restored = self._checkpoints.restore(self._program.state) if patiently(self._folder.exists) else None
         if restored is None:
             return None
         done, state, records, _ = restored

@@ -62,7 +62,7 @@ def write_report(
 
     workdir = epath.Path(workdir)
     # Figures of an earlier sweep in this directory are not of this one.
-    (workdir / "figures").rmtree(missing_ok=True)
+    patiently(lambda: (workdir / "figures").rmtree(missing_ok=True))
     (workdir / "figures").mkdir(parents=True)
     grid = statistics.Cells.of(runs)
     chosen = [grid.cells[i] for i in _spread(len(grid.cells), _MOST_SECTIONS)]

@@ -23,6 +23,7 @@ from subl_jax.engine import Engine, plan_of, preemption_notice
 from subl_jax.fleet import Fleet
 from subl_jax.progress import Progress
 from subl_jax.results import Results, load
+from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.store import Store, lock, open_workdir
 from subl_jax.tracking import make_tracker
@@ -119,7 +120,7 @@ def write_results(
 def earlier_runs(workdir: epath.Path) -> list[dict[str, Any]]:
     """What earlier commands computed in `workdir`, the latest last: a rerun must not lose their timings."""
     try:
-        before = json.loads((workdir / "sweep.json").read_bytes())
+        before = json.loads(patiently((workdir / "sweep.json").read_bytes))
         parts = {name: before[name] for name in ("command", "started", "seconds", "groups")}
         return before["earlier"] + ([parts] if parts["groups"] else [])
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that was damaged

@@ -32,6 +32,7 @@ from etils import epath
 from subl_jax.atomic import TEMPORARY, is_local, replacing, storage_error, write_json_atomic
 from subl_jax.errors import InputError, StorageError
 from subl_jax.jsonl import file_sha256
+from subl_jax.retrying import passes, patiently
 
 FORMAT = 1
 STATUSES = ("ok", "diverged", "failed")  # from best to worst
@@ -75,10 +76,10 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     """
     try:
         workdir = epath.Path(path).expanduser()
-        workdir.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: workdir.mkdir(parents=True, exist_ok=True))
         probe = workdir / f".probe{TEMPORARY}-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        patiently(lambda: probe.write_bytes(b""))
+        patiently(lambda: probe.unlink(missing_ok=True))
     except Exception as error:  # an object store's client raises errors of its own kind
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--workdir {os.fspath(path)}: {reason}; give a directory that can be written to") from None
@@ -156,8 +157,10 @@ class Store:
         self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
         self._checked: set[str] = set()  # shards whose data this process has hashed
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        if not shared and self._directory.exists():
-            self._load_index()
+        if not shared:
+            for path in sorted(self._files()):
+                if path.suffix == ".json":
+                    self._find(path)
             # On an object store another sweep may be between its data and its sidecar.
             if tidy and not readonly and is_local(self._directory):
                 self.remove_leftovers()
@@ -224,10 +227,8 @@ class Store:
         there = True
         for id in ids:
             path = self._directory / f"{id}.json"
-            if id not in self._shards:
-                shard = self._read_sidecar(path) if path.exists() else None
-                if shard is not None:
-                    self._remember(shard)
+            if id not in self._shards and patiently(path.exists):
+                self._find(path)
             there &= id in self._shards
         return there
 
@@ -241,7 +242,7 @@ class Store:
 
     def remove_leftovers(self) -> None:
         """Removes what killed writers left behind. No other writer may be at work."""
-        paths = list(self._directory.iterdir()) if self._directory.exists() else []
+        paths = self._files()
         self.find(path.stem for path in paths if path.suffix == ".json")
         used = {shard.data for shard in self._shards.values()}
         for path in paths:
@@ -309,16 +310,20 @@ class Store:
 
     # --- index ---
 
-    def _load_index(self) -> None:
-        for path in sorted(self._directory.iterdir()):
-            if path.suffix == ".json":
-                shard = self._read_sidecar(path)
-                if shard is not None:
-                    self._remember(shard)
+    def _files(self) -> list[epath.Path]:
+        try:
+            return patiently(lambda: list(self._directory.iterdir()) if self._directory.exists() else [])
+        except Exception as error:  # an object store's client raises errors of its own kind
+            raise storage_error(self._directory, error, "read") from error
+
+    def _find(self, sidecar: epath.Path) -> None:
+        shard = self._read_sidecar(sidecar)
+        if shard is not None:
+            self._remember(shard)
 
     def _read_sidecar(self, path: epath.Path) -> _Shard | None:
         try:
-            sidecar = json.loads(path.read_bytes())
+            sidecar = json.loads(patiently(path.read_bytes))
             if sidecar["format"] != FORMAT:
                 self._warn(f"artifacts/{path.name} has format {sidecar['format']}, not {FORMAT}: it is not used")
                 return None
@@ -384,7 +389,7 @@ class Store:
         # A memory-mapped file stays readable after its name is gone.
         with tempfile.TemporaryDirectory() as scratch:
             local = epath.Path(scratch) / shard.data
-            path.copy(local)
+            patiently(lambda: path.copy(local, overwrite=True))
             return safetensors.safe_open(os.fspath(local), framework="np")
 
     def _check(self, shard: _Shard) -> bool:
@@ -394,14 +399,16 @@ class Store:
             return True
         path = self._directory / shard.data
         try:
-            size = path.stat().length
+            size = patiently(path.stat).length
             if size != shard.bytes:
                 damage = f"{size} bytes instead of {shard.bytes}"
             else:
                 damage = "" if file_sha256(path) == shard.sha256 else "checksum differs"
         except FileNotFoundError:
             damage = "missing"
-        except OSError as error:
+        except Exception as error:  # an object store's client raises errors of its own kind
+            if passes(error) or not isinstance(error, OSError):  # its data may be whole
+                raise storage_error(path, error, "read") from error
             damage = error.strerror or str(error)
         if not damage:
             self._checked.add(shard.id)
@@ -421,8 +428,8 @@ class Store:
     def _remove(self, name: str | None) -> None:
         # What cannot be removed now is harmless: it is not in the index, and the next opening tries again.
         if name is not None:
-            with contextlib.suppress(OSError):
-                (self._directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(Exception):  # an object store's client raises errors of its own kind
+                patiently(lambda: (self._directory / name).unlink(missing_ok=True))
 
 
 # --- trees as named tensors ---
