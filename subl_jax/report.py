@@ -13,6 +13,7 @@ from etils import epath
 
 from subl_jax import figures
 from subl_jax.analysis import one_step, statistics
+from subl_jax.retrying import patiently
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
