@@ -5,6 +5,11 @@
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
 
+Several processes as one, all started with the same command (on a TPU slice that needs no flag):
+    --distributed               find the others as jax does: a SLURM step, Open MPI, Kubernetes
+    --coordinator HOST:PORT --num_processes N --process_id I
+                                or say where process 0 is, how many there are, and which one this is
+
 Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
 """
 
@@ -21,11 +26,11 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from subl_jax import devices, specs
-from subl_jax.errors import InputError, Preempted, StorageError
+from subl_jax import cluster, devices, specs
+from subl_jax.cluster import PREEMPTED, RESUME
+from subl_jax.errors import InputError, PeerLost, Preempted, StorageError
 from subl_jax.settings import Settings
 
-PREEMPTED = 75
 _OVERRIDABLE = (int, float, bool, str, tuple)
 
 
@@ -36,10 +41,14 @@ class Command(NamedTuple):
     config: dict[str, Any]
     workdir: str
     dry_run: bool
+    cluster: cluster.Options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line (without the program's name in front) and returns its exit status."""
+    """Runs one command line (without the program's name in front) and returns its exit status.
+
+    Of several processes, one that ends in a way the others do not know of ends here, and they notice.
+    """
     try:
         if {"-h", "--help", "--helpfull"} & set(argv):
             print(__doc__)
@@ -47,13 +56,22 @@ def main(argv: Sequence[str]) -> int:
         file, rest = split_config(argv)
         module = load_sweep(file)
         devices.prepare()
-        return _execute(command(file, module, rest))
+        return cluster.leave(_execute(command(file, module, rest)))
     except InputError as error:
-        return _said(f"error: {error}", 2)
+        return cluster.leave(_said(f"error: {error}", 2))
     except StorageError as error:
-        return _said(f"error: {error}", 1)
-    except (Preempted, KeyboardInterrupt):
-        return _said("preempted: what was computed is stored; run the same command again to go on", PREEMPTED)
+        return cluster.leave(_said(f"error: {error}", 1))
+    except PeerLost as error:
+        return cluster.abandon(_said(f"preempted: {error}; {RESUME}", PREEMPTED))
+    except Preempted:
+        return cluster.leave(_said(f"preempted: {RESUME}", PREEMPTED))
+    except KeyboardInterrupt:
+        return cluster.abandon(_said(f"preempted: {RESUME}", PREEMPTED))
+    except BaseException:
+        if cluster.joined():
+            traceback.print_exc()
+            cluster.abandon(1)
+        raise
 
 
 def _said(line: str, status: int) -> int:
@@ -72,17 +90,19 @@ def _execute(command: Command) -> int:
     if command.dry_run:
         dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
+    cluster.start(command.cluster)
     outcome = running.run(
         command.students,
         command.workdir,
         name=command.name,
         settings=command.settings,
         config=command.config,
-        progress=Progress(console),
+        progress=Progress(console) if cluster.peers().leads else None,
     )
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
-    print_outcome(console, results.summary, files, outcome.lines)
+    if cluster.peers().leads:
+        print_outcome(console, results.summary, files, outcome.lines)
     return 0 if outcome.all_ok else 1
 
 
@@ -160,7 +180,9 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     except InputError as error:
         raise InputError(re.sub(r"^Settings\.(tracker|project)?", _configured, str(error))) from None
     students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
-    return Command(name, students, settings, config.to_dict(), values.workdir or f"runs/{name}", values.dry_run)
+    workdir = values.workdir or f"runs/{name}"
+    joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
+    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, joined)
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -202,6 +224,10 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
+    flags.DEFINE_bool("distributed", None, "One of several processes.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many processes.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is.", flag_values=values)
     argv = ["sweep", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:

@@ -76,7 +76,7 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     try:
         workdir = epath.Path(path).expanduser()
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".probe{TEMPORARY}-{os.getpid()}"
+        probe = workdir / f".probe{TEMPORARY}-{uuid.uuid4().hex[:12]}"
         probe.write_bytes(b"")
         probe.unlink()
     except Exception as error:  # an object store's client raises errors of its own kind
@@ -128,9 +128,18 @@ class Store:
       warn: gets one line per damaged shard.
       readonly: nothing is written or removed. Otherwise the caller holds `lock(workdir)`: what killed processes and
         damaged shards left behind is removed.
+      entries: what is stored, as `entries` of another process's store gave it; then nothing is read at opening, and
+        that process holds the lock.
     """
 
-    def __init__(self, workdir: epath.PathLike, warn: Callable[[str], None] = print, *, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        warn: Callable[[str], None] = print,
+        *,
+        readonly: bool = False,
+        entries: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
         self._directory = epath.Path(workdir) / "artifacts"
         self._warn = warn
         self._readonly = readonly
@@ -138,7 +147,10 @@ class Store:
         self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
         self._checked: set[str] = set()  # shards whose data this process has hashed
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        if self._directory.exists():
+        if entries is not None:
+            for entry in entries:
+                self.adopt(entry)
+        elif self._directory.exists():
             self._load_index()
 
     def put(
@@ -148,8 +160,8 @@ class Store:
         tree: Any = None,
         curves: Mapping[str, np.ndarray] | None = None,
         steps: np.ndarray | None = None,
-    ) -> None:
-        """Stores one batch, whole or not at all. A batch of the same keys is replaced.
+    ) -> dict[str, Any]:
+        """Stores one batch, whole or not at all. A batch of the same keys is replaced. Returns its entry, for `adopt`.
 
         Args:
           stage: what computed the rows.
@@ -175,16 +187,12 @@ class Store:
         if tensors or tree is not None:
             data, sha256, size = self._put_data(id, tensors, structure)
         shard = _Shard(id, stage, tuple(rows), data, sha256, size)
-        sidecar = {
-            "format": FORMAT,
-            "stage": stage,
-            "data": data,
-            "sha256": sha256,
-            "bytes": size,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
+        entry = dataclasses.asdict(shard)
         try:
-            write_json_atomic(self._directory / f"{id}.json", sidecar)
+            write_json_atomic(
+                self._directory / f"{id}.json",
+                {"format": FORMAT, **{name: value for name, value in entry.items() if name != "id"}},
+            )
         except StorageError:
             self._remove(data)
             raise
@@ -194,6 +202,20 @@ class Store:
             self._remove(old.data)
         self._remember(shard)
         self._checked.add(id)
+        return entry
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What is stored, as JSON, for the store of another process on the same directory."""
+        return [dataclasses.asdict(shard) for shard in self._shards.values()]
+
+    def adopt(self, entry: dict[str, Any]) -> None:
+        """Takes a shard that another process has put into the index."""
+        shard = _Shard(**{**entry, "rows": tuple(Row(**row) for row in entry["rows"])})
+        old = self._shards.get(shard.id)
+        if old != shard:
+            if old is not None:
+                self._forget(old)
+            self._remember(shard)
 
     def done(self) -> dict[str, str]:
         """Key → status of every stored node."""
