@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import zlib
 from collections.abc import Callable
@@ -30,6 +31,8 @@ T = TypeVar("T")
 # After this long without a sign of life a process is taken for dead, and all others leave.
 _HEARTBEAT_SECONDS = 20
 _SHUTDOWN_SECONDS = 30
+# The machines of a slice do not boot all at once.
+_START_SECONDS = 300
 # Longer than any round: a process that waits for a slower one is not to give up.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 
@@ -73,15 +76,18 @@ def start(options: Options) -> None:
 
     Raises:
       InputError: no cluster is found.
-      PeerLost: the other processes did not come.
+      PeerLost: the other processes could not be reached.
     """
     on_tpu = (jax.config.jax_platforms or "").startswith("tpu")  # set by jax itself where it finds chips
     asked = options.distributed or options.coordinator is not None
     if not asked and (options.distributed is False or not on_tpu):
         return
+    if options.process_id == 0:
+        _check_port(options.coordinator)
     # SIGTERM is a question that the processes ask each other between rounds; jax's own handler would take it away.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _leave_on_abort(f"not all processes came within {_START_SECONDS} s")
     try:
         jax.distributed.initialize(
             options.coordinator,
@@ -89,6 +95,7 @@ def start(options: Options) -> None:
             options.process_id,
             # With all three given, no other cluster (a SLURM allocation around this shell) is looked for.
             cluster_detection_method="deactivate" if options.coordinator else None,
+            initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
@@ -102,7 +109,7 @@ def start(options: Options) -> None:
     except RuntimeError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise PeerLost(f"cannot join the processes at {options.coordinator or 'this cluster'} ({reason})") from None
-    _leave_on_abort()
+    _leave_on_abort(PEER_GONE)
 
 
 def joined() -> bool:
@@ -127,7 +134,17 @@ def abandon(status: int) -> int:
     return status
 
 
-def _leave_on_abort() -> None:
+def _check_port(coordinator: str) -> None:
+    """Raises InputError where process 0 cannot listen at its port: jax would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        line = f"--coordinator={coordinator}: cannot listen at port {port}: {os.strerror(error.errno)}; take another"
+        raise InputError(line) from None
+
+
+def _leave_on_abort(reason: str) -> None:
     """Makes an abort the resumable exit.
 
     The coordination service's client aborts its process as soon as another one is lost. A handler in Python would only
@@ -136,13 +153,13 @@ def _leave_on_abort() -> None:
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        libc.signal(signal.SIGABRT, ctypes.cast(_on_abort(), ctypes.c_void_p))
+        libc.signal(signal.SIGABRT, ctypes.cast(_on_abort(reason), ctypes.c_void_p))
 
 
 @functools.cache  # to be kept as long as the process lives
-def _on_abort() -> Any:
+def _on_abort(reason: str) -> Any:
     def told(number: int) -> None:
-        print(f"preempted: {PEER_GONE}; {RESUME}", file=sys.stderr, flush=True)
+        print(f"preempted: {reason}; {RESUME}", file=sys.stderr, flush=True)
         os._exit(PREEMPTED)
 
     return ctypes.CFUNCTYPE(None, ctypes.c_int)(told)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 
 import jax
 import pytest
@@ -50,7 +51,7 @@ def initialised(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((*args[:3], kwargs)))
     monkeypatch.setattr(jax.config, "update", lambda *args: None)
-    monkeypatch.setattr(cluster, "_leave_on_abort", lambda: None)
+    monkeypatch.setattr(cluster, "_leave_on_abort", lambda reason: None)
     return calls
 
 
@@ -79,6 +80,15 @@ def test_a_tpu_of_one_worker_and_a_missing_cluster(monkeypatch, initialised):
     cluster.start(cluster.Options())
     with pytest.raises(InputError, match="no TPU slice, SLURM step, Open MPI or Kubernetes job"):
         cluster.start(cluster.Options(distributed=True))
+
+
+def test_a_port_that_is_taken_is_one_line(initialised):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"localhost:{port}: cannot listen at port {port}: Address already in use"):
+            cluster.start(cluster.Options(None, f"localhost:{port}", 2, 0))
+    cluster.start(cluster.Options(None, f"localhost:{port}", 2, 0))
+    assert len(initialised) == 1
 
 
 # --- exchanges ---
@@ -173,7 +183,7 @@ def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
 
 
 def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet):
-    done = machine.stop_one_of(2, 1, a_checkpoint, signal.SIGTERM, *SMALL)
+    done = machine.stop_one_of(2, 1, artifacts(8), signal.SIGTERM, *SMALL)  # in the second batch of students
     assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
     assert list((machine.workdir / "checkpoints").glob("*/saves/*"))
     code, out, error = machine.run(*SMALL)
