@@ -20,8 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from subl_jax import cluster
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
-from subl_jax.errors import StorageError
+from subl_jax.errors import PeerLost, StorageError
 from subl_jax.jsonl import file_sha256
 
 _KEPT = 2
@@ -65,7 +66,7 @@ class Checkpoints:
         Args:
           round: the round that `state` has finished.
           state: pytree of jax or numpy arrays.
-          records: dicts and lists of numpy arrays, the same in every process.
+          records: dicts and lists of arrays: numpy arrays, or in several processes arrays sharded like the state.
           meta: JSON.
 
         Raises:
@@ -85,7 +86,9 @@ class Checkpoints:
         arrays = {**_named("state", jax.tree.leaves(state)), **_named("records", leaves)}
         self._guarded(self._manager.save, self._seal["id"], args=ocp.args.StandardSave(arrays), force=True)
 
-    def restore(self, abstract_state: Any) -> tuple[int, Any, Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, sharding: jax.sharding.Sharding | None = None
+    ) -> tuple[int, Any, Any, dict[str, Any]] | None:
         """`(round, state, records, meta)` of the newest save that is whole and fits; None when there is none.
 
         Saves that cannot be used are removed.
@@ -93,15 +96,30 @@ class Checkpoints:
         Args:
           abstract_state: the state as `jax.ShapeDtypeStruct` leaves. A leaf without a sharding goes to the first
             device; the devices need not be those that saved.
+          sharding: of the records; without it they are numpy arrays.
         """
         self.wait()
-        for id in sorted(self._manager.all_steps(), reverse=True):
+        peers = cluster.peers()
+        for id in peers.first(sorted(self._manager.all_steps(), reverse=True)):
+            reason, restored = None, None
             try:
-                return self._restore(id, abstract_state)
-            except Exception as error:  # a damaged file can fail anywhere in orbax
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                self._warn(f"checkpoint {self._directory / 'saves' / str(id)} cannot be used and is removed: {reason}")
-                self._manager.delete(id)
+                # One process reads the whole save for its checksums; the others read their own part.
+                seal = self._read_seal(id, abstract_state) if peers.leads else None
+            except Exception as error:
+                reason = _reason(error)
+            reason, seal = peers.first([reason, seal if reason is None else None])
+            if reason is None:
+                try:
+                    restored = self._restore(id, seal, abstract_state, sharding)
+                except PeerLost:
+                    raise
+                except Exception as error:  # a damaged file can fail anywhere in orbax
+                    reason = _reason(error)
+                reason = next((each for each in peers.gather(reason) if each is not None), None)
+            if reason is None:
+                return restored
+            self._warn(f"checkpoint {self._directory / 'saves' / str(id)} cannot be used and is removed: {reason}")
+            self._manager.delete(id)
         return None
 
     def wait(self) -> None:
@@ -121,10 +139,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._directory.rmtree(missing_ok=True)
 
-    def _restore(self, id: int, abstract_state: Any) -> tuple[int, Any, Any, dict[str, Any]]:
+    def _read_seal(self, id: int, abstract_state: Any) -> dict[str, Any]:
+        """The seal of a save that is whole and fits. Raises anything where it is not."""
         seal = json.loads(self._seal_path(id).read_bytes())
-        path = self._directory / "saves" / str(id)
-        if _hashes(path) != seal["files"]:
+        if _hashes(self._directory / "saves" / str(id)) != seal["files"]:
             raise ValueError("it is damaged (checksum differs)")
         needed = _layout(abstract_state)
         if len(seal["state"]) != len(needed):
@@ -132,13 +150,20 @@ class Checkpoints:
         for saved, wanted in zip(seal["state"], needed, strict=True):
             if saved != wanted:
                 raise ValueError(f"it holds {_text(saved)}, and this run needs {_text(wanted)}")
+        return seal
+
+    def _restore(
+        self, id: int, seal: dict[str, Any], abstract_state: Any, sharding: jax.sharding.Sharding | None
+    ) -> tuple[int, Any, Any, dict[str, Any]]:
         abstract, structure = jax.tree.flatten(abstract_state)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = [
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
             for leaf in abstract
         ]
-        arrays = [np.empty(shape, jnp.dtype(dtype)) for dtype, shape in seal["arrays"]]
+        arrays: list[Any] = [np.empty(shape, jnp.dtype(dtype)) for dtype, shape in seal["arrays"]]
+        if sharding is not None:
+            arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for array in arrays]
         target = {**_named("state", abstract), **_named("records", arrays)}
         restored = self._manager.restore(id, args=ocp.args.StandardRestore(target))
         state = [
@@ -189,7 +214,12 @@ def _layout(state: Any) -> list[list[Any]]:
 def _skeleton(records: Any) -> tuple[list[np.ndarray], Any]:
     """The arrays, and the tree with their indices in their places."""
     leaves, structure = jax.tree.flatten(records)
-    return [np.asarray(leaf) for leaf in leaves], jax.tree.unflatten(structure, range(len(leaves)))
+    arrays = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
+    return arrays, jax.tree.unflatten(structure, range(len(leaves)))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _text(leaf: list[Any]) -> str:

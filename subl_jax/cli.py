@@ -8,6 +8,11 @@
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
     --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
 
+Several processes as one, all started with the same command (on a TPU slice that needs no flag):
+    --distributed               find the others as jax does: a SLURM step, Open MPI, Kubernetes
+    --coordinator HOST:PORT --num_processes N --process_id I
+                                or say where process 0 is, how many there are, and which one this is
+
 Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
 """
 
@@ -24,11 +29,11 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from subl_jax import devices, specs
-from subl_jax.errors import FleetError, InputError, Preempted, StorageError
+from subl_jax import cluster, devices, specs
+from subl_jax.cluster import PREEMPTED, RESUME
+from subl_jax.errors import FleetError, InputError, PeerLost, Preempted, StorageError
 from subl_jax.settings import Settings
 
-PREEMPTED = 75
 _OVERRIDABLE = (int, float, bool, str, tuple)
 
 
@@ -40,10 +45,14 @@ class Command(NamedTuple):
     workdir: str
     dry_run: bool
     fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
+    cluster: cluster.Options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one command line (without the program's name in front) and returns its exit status."""
+    """Runs one command line (without the program's name in front) and returns its exit status.
+
+    Of several processes, one that ends in a way the others do not know of ends here, and they notice.
+    """
     try:
         if {"-h", "--help", "--helpfull"} & set(argv):
             print(__doc__)
@@ -51,13 +60,22 @@ def main(argv: Sequence[str]) -> int:
         file, rest = split_config(argv)
         module = load_sweep(file)
         devices.prepare()
-        return _execute(command(file, module, rest))
+        return cluster.leave(_execute(command(file, module, rest)))
     except InputError as error:
-        return _said(f"error: {error}", 2)
+        return cluster.leave(_said(f"error: {error}", 2))
     except (FleetError, StorageError) as error:
-        return _said(f"error: {error}", 1)
-    except (Preempted, KeyboardInterrupt):
-        return _said("preempted: what was computed is stored; run the same command again to go on", PREEMPTED)
+        return cluster.leave(_said(f"error: {error}", 1))
+    except PeerLost as error:
+        return cluster.abandon(_said(f"preempted: {error}; {RESUME}", PREEMPTED))
+    except Preempted:
+        return cluster.leave(_said(f"preempted: {RESUME}", PREEMPTED))
+    except KeyboardInterrupt:
+        return cluster.abandon(_said(f"preempted: {RESUME}", PREEMPTED))
+    except BaseException:
+        if cluster.joined():
+            traceback.print_exc()
+            cluster.abandon(1)
+        raise
 
 
 def _said(line: str, status: int) -> int:
@@ -77,18 +95,20 @@ def _execute(command: Command) -> int:
     if command.dry_run:
         dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
+    cluster.start(command.cluster)
     outcome = running.run(
         command.students,
         command.workdir,
         name=command.name,
         settings=command.settings,
         config=command.config,
-        progress=Progress(console),
+        progress=Progress(console) if cluster.peers().leads else None,
         fleet=Fleet.parsed(*command.fleet) if command.fleet else None,
     )
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
-    print_outcome(console, results.summary, files, outcome.lines)
+    if cluster.peers().leads:
+        print_outcome(console, results.summary, files, outcome.lines)
     return 0 if outcome.all_ok else 1
 
 
@@ -167,14 +187,21 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
         raise InputError(re.sub(r"^Settings\.(tracker|project)?", _configured, str(error))) from None
     students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
     workdir = values.workdir or f"runs/{name}"
-    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, _fleet(values))
+    joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
+    fleet = _fleet(values)
+    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, fleet, joined)
 
 
 def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
-    given = next((name for name in ("ray_address", "ray_resources") if values[name].present), None)
-    if values.launcher == "local" and given:
+    """The Ray cluster's address and the resources of a batch, where batches are to be computed on one."""
+    ray = values.launcher == "ray"
+    names = ("distributed", "coordinator", "process_id") if ray else ("ray_address", "ray_resources")
+    given = next((name for name in names if values[name].present), None)
+    if given and ray:
+        raise InputError(f"--{given}: does not go with --launcher=ray, which starts processes itself; leave it out")
+    if given:
         raise InputError(f"--{given}={values[given].value}: is for --launcher=ray; add that, or leave this out")
-    return None if values.launcher == "local" else (values.ray_address, values.ray_resources)
+    return (values.ray_address, values.ray_resources) if ray else None
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -219,6 +246,10 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)
+    flags.DEFINE_bool("distributed", None, "One of several processes.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "How many processes.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Which of them this is.", flag_values=values)
     argv = ["sweep", *arguments]
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:

@@ -8,15 +8,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from subl_jax import channel, lanes, layouts, specs, tables
+from subl_jax import channel, cluster, lanes, layouts, specs, tables
 from subl_jax.checkpoint import Checkpoints
-from subl_jax.errors import Preempted
+from subl_jax.errors import PeerLost, Preempted
 from subl_jax.plan import Group, Plan, make_plan
 from subl_jax.progress import Progress
 from subl_jax.retrying import patiently
@@ -87,6 +87,7 @@ class Engine:
         self._tracker = tracker
         self._progress = progress
         self._preempted = preempted
+        self._peers = cluster.peers()
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
 
@@ -99,22 +100,26 @@ class Engine:
         """
         for student in plan.students:
             self._runs.setdefault(student.key, []).append(student)
-        self._deliver(list(plan.reused.values()))
+        if self._peers.leads:
+            self._deliver(list(plan.reused.values()))
         if elsewhere is not None:
             timings = elsewhere(plan.groups, self._deliver)
         else:
             self._progress.plan(len(plan.groups))
             timings = [self.run_group(group) for group in plan.groups]
         # What is left there belongs to batches that came to be cut in another way after an interruption.
-        patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
+        if self._peers.leads:
+            patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
         return timings
 
     def run_group(self, group: Group) -> GroupTiming:
         """Computes the nodes of one group, whose inputs are stored. Raises as `compute`."""
         alive, lost = self._split_by_parents(group)
         if lost:
-            self._store.put(group.stage.name, list(lost.values()))
-            self._deliver([node for node in group.nodes if node.key in lost])
+            rows = list(lost.values())
+            self._share(lambda: self._store.put(group.stage.name, rows) if self._peers.leads else None)
+            if self._peers.leads:
+                self._deliver([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1))
         self._progress.begin(group.stage.name, len(group.nodes), work(group) * len(alive), str(layout))
         if not alive:
@@ -124,6 +129,9 @@ class Engine:
         self._progress.compiling()
         began = time.perf_counter()
         program = self._program(group, alive)
+        # Programs can take as long to compile as a machine has left.
+        if self._peers.any(self._preempted()):
+            raise Preempted
         layout, ready = program.layout, time.perf_counter()
         self._progress.advance(0)
         waited = 0.0
@@ -150,6 +158,12 @@ class Engine:
             bytes_needed=program.bytes_needed,
         )
 
+    def _share(self, put: Callable[[], dict[str, Any] | None]) -> None:
+        """Stores what each process has to store, and tells all of them."""
+        for entry in self._peers.gather(self._peers.together(put)):
+            if entry is not None:
+                self._store.adopt(entry)
+
     def _split_by_parents(self, group: Group) -> tuple[list[specs.Node], dict[str, Row]]:
         """The nodes whose inputs are all ok; for the others, by key, rows that say why they cannot be computed."""
         alive: list[specs.Node] = []
@@ -169,7 +183,7 @@ class Engine:
 
     def _default_layout(self, count: int) -> lanes.Layout:
         settings = self._settings
-        devices = settings.devices or jax.local_device_count()
+        devices = lanes.all_devices(settings.devices)
         return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch)
 
     def _program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
@@ -191,16 +205,15 @@ class Engine:
 
         def timed(layout: lanes.Layout) -> tuple[float, lanes.Program]:
             program = compiled(layout)
-            few = nodes[: layout.lanes]
-            arguments = program.put(*self._arguments(group, few))
-            return lanes.seconds_per_lane_step(program, arguments, steps), program
+            arguments = self._peers.together(lambda: self._arguments(group, nodes, program))
+            return self._peers.first(lanes.seconds_per_lane_step(program, arguments, steps)), program
 
         # A round that draws samples draws all of them, however few its steps.
         longest = max(group.stage.rounds(nodes[0]), default=0)
         streams = isinstance(getattr(nodes[0], "data", None), specs.Stream) and nodes[0].world.drawn_by_round
         draws = group.stage.artefact is None or streams
         steps = longest if draws else min(layouts.TIMED_STEPS, longest)
-        candidates = lanes.candidates(len(nodes), settings.devices or jax.local_device_count())
+        candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices))
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
         return layouts.choose(group.form, candidates, total_steps, settings.measure_above, timed, compiled)
 
@@ -213,11 +226,12 @@ class Engine:
     def _artefact(self, node: specs.Node) -> Tree:
         return channel.read_imported(node) if isinstance(node, specs.Imported) else self._store.get(node.key)
 
-    def _arguments(self, group: Group, nodes: list[specs.Node]) -> tuple[np.ndarray, dict[str, np.ndarray], Tree]:
-        """Keys, traced values and inputs of a batch, each with a leading lane axis."""
+    def _arguments(self, group: Group, batch: list[specs.Node], program: lanes.Program) -> Tree:
+        """Keys, traced values and inputs of a batch on the devices. Each process reads what its own lanes need."""
+        nodes = batch[program.own] or batch[:1]
         inputs = [self._inputs(group, node) for node in nodes]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
-        return np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), stacked
+        return program.put(np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), stacked)
 
     # --- tracking ---
 
@@ -264,16 +278,20 @@ def work(group: Group) -> int:
 
 
 class _Batch:
-    """One batch of lanes from start to store."""
+    """One batch of lanes from start to store. Each process has the records and results of its own lanes."""
 
     def __init__(self, engine: Engine, group: Group, program: lanes.Program, nodes: list[specs.Node]) -> None:
         self._engine = engine
+        self._peers = engine._peers
         self._group = group
         self._program = program
         self._nodes = nodes
+        self._own = nodes[program.own]
         self._rounds = group.stage.rounds(nodes[0])
         self._history: list[Record] = []
-        self._collectors = [channel.Collector(node) for node in nodes] if group.stage.artefact is None else []
+        self._collectors = [channel.Collector(node) for node in self._own] if group.stage.artefact is None else []
+        self._told = 0  # rounds whose metrics the leading process has had
+        self._kept = 0  # samples, of all processes
         self._waited = 0.0
         self._live = [node for node in nodes if node.key in engine._runs]
 
@@ -289,68 +307,107 @@ class _Batch:
     def run(self) -> float:
         """Computes and stores the batch. Returns the seconds spent waiting for the device."""
         try:
-            return self._run()
-        finally:
-            # Whatever happens, no thread goes on writing.
-            if "_checkpoints" in vars(self):
-                self._checkpoints.close()
+            waited = self._run()
+        except PeerLost:
+            raise  # a save that runs waits for the process that is gone
+        except BaseException:
+            self._close()
+            raise
+        self._close()
+        return waited
+
+    def _close(self) -> None:
+        """Whatever happens, no thread goes on writing."""
+        if "_checkpoints" in vars(self):
+            self._checkpoints.close()
 
     def _run(self) -> float:
         engine, program = self._engine, self._program
-        for node in self._live:
-            for student in engine._runs[node.key]:
-                if specs.run_id(student) not in engine._tracker.delivered():
-                    engine._tracker.start(run_info(engine._sweep, student))
-        arguments = program.put(*engine._arguments(self._group, self._nodes))
+        if self._peers.leads:
+            for node in self._live:
+                for student in engine._runs[node.key]:
+                    if specs.run_id(student) not in engine._tracker.delivered():
+                        engine._tracker.start(run_info(engine._sweep, student))
+        arguments = self._peers.together(lambda: engine._arguments(self._group, self._nodes, program))
         first, state = self._resumed() or (0, program.start(arguments))
         saved = time.monotonic()
         running: Tree | None = None  # the record of the round that the device is busy with
+        enough = self._agree().enough
         for i in range(first, len(self._rounds)):
-            if self._collectors and all(collector.enough for collector in self._collectors):
+            if enough:
                 break
             began = time.perf_counter()
             # On a CPU the call itself computes, or waits until the round before is done.
             state, record = program.advance(arguments, state, self._rounds[i])
             self._waited += time.perf_counter() - began
             if running is not None:
-                self._take(running, track=True)
+                self._fetch(running)
             running = record
-            due = time.monotonic() - saved > engine._settings.checkpoint_seconds
-            if (due and i + 1 < len(self._rounds)) or engine._preempted():
-                self._take(running, track=True)
+            agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
+            enough = agreed.enough
+            if (agreed.due and i + 1 < len(self._rounds)) or agreed.preempted:
+                self._fetch(running)
                 running = None
                 self._save(i + 1, state)
                 saved = time.monotonic()
-                if engine._preempted():
+                # The signal may have come while the save was made.
+                agreed = self._agree()
+                enough = agreed.enough
+                if agreed.preempted:
                     raise Preempted
         if running is not None:
-            self._take(running, track=True)
+            self._fetch(running)
+        self._agree()
         self._store(state)
-        if patiently(self._folder.exists):
+        if "_checkpoints" in vars(self):
             self._checkpoints.delete()
         return self._waited
 
-    def _take(self, record: Tree, track: bool) -> None:
+    def _fetch(self, record: Tree) -> None:
         """Brings a round's record to the host, which waits for the device to finish it."""
         began = time.perf_counter()
-        record = jax.device_get(record)
+        record = lanes.own_rows(record)
         self._waited += time.perf_counter() - began
-        record = self._nodes[0].world.read(record)
-        i = len(self._history)
-        self._history.append(jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], record))
-        kept_before = sum(collector.kept for collector in self._collectors)
-        for collector, samples in zip(self._collectors, self._history[i].get("samples", ()), strict=False):
-            collector.add(samples)
-        if track:
-            kept = sum(collector.kept for collector in self._collectors) - kept_before
-            self._engine._progress.advance(kept if self._collectors else self._rounds[i] * len(self._nodes))
-            self._log_round(i)
+        self._take(record)
 
-    def _log_round(self, i: int) -> None:
-        if not self._live:
-            return
+    def _take(self, record: Record) -> None:
+        self._history.append(record)
+        for collector, samples in zip(self._collectors, record.get("samples", ()), strict=False):
+            collector.add(samples)
+
+    def _agree(self, due: bool = False) -> "_Agreed":
+        """What all processes are to do next; the leading one shows and tracks the rounds taken since the last time."""
+        engine, before = self._engine, self._told
+        self._told = len(self._history)
+        news = self._history[before:] if self._live else []
+        said = self._peers.gather(
+            {
+                "preempted": engine._preempted(),
+                "due": due,
+                "enough": all(collector.enough for collector in self._collectors),
+                "kept": sum(collector.kept for collector in self._collectors),
+                "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],
+            }
+        )
+        kept, self._kept = self._kept, sum(each["kept"] for each in said)
+        writes = self._group.stage.artefact is None
+        done = self._kept - kept if writes else sum(self._rounds[before : self._told]) * len(self._nodes)
+        if done:
+            engine._progress.advance(done)
+        if self._peers.leads:
+            for i in range(len(news)):
+                parts = [each["metrics"][i] for each in said if len(each["metrics"][i]["loss"])]
+                joined = {name: np.concatenate([part[name] for part in parts]) for name in news[i]}
+                self._log_round(before + i, joined)
+        return _Agreed(
+            preempted=any(each["preempted"] for each in said),
+            due=said[0]["due"],
+            enough=writes and all(each["enough"] for each in said),
+        )
+
+    def _log_round(self, i: int, record: Record) -> None:
         step = sum(self._rounds[: i + 1])
-        named = tables.named_metrics(self._nodes[0].world, self._history[i])
+        named = tables.named_metrics(self._nodes[0].world, record)
         delivered = self._engine._tracker.delivered()
         for lane, node in enumerate(self._nodes):
             for student in self._engine._runs.get(node.key, ()):
@@ -361,49 +418,69 @@ class _Batch:
     # --- checkpoints ---
 
     def _save(self, done: int, state: Tree) -> None:
-        records = {name: np.stack([r[name] for r in self._history]) for name in self._history[0]}
+        records = {name: np.stack([r[name] for r in self._history], axis=1) for name in self._history[0]}
+        if self._peers.count > 1:
+            records = self._program.spread(records)
         self._checkpoints.save(done, state, records, {"nodes": len(self._nodes)})
 
     def _resumed(self) -> tuple[int, Tree] | None:
-        restored = self._checkpoints.restore(self._program.state) if patiently(self._folder.exists) else None
+        sharding = self._program.sharding if self._peers.count > 1 else None
+        there = self._peers.first(patiently(self._folder.exists))
+        restored = self._checkpoints.restore(self._program.state, sharding) if there else None
         if restored is None:
             return None
         done, state, records, _ = restored
+        records = lanes.own_rows(records) if self._peers.count > 1 else records
         for i in range(done):
-            self._take({name: values[i] for name, values in records.items()}, track=False)
-        kept = sum(collector.kept for collector in self._collectors)
-        self._engine._progress.advance(kept if self._collectors else sum(self._rounds[:done]) * len(self._nodes))
+            self._take({name: values[:, i] for name, values in records.items()})
+        # They were tracked when they were computed.
+        self._told = done
+        if self._group.stage.artefact is not None:
+            self._engine._progress.advance(sum(self._rounds[:done]) * len(self._nodes))
         return done, state
 
     # --- results ---
 
     def _store(self, state: Tree) -> None:
-        stage, engine = self._group.stage, self._engine
-        curves, steps, infos = None, None, [{} for _ in self._nodes]
-        shortfalls: list[str | None] = [None] * len(self._nodes)
+        engine = self._engine
+        engine._share(lambda: self._put(state) if self._own else None)
+        if self._peers.leads:
+            for node in self._live:
+                for student in engine._runs[node.key]:
+                    if specs.run_id(student) not in engine._tracker.delivered():
+                        engine._finish_run(student)
+
+    def _put(self, state: Tree) -> dict[str, Any]:
+        stage, engine, count = self._group.stage, self._engine, len(self._own)
+        curves, steps, infos = None, None, [{} for _ in self._own]
+        shortfalls: list[str | None] = [None] * count
         if stage.artefact is None:
             artefacts = [collector.artefact() for collector in self._collectors]
             tree = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
             infos = [collector.info() for collector in self._collectors]
             shortfalls = [collector.shortfall() for collector in self._collectors]
-            for node, collector in zip(self._nodes, self._collectors, strict=True):
+            for node, collector in zip(self._own, self._collectors, strict=True):
                 channel.write_files(engine._workdir, node, collector.table())
         else:
             began = time.perf_counter()
-            tree = jax.tree.map(lambda x: np.asarray(x)[: len(self._nodes)], jax.device_get(stage.artefact(state)))
+            tree = jax.tree.map(lambda x: x[:count], lanes.own_rows(stage.artefact(state)))
             self._waited += time.perf_counter() - began
-            stacked = {name: np.stack([r[name] for r in self._history], axis=1) for name in self._history[0]}
+            stacked = {name: np.stack([r[name][:count] for r in self._history], axis=1) for name in self._history[0]}
             curves = tables.named_metrics(self._nodes[0].world, stacked)
             steps = np.cumsum(self._rounds)
         rows = []
-        for lane, node in enumerate(self._nodes):
+        for lane, node in enumerate(self._own):
             status, why = ("failed", shortfalls[lane]) if shortfalls[lane] else _health(lane, tree, curves, steps)
             rows.append(Row(node.key, specs.to_json(node), status, why, infos[lane]))
-        engine._store.put(stage.name, rows, tree, curves, steps)
-        for node in self._live:
-            for student in engine._runs[node.key]:
-                if specs.run_id(student) not in engine._tracker.delivered():
-                    engine._finish_run(student)
+        return engine._store.put(stage.name, rows, tree, curves, steps)
+
+
+class _Agreed(NamedTuple):
+    """What the processes have agreed on: one of them is to stop; a save is due; every dataset has its samples."""
+
+    preempted: bool
+    due: bool
+    enough: bool
 
 
 def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:

@@ -9,6 +9,10 @@ class Preempted(Exception):
     """The machine is going away (SIGTERM or ctrl-C); what finished is stored. Exit status 75."""
 
 
+class PeerLost(Preempted):
+    """Another process of this program is gone, and this one cannot go on alone. Exit status 75."""
+
+
 class StorageError(OSError):
     """A file could not be written or read back (full disk, no permission). Exit status 1; nothing stored is lost."""
 

@@ -64,7 +64,29 @@ def pad(tree: Tree, lanes: int) -> Tree:
 
 
 def lane_mesh(devices: int) -> Mesh:
-    return jax.make_mesh((devices,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    """As many devices of every process as make `devices`, process by process."""
+    count = jax.process_count()
+    chosen = [each for i in range(count) for each in jax.local_devices(process_index=i)[: devices // count]]
+    return jax.make_mesh((devices,), ("lane",), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def own_rows(tree: Tree) -> Tree:
+    """The part of arrays with a leading lane axis that is on this process's devices, as numpy arrays."""
+    for x in jax.tree.leaves(tree):
+        x.copy_to_host_async()
+    return jax.tree.map(_own_rows, tree)
+
+
+def _own_rows(x: jax.Array) -> np.ndarray:
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    indices = x.sharding.addressable_devices_indices_map(x.shape).values()
+    first, last = min(index[0].start for index in indices), max(index[0].stop for index in indices)
+    rows = np.empty((last - first, *x.shape[1:]), x.dtype)
+    for shard in x.addressable_shards:
+        lane, *rest = shard.index
+        rows[(slice(lane.start - first, lane.stop - first), *rest)] = shard.data
+    return rows
 
 
 def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tuple[int, ...] = ()) -> Any:
@@ -118,9 +140,26 @@ class Program:
     _start: Any
     _advance: Any
 
+    @property
+    def own(self) -> slice:
+        """The lanes of a batch that are on this process's devices: all, where there is one process."""
+        of_process = self.layout.lanes // jax.process_count()
+        return slice(jax.process_index() * of_process, (jax.process_index() + 1) * of_process)
+
     def put(self, keys: np.ndarray, values: dict[str, np.ndarray], inputs: Tree) -> Tree:
-        """The arguments of up to `layout.lanes` lanes, padded with copies of the first, whose results are dropped."""
-        return jax.device_put(pad((keys, values, inputs), self.layout.lanes), self.sharding)
+        """The arguments of the lanes in `own`, padded with copies of the first, whose results are dropped."""
+        return self.spread(pad((keys, values, inputs), self.own.stop - self.own.start))
+
+    def spread(self, rows: Tree) -> Tree:
+        """Arrays of a whole batch, from each process's own rows."""
+        if self.sharding.is_fully_addressable:
+            return jax.device_put(rows, self.sharding)
+
+        def whole(x: np.ndarray) -> jax.Array:
+            shape = (self.layout.lanes, *x.shape[1:])
+            return jax.make_array_from_process_local_data(self.sharding, np.asarray(x), shape)
+
+        return jax.tree.map(whole, rows)
 
     def start(self, arguments: Tree) -> Tree:
         return self._start(self.arrays, *arguments)
@@ -176,7 +215,18 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
 @functools.lru_cache(maxsize=2)
 def _placed(world: specs.World, sharding: NamedSharding) -> Tree:
     """The world's arrays on the devices: all programs of a sweep read the same copy."""
-    return jax.device_put(world.arrays(lambda path, array: jax.device_put(array, sharding)), sharding)
+    arrays = world.arrays(lambda path, array: _everywhere(array, sharding))
+    return jax.tree.map(lambda array: _everywhere(array, sharding), arrays)
+
+
+def _everywhere(array: Any, sharding: NamedSharding) -> jax.Array:
+    """The same array on all devices; each process has the whole of it."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    if isinstance(array, jax.Array) and array.sharding == sharding:
+        return array
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _bytes_needed(compiled: Any) -> int:
@@ -189,26 +239,39 @@ def _bytes_needed(compiled: Any) -> int:
 # --- the choice of a layout ---
 
 
-def fit(lanes: int, devices: int, width: int, most: int) -> Layout:
+def fit(lanes: int, devices: int, width: int, most: int, processes: int = 1) -> Layout:
     """The layout for a group of `lanes` in batches of at most `most`.
 
     It has at most the given devices and width, with these as few batches and turns as can be, and for those no more
-    width and devices than the lanes need: what is left over is padding.
+    width and devices than the lanes need: what is left over is padding. Every process takes part with as many devices
+    as the others, where need be with padding alone.
     """
-    devices = max(1, min(devices, lanes, most))
+
+    def shared(devices: int) -> int:
+        return math.ceil(devices / processes) * processes
+
+    devices = shared(max(1, min(devices, lanes, most)))
+    most = max(most, devices)
     width = max(1, min(width, math.ceil(lanes / devices), most // devices))
     batches = math.ceil(lanes / (most // (devices * width) * devices * width))
     a_batch = math.ceil(lanes / batches)
     sequential = math.ceil(a_batch / (devices * width))
     width = math.ceil(a_batch / (devices * sequential))
-    return Layout(math.ceil(a_batch / (sequential * width)), sequential, width)
+    return Layout(shared(math.ceil(a_batch / (sequential * width))), sequential, width)
 
 
 def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0) -> Layout:
     """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be."""
     platform = jax.default_backend()
-    most = most or lanes_a_batch(platform)
-    return fit(lanes, devices, width or (1 if platform == "cpu" else math.ceil(most / devices)), most)
+    most = most or max(devices, lanes_a_batch(platform))
+    width = width or (1 if platform == "cpu" else math.ceil(most / devices))
+    return fit(lanes, devices, width, most, jax.process_count())
+
+
+def all_devices(of_each: int = 0) -> int:
+    """Devices to compute on: of each process the given number, or else as many as each of them has."""
+    fewest = min(len(jax.local_devices(process_index=i)) for i in range(jax.process_count()))
+    return (of_each or fewest) * jax.process_count()
 
 
 def candidates(lanes: int, devices: int, most: int = 0) -> list[Layout]:
@@ -217,7 +280,7 @@ def candidates(lanes: int, devices: int, most: int = 0) -> list[Layout]:
     cpu = jax.default_backend() == "cpu"
     widths = (2, 4, 8) if cpu else (default.width // 2, default.width // 4, default.width // 16)
     found = [default, *(default_layout(lanes, devices, width, most) for width in widths if width > 0)]
-    if cpu and devices > 1:
+    if cpu and devices > jax.process_count() == 1:
         found.append(default_layout(lanes, 1, 8, most))
     return list(dict.fromkeys(found))
 

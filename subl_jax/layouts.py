@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import platformdirs
 
-from subl_jax import __version__
+from subl_jax import __version__, cluster
 from subl_jax.lanes import Layout, Program
 
 # Steps of the short rounds that layouts are timed on: enough for the steps to outweigh the measurement at their end.
@@ -40,12 +40,14 @@ def choose(
       candidates: the default layout first, then others in the order of how far they are from it.
       total_steps: lane-steps of the whole group.
       measure_above: only a group that would take longer, in seconds with the default layout, is worth measuring.
-      timed: layout → (seconds per lane-step, program).
+      timed: layout → (seconds per lane-step, the same in every process; program).
       compiled: layout → program.
     """
+    # The cache folder and the clock of one process decide for all.
     known = _known(form, candidates)
-    if known is not None:
-        return compiled(known)
+    place = cluster.peers().first(None if known is None else candidates.index(known))
+    if place is not None:
+        return compiled(candidates[place])
     seconds, best = timed(candidates[0])
     if seconds * total_steps < measure_above:
         return best
@@ -65,7 +67,14 @@ def _path() -> pathlib.Path:
 
 def _key(form: str) -> str:
     kinds = sorted({device.device_kind for device in jax.local_devices()})
-    machine = [platform.machine(), platform.processor(), os.cpu_count(), kinds, jax.local_device_count()]
+    machine = [
+        platform.machine(),
+        platform.processor(),
+        os.cpu_count(),
+        kinds,
+        jax.local_device_count(),
+        jax.process_count(),
+    ]
     return hashlib.sha256(json.dumps([__version__, jax.__version__, machine, form]).encode()).hexdigest()[:32]
 
 

@@ -4,23 +4,28 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 from etils import epath
+from rich.console import Console
 
-from subl_jax import __version__, report, specs, tables
+from subl_jax import __version__, cluster, report, specs, tables
 from subl_jax.analysis import statistics
 from subl_jax.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.engine import Engine, plan_of, preemption_notice
+from subl_jax.errors import InputError
 from subl_jax.fleet import Fleet
+from subl_jax.plan import Plan, make_plan
 from subl_jax.progress import Progress
 from subl_jax.results import Results, load
 from subl_jax.retrying import patiently
@@ -65,19 +70,27 @@ def run(
     """
     students = specs.checked(students)
     settings = settings or Settings(tracker="none")
-    progress = progress or Progress()
-    workdir = open_workdir(workdir)
+    peers = cluster.peers()
+    progress = progress or Progress(None if peers.leads else Console(quiet=True))
+    workdir = peers.together(lambda: open_workdir(workdir))
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    connected = fleet.connected() if fleet else contextlib.nullcontext()
-    with lock(workdir), connected as cluster, progress, preemption_notice() as preempted:
-        remove_leftovers(workdir)
+    with contextlib.ExitStack() as held:
+        if peers.count > 1:
+            check_shared(peers, workdir)
+        peers.together(lambda: held.enter_context(lock(workdir)) if peers.leads else None)
+        machines = held.enter_context(fleet.connected()) if fleet else None
+        held.enter_context(progress)
+        preempted = held.enter_context(preemption_notice())
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
-        store = Store(workdir, warn=progress.warn, tidy=fleet is None)
-        plan = plan_of(students, store)
-        tracker = make_tracker(settings.tracker, workdir=workdir, project=settings.project, warn=progress.warn)
+        store, plan = opened(peers, workdir, students, progress, tidy=fleet is None)
+        check_equal(peers, plan, settings)
+        kind = settings.tracker if peers.leads else "none"
+        tracker = peers.together(
+            lambda: make_tracker(kind, workdir=workdir, project=settings.project, warn=progress.warn)
+        )
         lines: list[str] = []
-        elsewhere = cluster and functools.partial(
-            cluster.compute, workdir=workdir, settings=settings, store=store, progress=progress, preempted=preempted
+        elsewhere = machines and functools.partial(
+            machines.compute, workdir=workdir, settings=settings, store=store, progress=progress, preempted=preempted
         )
         try:
             timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan, elsewhere)
@@ -94,17 +107,68 @@ def run(
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
-            "fleet": cluster and cluster.facts,
+            "fleet": machines and machines.facts,
             **machine(),
         }
-        remove_leftovers(workdir)
-        results = write_results(workdir, name, students, store, sweep)
+        if fleet:
+            remove_leftovers(workdir)  # of machines that died on the way
+        peers.together(lambda: write_results(workdir, name, students, store, sweep) if peers.leads else None)
+        results = load(workdir)
     return Outcome(results, [*lines, *trouble(results)])
+
+
+def opened(
+    peers: cluster.Peers,
+    workdir: epath.Path,
+    students: Sequence[specs.Student],
+    progress: Progress,
+    tidy: bool = True,
+) -> tuple[Store, Plan]:
+    """The store and the plan of what is left. One process tidies up and reads the store, for all."""
+    found: list[Store] = []
+
+    def open_first() -> None:
+        if peers.leads:
+            remove_leftovers(workdir)
+            found.append(Store(workdir, warn=progress.warn, tidy=tidy))
+            plan_of(students, found[0])
+
+    peers.together(open_first)
+    if peers.count > 1:
+        entries = peers.first(found[0].entries() if found else None)
+        found = found or [Store(workdir, warn=progress.warn, entries=entries)]
+    return found[0], make_plan(students, found[0].done())
+
+
+def check_shared(peers: cluster.Peers, workdir: epath.Path) -> None:
+    """Raises InputError where not all processes see the same files in `workdir`."""
+    probe = workdir / f".probe{TEMPORARY}-{peers.first(uuid.uuid4().hex[:12])}"
+    peers.together(lambda: probe.write_bytes(b"") if peers.leads else None)
+    sees = peers.gather(probe.exists())
+    if peers.leads:
+        probe.unlink()
+    if not all(sees):
+        raise InputError(
+            f"--workdir {workdir}: process {sees.index(False)} does not see what process 0 writes there; "
+            "give a directory on storage that all processes share"
+        )
+
+
+def check_equal(peers: cluster.Peers, plan: Plan, settings: Settings) -> None:
+    """Raises InputError where the processes were started with sweeps or settings that differ."""
+    keys = [[group.form, *(node.key for node in group.nodes)] for group in plan.groups]
+    digests = peers.gather(hashlib.sha256(json.dumps([keys, dataclasses.asdict(settings)]).encode()).hexdigest())
+    odd = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
+    if odd is not None:
+        raise InputError(
+            f"process {odd} was started with another sweep or other settings than process 0; "
+            "start all with the same command line, but for --process_id"
+        )
 
 
 def write_results(
     workdir: epath.Path, name: str, students: Sequence[specs.Student], store: Store, sweep: dict[str, Any]
-) -> Results:
+) -> None:
     """Writes every table and the report; `sweep.json` comes last and says that the others are there."""
     runs = tables.runs_table(name, students, store)
     curves = tables.curves_table(students, store)
@@ -114,7 +178,6 @@ def write_results(
         write_parquet_atomic(workdir / f"{file}.parquet", table)
     report.write_report(workdir, runs, curves, summary, datasets, sweep)
     write_json_atomic(workdir / "sweep.json", sweep)
-    return load(workdir)
 
 
 def earlier_runs(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     try:
         workdir = epath.Path(path).expanduser()
         patiently(lambda: workdir.mkdir(parents=True, exist_ok=True))
-        probe = workdir / f".probe{TEMPORARY}-{os.getpid()}"
+        probe = workdir / f".probe{TEMPORARY}-{uuid.uuid4().hex[:12]}"
         patiently(lambda: probe.write_bytes(b""))
         patiently(lambda: probe.unlink(missing_ok=True))
     except Exception as error:  # an object store's client raises errors of its own kind
@@ -138,6 +138,8 @@ class Store:
       shared: one of several writers, which holds no lock. It starts without an index and knows what it puts itself and
         what it is told of (`find`); nothing that another writer may need is removed, and a batch that another writer
         has put first stays.
+      entries: what is stored, as `entries` of another process's store gave it; then nothing is read at opening, and
+        that process holds the lock.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class Store:
         readonly: bool = False,
         tidy: bool = True,
         shared: bool = False,
+        entries: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         self._directory = epath.Path(workdir) / "artifacts"
         self._warn = warn
@@ -157,7 +160,10 @@ class Store:
         self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
         self._checked: set[str] = set()  # shards whose data this process has hashed
         self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
-        if not shared:
+        if entries is not None:
+            for entry in entries:
+                self.adopt(entry)
+        elif not shared:
             for path in sorted(self._files()):
                 if path.suffix == ".json":
                     self._find(path)
@@ -172,8 +178,8 @@ class Store:
         tree: Any = None,
         curves: Mapping[str, np.ndarray] | None = None,
         steps: np.ndarray | None = None,
-    ) -> None:
-        """Stores one batch, whole or not at all. A batch of the same keys is replaced.
+    ) -> dict[str, Any]:
+        """Stores one batch, whole or not at all. A batch of the same keys is replaced. Returns its entry, for `adopt`.
 
         Args:
           stage: what computed the rows.
@@ -199,19 +205,15 @@ class Store:
         if tensors or tree is not None:
             data, sha256, size = self._put_data(id, tensors, structure)
         shard = _Shard(id, stage, tuple(rows), data, sha256, size)
-        sidecar = {
-            "format": FORMAT,
-            "stage": stage,
-            "data": data,
-            "sha256": sha256,
-            "bytes": size,
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
         if self.has_batch([row.key for row in rows]):
             self._remove(data)
-            return
+            return dataclasses.asdict(self._shards[id])
+        entry = dataclasses.asdict(shard)
         try:
-            write_json_atomic(self._directory / f"{id}.json", sidecar)
+            write_json_atomic(
+                self._directory / f"{id}.json",
+                {"format": FORMAT, **{name: value for name, value in entry.items() if name != "id"}},
+            )
         except StorageError:
             self._remove(data)
             raise
@@ -221,6 +223,20 @@ class Store:
             self._remove(old.data)
         self._remember(shard)
         self._checked.add(id)
+        return entry
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What is stored, as JSON, for the store of another process on the same directory."""
+        return [dataclasses.asdict(shard) for shard in self._shards.values()]
+
+    def adopt(self, entry: dict[str, Any]) -> None:
+        """Takes a shard that another process has put into the index."""
+        shard = _Shard(**{**entry, "rows": tuple(Row(**row) for row in entry["rows"])})
+        old = self._shards.get(shard.id)
+        if old != shard:
+            if old is not None:
+                self._forget(old)
+            self._remember(shard)
 
     def find(self, ids: Iterable[str]) -> bool:
         """Takes up batches that other writers have put, by their ids. Whether all of them are there."""

@@ -1,72 +1,16 @@
 """Sweeps that are killed, interrupted and damaged, as processes of their own, end with the tables of a quiet one."""
 
-import dataclasses
 import errno
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
-import pandas as pd
 import pytest
-
-from subl_jax.store import Store
-
-ROOT = pathlib.Path(__file__).parents[1]
-TESTS = ROOT / "tests"
-SWEEP = f"{TESTS / 'tiny_sweep.py'}:large"
-TABLES = ("runs", "curves", "summary", "datasets")
-
-
-@dataclasses.dataclass
-class Machine:
-    """A folder with a workdir `out`, in which one command is run again and again."""
-
-    folder: pathlib.Path
-    cache: pathlib.Path
-
-    @property
-    def workdir(self):
-        return self.folder / "out"
-
-    def start(self, *arguments):
-        # A workdir as people give it, relative; and a cache that a killed process may damage.
-        command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", SWEEP, "--workdir", "out", *arguments]
-        path = os.pathsep.join([str(ROOT), str(TESTS)])
-        env = {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(self.cache)}
-        return subprocess.Popen(
-            list(map(str, command)), cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def run(self, *arguments):
-        process = self.start(*arguments)
-        out, error = process.communicate(timeout=300)
-        return process.returncode, out, error
-
-    def stop_when(self, ready, number, *arguments):
-        """Starts the command, and sends it a signal once `ready(workdir)`."""
-        process = self.start(*arguments)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not ready(self.workdir) and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(number)
-        out, error = process.communicate(timeout=120)
-        return process.returncode, out, error
-
-    def stored(self):
-        return Store(self.workdir, readonly=True).done().keys() if self.workdir.exists() else set()
-
-    def tables(self):
-        return {name: pd.read_parquet(self.workdir / f"{name}.parquet") for name in TABLES}
-
-    def computed(self):
-        """How many nodes the last run computed."""
-        return sum(group["lanes"] for group in json.loads((self.workdir / "sweep.json").read_text())["groups"])
+from machine import Machine, a_checkpoint, a_second_stage_in_the_making, a_table, artifacts, assert_complete
 
 
 @pytest.fixture(scope="module")
@@ -91,34 +35,6 @@ def machine(tmp_path, quiet):
     return Machine(tmp_path, quiet.cache)
 
 
-def assert_complete(machine, quiet):
-    """The tables are those of the quiet sweep, to the bit, and nothing half-done is left."""
-    for name, table in machine.tables().items():
-        pd.testing.assert_frame_equal(table, quiet.tables()[name])
-    assert not (machine.workdir / "checkpoints").exists()
-    assert not [path for path in machine.workdir.rglob("*") if ".tmp" in path.name]
-    assert sorted(path.name for path in machine.workdir.iterdir()) == sorted(p.name for p in quiet.workdir.iterdir())
-    artifacts = machine.workdir / "artifacts"
-    used = {json.loads(path.read_text())["data"] for path in artifacts.glob("*.json")}
-    assert {path.name for path in artifacts.glob("*.safetensors")} == used
-
-
-def artifacts(n):
-    return lambda workdir: len(list((workdir / "artifacts").glob("*.json"))) >= n
-
-
-def a_checkpoint(workdir):
-    return any((workdir / "checkpoints").glob("*/seals/*.json"))
-
-
-def a_second_stage_in_the_making(workdir):
-    return artifacts(1)(workdir) and a_checkpoint(workdir)
-
-
-def a_table(workdir):
-    return (workdir / "runs.parquet").exists()
-
-
 # --- kill -9 ---
 
 
@@ -140,15 +56,48 @@ def test_killed_sweeps_end_as_if_nothing_had_been(machine, quiet, moments):
     assert machine.computed() == len(machine.stored()) - len(before) < len(quiet.stored())
 
 
+# --- at random ---
+
+
+def _signalled_at_random(machine, rng, longest):
+    """Starts one to three processes, sends kill -9 or SIGTERM to one or all at a random time; says what happened."""
+    count, number = rng.choice((1, 1, 2, 2, 3)), rng.choice((signal.SIGKILL, signal.SIGTERM))
+    victims = [rng.randrange(count)] if rng.random() < 0.7 else list(range(count))
+    logs = [machine.folder / f"{i}.log" for i in range(count)]
+    processes = machine.start_all(count, logs=logs)
+    time.sleep(rng.uniform(0.5, longest))
+    hit = [i for i in victims if processes[i].poll() is None]
+    for i in hit:
+        processes[i].send_signal(number)
+    began = time.monotonic()
+    while any(process.poll() is None for process in processes):
+        # Processes that were still waiting for one another to come are stopped by whoever started them.
+        if hit and time.monotonic() - began > 60:
+            for process in processes:
+                process.kill()
+        assert time.monotonic() - began < 300
+        time.sleep(0.02)
+    codes = [process.wait() for process in processes]
+    groups = [line for line in logs[0].read_text().splitlines() if line.startswith("[") and "/" in line[:4]]
+    stage = groups[-1].split()[1].rstrip(":") if groups else "start"
+    print(f"\n{number.name} to {hit} of {count} in {stage}: {codes} ", end="")
+    print(f"after {time.monotonic() - began:.1f} s", end="")
+    for i, code in enumerate(codes):
+        # SIGTERM kills a process that has not begun; one that has told all results ends well.
+        assert code in ((0, 75, -number) if i in hit else (0, 75, -signal.SIGKILL)), logs[i].read_text()
+    return len(hit) > 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_sweeps_killed_at_random_end_as_if_nothing_had_been(machine, quiet, seed):
-    rng, kills = random.Random(seed), 0
-    for _ in range(8):
-        moment = time.monotonic() + rng.uniform(0.5, 6.0)
-        code, _, _ = machine.stop_when(lambda _, moment=moment: time.monotonic() > moment, signal.SIGKILL)
-        kills += code == -signal.SIGKILL
-    assert kills > 0
+@pytest.mark.parametrize("seed", range(12))
+def test_sweeps_stopped_at_random_end_as_if_nothing_had_been(machine, quiet, seed):
+    """Five stops each, sixty in all, of one to three processes: the next start has another number of them."""
+    rng, stops = random.Random(seed), 0
+    while stops < 5:
+        stops += _signalled_at_random(machine, rng, 12.0)
+        if (machine.workdir / "sweep.json").exists():
+            assert_complete(machine, quiet)
+            shutil.rmtree(machine.workdir)
     before = set(machine.stored())
     code, _, error = machine.run()
     assert (code, error) == (0, "")
@@ -161,7 +110,7 @@ def test_sweeps_killed_at_random_end_as_if_nothing_had_been(machine, quiet, seed
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_preempted_sweep_says_so_and_goes_on(machine, quiet, number):
-    code, _, error = machine.stop_when(a_second_stage_in_the_making, number)
+    code, _, error = machine.stop_when(artifacts(5), number)  # in the second batch of students
     assert code == 75
     assert error == "preempted: what was computed is stored; run the same command again to go on\n"
     saves = list((machine.workdir / "checkpoints").glob("*/saves/*"))

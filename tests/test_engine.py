@@ -434,11 +434,18 @@ def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkey
     rounds = _rounds_run(monkeypatch)
     student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
     with pytest.raises(Preempted):
-        compute([student], tmp_path, preempted=lambda: True)
+        compute([student], tmp_path, preempted=lambda: bool(rounds))
     assert rounds == [0]
     done = compute([student], tmp_path)
     assert "cannot be used" not in done.text
     assert rounds[:2] == [0, 2]  # of the base, whose first round was not repeated
+
+
+def test_a_notice_that_comes_while_a_program_is_compiled_is_heeded_before_it_runs(tmp_path, monkeypatch):
+    rounds = _rounds_run(monkeypatch)
+    with pytest.raises(Preempted):
+        compute([specs.Student(tiny_world.base(), written(tiny_world.base()), LONG)], tmp_path, preempted=lambda: True)
+    assert rounds == []
 
 
 def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
@@ -449,11 +456,11 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
     whole = compute([student], tmp_path / "whole")
     taken, take = [], engine._Batch._take
 
-    def crashing(batch, record, track):
+    def crashing(batch, record):
         taken.append(1)
         if len(taken) == 5:
             raise KeyboardInterrupt
-        take(batch, record, track)
+        take(batch, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine._Batch, "_take", crashing)

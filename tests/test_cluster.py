@@ -1,0 +1,210 @@
+"""Several processes as one: options, exchanges, and whole sweeps on the CPU, with the tables of one process."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+
+import jax
+import pytest
+from machine import Machine, a_checkpoint, artifacts, assert_complete, ended
+
+from subl_jax import cluster, running
+from subl_jax.errors import InputError, StorageError
+from subl_jax.plan import make_plan
+from subl_jax.settings import Settings
+
+# Float sums are taken in the same order in each process; only what XLA fuses may differ with the layout.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+# One trait and base pair: short, and still with every stage and two batches of students.
+SMALL = ("--config.traits=('owl',)", "--config.engine.lanes_a_batch=4")
+GONE = (
+    "preempted: another process of this run is gone; what was computed is stored; run the same command again to go on"
+)
+STOPPED = "preempted: what was computed is stored; run the same command again to go on"
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"coordinator": "h:1"}, "go together; --num_processes is missing"),
+        ({"num_processes": 2, "process_id": 0}, "go together; --coordinator is missing"),
+        ({"coordinator": "host", "num_processes": 2, "process_id": 0}, "--coordinator=host: expected HOST:PORT"),
+        ({"coordinator": "h:99999", "num_processes": 2, "process_id": 0}, "h:99999: expected HOST:PORT"),
+        ({"coordinator": "h:1", "num_processes": 0, "process_id": 0}, "--num_processes=0: expected 1 or more"),
+        ({"coordinator": "h:1", "num_processes": 2, "process_id": 2}, "--process_id=2: expected 0 to 1"),
+        ({"distributed": False, "process_id": 0}, "--nodistributed and --process_id contradict each other"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_line(given, message):
+    with pytest.raises(InputError, match=message):
+        cluster.Options(**given)
+
+
+@pytest.fixture
+def initialised(monkeypatch):
+    """What jax is asked for, without doing it."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: calls.append((*args[:3], kwargs)))
+    monkeypatch.setattr(jax.config, "update", lambda *args: None)
+    monkeypatch.setattr(cluster, "_leave_on_abort", lambda reason: None)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "platforms, options, asked",
+    [
+        ("cpu", {}, None),
+        ("tpu,cpu", {}, (None, None, None)),
+        ("tpu,cpu", {"distributed": False}, None),
+        ("cpu", {"distributed": True}, (None, None, None)),
+        ("cpu", {"coordinator": "h:1", "num_processes": 3, "process_id": 1}, ("h:1", 3, 1)),
+    ],
+)
+def test_a_tpu_starts_by_itself_and_others_when_asked(monkeypatch, initialised, platforms, options, asked):
+    monkeypatch.setattr(type(jax.config), "jax_platforms", platforms, raising=False)
+    cluster.start(cluster.Options(**options))
+    assert [call[:3] for call in initialised] == ([] if asked is None else [asked])
+
+
+def test_a_tpu_of_one_worker_and_a_missing_cluster(monkeypatch, initialised):
+    def nothing(*args, **kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nothing)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", "tpu,cpu", raising=False)
+    cluster.start(cluster.Options())
+    with pytest.raises(InputError, match="no TPU slice, SLURM step, Open MPI or Kubernetes job"):
+        cluster.start(cluster.Options(distributed=True))
+
+
+def test_a_port_that_is_taken_is_one_line(initialised):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"localhost:{port}: cannot listen at port {port}: Address already in use"):
+            cluster.start(cluster.Options(None, f"localhost:{port}", 2, 0))
+    cluster.start(cluster.Options(None, f"localhost:{port}", 2, 0))
+    assert len(initialised) == 1
+
+
+# --- exchanges ---
+
+
+class Chorus(cluster.Peers):
+    """Process 0 of three; `replies` are what the others say, exchange by exchange."""
+
+    def __init__(self, *replies):
+        super().__init__()
+        self.count, self._replies = 3, iter(replies)
+
+    def gather(self, value):
+        return json.loads(json.dumps([value, *next(self._replies)]))
+
+
+def test_one_process_agrees_with_itself():
+    peers = cluster.Peers()
+    assert (peers.leads, peers.gather({"a": 1}), peers.first(3)) == (True, [{"a": 1}], 3)
+    assert peers.any(True) and not peers.any(False)
+    assert peers.together(lambda: 5) == 5
+
+
+def test_what_fails_in_one_process_fails_in_all():
+    assert Chorus((None, None)).together(lambda: 5) == 5
+    with pytest.raises(StorageError, match="disk of 2"):
+        Chorus((None, [False, "disk of 2"])).together(lambda: 5)
+    with pytest.raises(InputError, match="input of 1"):
+        Chorus(([True, "input of 1"], None)).together(lambda: 5)
+    with pytest.raises(ZeroDivisionError):
+        Chorus((None, None)).together(lambda: 1 / 0)
+
+
+def test_processes_of_another_sweep_or_on_other_storage_are_told_so(tmp_path):
+    with pytest.raises(InputError, match="process 2 does not see what process 0 writes"):
+        running.check_shared(Chorus((None, None), (None, None), (True, False)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="process 1 was started with another sweep or other settings"):
+        running.check_equal(Chorus(("another", "another")), make_plan([], ()), Settings())
+
+
+# --- sweeps ---
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    known = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if os.path.isdir(known):
+        shutil.copytree(known, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory, cache):
+    machine = Machine(tmp_path_factory.mktemp("quiet"), cache)
+    code, _, error = machine.run(*SMALL, "--config.engine.checkpoint_seconds=600")
+    assert (code, error) == (0, "")
+    return machine
+
+
+@pytest.fixture
+def machine(tmp_path, quiet):
+    return Machine(tmp_path, quiet.cache)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_give_the_tables_of_one(machine, quiet, count):
+    done = machine.run_all(count, *SMALL, "--config.engine.checkpoint_seconds=600")
+    assert [(code, error) for code, _, error in done] == [(0, "")] * count
+    assert_complete(machine, quiet, **TOLERANCE)
+    assert "report.html" in done[0][1]
+    assert not any("report.html" in out or "distil" in out for _, out, _ in done[1:])  # one of them speaks
+    groups = json.loads((machine.workdir / "sweep.json").read_text())["groups"]
+    assert {group["layout"].split()[0] for group in groups} == {str(count)}
+    # Each process has stored its own lanes.
+    assert len(list((machine.workdir / "artifacts").glob("*.json"))) > len(groups)
+    assert machine.run(*SMALL)[0] == 0 and machine.computed() == 0
+
+
+def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
+    """One process, told to stop; then two, of which the first is killed; then one."""
+    code, _, error = machine.stop_when(a_checkpoint, signal.SIGTERM, *SMALL)
+    assert (code, error) == (75, f"{STOPPED}\n")
+    killed, other = machine.stop_one_of(2, 0, artifacts(3), signal.SIGKILL, *SMALL)
+    assert killed[0] == -signal.SIGKILL
+    assert other[0] == 75 and other[2].splitlines()[-1] == GONE
+    before = set(machine.stored())
+    assert machine.run(*SMALL)[0] == 0
+    assert machine.computed() == len(machine.stored()) - len(before)
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet):
+    done = machine.stop_one_of(2, 1, artifacts(8), signal.SIGTERM, *SMALL)  # in the second batch of students
+    assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
+    assert list((machine.workdir / "checkpoints").glob("*/saves/*"))
+    code, out, error = machine.run(*SMALL)
+    assert (code, error) == (0, "")
+    assert "cannot be used" not in out
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_is_missed_by_its_heartbeat(machine, quiet):
+    other, killed = machine.stop_one_of(2, 1, a_checkpoint, signal.SIGKILL, *SMALL)
+    assert killed[0] == -signal.SIGKILL
+    assert other[0] == 75 and other[2].splitlines()[-1] == GONE
+    assert [code for code, *_ in machine.run_all(3, *SMALL)] == [0] * 3
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_processes_of_another_sweep_are_refused_before_anything_is_computed(machine):
+    where = machine.cluster(2)
+    processes = [machine.start(*where, "--process_id=0"), machine.start(*where, "--process_id=1", "--config.seeds=3")]
+    for code, _, error in ended(processes):
+        assert code == 2 and "process 1 was started with another sweep" in error
+    assert not machine.stored()
