@@ -16,7 +16,7 @@ from etils import epath
 
 from subl_jax import channel, cluster, lanes, layouts, specs, tables
 from subl_jax.checkpoint import Checkpoints
-from subl_jax.errors import PeerLost, Preempted
+from subl_jax.errors import PeerLost, Preempted, StorageError
 from subl_jax.plan import Group, Plan, make_plan
 from subl_jax.progress import Progress
 from subl_jax.retrying import patiently
@@ -24,6 +24,7 @@ from subl_jax.settings import Settings
 from subl_jax.stages import input_shapes
 from subl_jax.store import Row, Store
 from subl_jax.tracking import RunInfo, Tracker
+from subl_jax.writer import Writer
 
 # Any machine does more than this; groups that are short even so are not worth timing.
 _FLOPS_A_SECOND_AT_LEAST = 2e10
@@ -88,6 +89,8 @@ class Engine:
         self._progress = progress
         self._preempted = preempted
         self._peers = cluster.peers()
+        self._writer = Writer()
+        self._fresh: dict[str, Row] = {}  # of batches that have been computed, and may not be on the disk yet
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
 
@@ -106,14 +109,31 @@ class Engine:
             timings = elsewhere(plan.groups, self._deliver)
         else:
             self._progress.plan(len(plan.groups))
-            timings = [self.run_group(group) for group in plan.groups]
+            with self.writing():
+                timings = [self.run_group(group) for group in plan.groups]
         # What is left there belongs to batches that came to be cut in another way after an interruption.
         if self._peers.leads:
             patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
         return timings
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """When the block ends, all that was computed in it is stored, or the error says what is not."""
+        try:
+            yield
+        except BaseException:
+            # What comes first is told; the batch that is being written is still given its time.
+            with contextlib.suppress(StorageError):
+                self._settle()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        self._writer.wait()
+        self._fresh.clear()
+
     def run_group(self, group: Group) -> GroupTiming:
-        """Computes the nodes of one group, whose inputs are stored. Raises as `compute`."""
+        """Computes the nodes of one group within `writing`; its inputs are stored. Raises as `compute`."""
         alive, lost = self._split_by_parents(group)
         if lost:
             rows = list(lost.values())
@@ -170,11 +190,11 @@ class Engine:
         lost: dict[str, Row] = {}
         for node in group.nodes:
             parents = [p for p in group.stage.inputs(node).values() if not isinstance(p, specs.Imported)]
-            bad = next((p for p in parents if self._store.status(p.key) != "ok"), None)
+            bad = next((p for p in parents if self._row(p.key).status != "ok"), None)
             if bad is None:
                 alive.append(node)
             else:
-                row = self._store.row(bad.key)
+                row = self._row(bad.key)
                 why = f"its {type(bad).__name__.lower()} {row.status}: {row.why}"
                 lost[node.key] = Row(node.key, specs.to_json(node), "failed", why)
         return alive, lost
@@ -223,7 +243,12 @@ class Engine:
         """The artefacts that one node builds on, by the names its stage knows them by."""
         return {name: self._artefact(parent) for name, parent in group.stage.inputs(node).items()}
 
+    def _row(self, key: str) -> Row:
+        return self._fresh.get(key) or self._store.row(key)
+
     def _artefact(self, node: specs.Node) -> Tree:
+        if node.key in self._fresh:
+            self._settle()
         return channel.read_imported(node) if isinstance(node, specs.Imported) else self._store.get(node.key)
 
     def _arguments(self, group: Group, batch: list[specs.Node], program: lanes.Program) -> Tree:
@@ -358,9 +383,7 @@ class _Batch:
         if running is not None:
             self._fetch(running)
         self._agree()
-        self._store(state)
-        if "_checkpoints" in vars(self):
-            self._checkpoints.delete()
+        self._finish(state)
         return self._waited
 
     def _fetch(self, record: Tree) -> None:
@@ -441,16 +464,36 @@ class _Batch:
 
     # --- results ---
 
-    def _store(self, state: Tree) -> None:
+    def _finish(self, state: Tree) -> None:
+        """Stores the results; in one process behind the next batch, in several together."""
+        put = self._put(state) if self._own else None
+        if self._peers.count > 1:
+            self._engine._share(put or (lambda: None))
+            self._finish_runs()
+            if "_checkpoints" in vars(self):
+                self._checkpoints.delete()
+            return
+
+        self._close()
+
+        def store() -> None:
+            put()
+            self._finish_runs()
+            if "_checkpoints" in vars(self):
+                patiently(lambda: self._folder.rmtree(missing_ok=True))
+
+        self._engine._writer.hand_over(store)
+
+    def _finish_runs(self) -> None:
         engine = self._engine
-        engine._share(lambda: self._put(state) if self._own else None)
         if self._peers.leads:
             for node in self._live:
                 for student in engine._runs[node.key]:
                     if specs.run_id(student) not in engine._tracker.delivered():
                         engine._finish_run(student)
 
-    def _put(self, state: Tree) -> dict[str, Any]:
+    def _put(self, state: Tree) -> Callable[[], dict[str, Any]]:
+        """Brings the results to the host; gives what writes them."""
         stage, engine, count = self._group.stage, self._engine, len(self._own)
         curves, steps, infos = None, None, [{} for _ in self._own]
         shortfalls: list[str | None] = [None] * count
@@ -459,8 +502,6 @@ class _Batch:
             tree = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
             infos = [collector.info() for collector in self._collectors]
             shortfalls = [collector.shortfall() for collector in self._collectors]
-            for node, collector in zip(self._own, self._collectors, strict=True):
-                channel.write_files(engine._workdir, node, collector.table())
         else:
             began = time.perf_counter()
             tree = jax.tree.map(lambda x: x[:count], lanes.own_rows(stage.artefact(state)))
@@ -472,7 +513,15 @@ class _Batch:
         for lane, node in enumerate(self._own):
             status, why = ("failed", shortfalls[lane]) if shortfalls[lane] else _health(lane, tree, curves, steps)
             rows.append(Row(node.key, specs.to_json(node), status, why, infos[lane]))
-        return engine._store.put(stage.name, rows, tree, curves, steps)
+        if self._peers.count == 1:
+            engine._fresh.update({row.key: row for row in rows})
+
+        def put() -> dict[str, Any]:
+            for node, collector in zip(self._own, self._collectors, strict=False):  # only datasets have them
+                channel.write_files(engine._workdir, node, collector.table())
+            return engine._store.put(stage.name, rows, tree, curves, steps)
+
+        return put
 
 
 class _Agreed(NamedTuple):

@@ -474,7 +474,8 @@ class _Worker:
             timing = GroupTiming(stage_of(nodes[0]).name, 0, "stored", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
         else:
             _adopt(self._store, task.inputs, task.workdir)
-            timing = self._engine.run_group(Group(stage_of(nodes[0]), nodes, task.form))
+            with self._engine.writing():
+                timing = self._engine.run_group(Group(stage_of(nodes[0]), nodes, task.form))
         return _Done(
             timing=timing,
             batches=sorted(self._store.batches(keys)),

@@ -15,10 +15,12 @@ Works on local disks and object stores (`gs://…`).
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -123,8 +125,19 @@ def batch_id(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
 
 
+def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
+    """One thread at a time: a batch may be written while another thread reads."""
+
+    @functools.wraps(method)
+    def held(self: "Store", *args: Any, **kwargs: Any) -> Any:
+        with self._mutex:
+            return method(self, *args, **kwargs)
+
+    return held
+
+
 class Store:
-    """The artefacts of one working directory.
+    """The artefacts of one working directory. Threads may share it.
 
     Opening reads the sidecars only; arrays are read when asked for, and the hash of a data file is checked once, before
     its first use. A damaged shard is reported through `warn` and forgotten, so that it is computed again.
@@ -152,6 +165,7 @@ class Store:
         shared: bool = False,
         entries: Sequence[dict[str, Any]] | None = None,
     ) -> None:
+        self._mutex = threading.RLock()
         self._directory = epath.Path(workdir) / "artifacts"
         self._warn = warn
         self._readonly = readonly
@@ -217,18 +231,24 @@ class Store:
         except StorageError:
             self._remove(data)
             raise
-        old = self._shards.get(id)
+        self._replace(shard)
+        return entry
+
+    @_exclusive
+    def _replace(self, shard: _Shard) -> None:
+        old = self._shards.get(shard.id)
         if old is not None:
             self._forget(old)
             self._remove(old.data)
         self._remember(shard)
-        self._checked.add(id)
-        return entry
+        self._checked.add(shard.id)
 
+    @_exclusive
     def entries(self) -> list[dict[str, Any]]:
         """What is stored, as JSON, for the store of another process on the same directory."""
         return [dataclasses.asdict(shard) for shard in self._shards.values()]
 
+    @_exclusive
     def adopt(self, entry: dict[str, Any]) -> None:
         """Takes a shard that another process has put into the index."""
         shard = _Shard(**{**entry, "rows": tuple(Row(**row) for row in entry["rows"])})
@@ -238,6 +258,7 @@ class Store:
                 self._forget(old)
             self._remember(shard)
 
+    @_exclusive
     def find(self, ids: Iterable[str]) -> bool:
         """Takes up batches that other writers have put, by their ids. Whether all of them are there."""
         there = True
@@ -252,10 +273,12 @@ class Store:
         """Whether another writer has put these very nodes as a batch; never where this store is the only writer."""
         return self._shared and self.find([batch_id(keys)])
 
+    @_exclusive
     def batches(self, keys: Iterable[str]) -> set[str]:
         """The ids of the batches that hold these nodes. Raises KeyError when one is not stored."""
         return {self._place(key)[0].id for key in keys}
 
+    @_exclusive
     def remove_leftovers(self) -> None:
         """Removes what killed writers left behind. No other writer may be at work."""
         paths = self._files()
@@ -265,18 +288,22 @@ class Store:
             if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
                 self._remove(path.name)
 
+    @_exclusive
     def done(self) -> dict[str, str]:
         """Key → status of every stored node."""
         return {key: self.status(key) for key in self._places}
 
+    @_exclusive
     def specs(self) -> dict[str, dict[str, Any]]:
         """Key → spec, in its JSON form, of every stored node."""
         return {key: self.row(key).spec for key in self._places}
 
+    @_exclusive
     def stage(self, key: str) -> str:
         """The stage that computed a node. Raises KeyError when it is not stored."""
         return self._place(key)[0].stage
 
+    @_exclusive
     def row(self, key: str) -> Row:
         """A node without its arrays. Raises KeyError when it is not stored."""
         shard, index = self._place(key)
@@ -286,6 +313,7 @@ class Store:
         """`ok`, `diverged` or `failed`. Raises KeyError when the node is not stored."""
         return self.row(key).status
 
+    @_exclusive
     def get(self, key: str) -> Any:
         """The arrays of one node, as they were put but without the leading axis; None when it has none.
 
@@ -300,6 +328,7 @@ class Store:
             structure = json.loads(file.metadata()["tree"])
             return _map_names(lambda name: _row_of(file, name, index), structure)
 
+    @_exclusive
     def curves(self, key: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """`(steps, {metric: values})`, each (points,); empty where a node has no curves. Raises as `get`."""
         shard, index = self._place(key)
@@ -313,6 +342,7 @@ class Store:
                 return file.get_tensor("steps"), values
             return (_row_of(file, "row_steps", index) if "row_steps" in names else np.zeros(0, int)), values
 
+    @_exclusive
     def verify(self, keys: Iterable[str]) -> set[str]:
         """The keys, of those given, that are stored and whose data is whole; damaged shards are forgotten."""
         keys = list(keys)
@@ -328,7 +358,10 @@ class Store:
 
     def _files(self) -> list[epath.Path]:
         try:
-            return patiently(lambda: list(self._directory.iterdir()) if self._directory.exists() else [])
+            # Not `exists()`: some clients say no when they cannot tell.
+            return patiently(lambda: list(self._directory.iterdir()))
+        except FileNotFoundError:
+            return []
         except Exception as error:  # an object store's client raises errors of its own kind
             raise storage_error(self._directory, error, "read") from error
 

@@ -34,6 +34,14 @@ class Bucket(MemoryFileSystem):
         self.faults("stat", str(path))
         return super().info(path, **kwargs)
 
+    def exists(self, path, **kwargs):
+        """As the client of a real bucket: what cannot be told is an error, not a no."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def ls(self, path, detail=True, **kwargs):
         self.faults("list", str(path))
         return super().ls(path, detail, **kwargs)

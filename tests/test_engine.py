@@ -20,7 +20,7 @@ from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
 from subl_jax import channel, lanes, specs
 from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
-from subl_jax.errors import InputError, Preempted
+from subl_jax.errors import InputError, Preempted, StorageError
 from subl_jax.lanes import Layout
 from subl_jax.plan import make_plan
 from subl_jax.progress import Progress
@@ -494,6 +494,50 @@ def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
 
 
 # --- damage ---
+
+
+# --- written behind ---
+
+
+def test_a_batch_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch):
+    put, advance = Store.put, lanes.Program.advance
+    dispatched, overlapped = threading.Semaphore(0), []
+
+    def slow_put(store, stage, rows, *arguments):
+        assert threading.current_thread() is not threading.main_thread()
+        if stage == "pretrain":
+            while dispatched.acquire(blocking=False):
+                pass
+            # Were it not behind the next batch, nothing would come.
+            overlapped.append(dispatched.acquire(timeout=10) if not overlapped else True)
+        return put(store, stage, rows, *arguments)
+
+    def seen(*arguments):
+        dispatched.release()
+        return advance(*arguments)
+
+    monkeypatch.setattr(Store, "put", slow_put)
+    monkeypatch.setattr(lanes.Program, "advance", seen)
+    students = list(tiny_world.students())
+    done = compute(students, tmp_path)
+    assert overlapped == [True, True]
+    assert set(done.statuses(students)) == {"ok"}
+
+
+def test_what_cannot_be_written_behind_ends_the_sweep_with_its_line(tmp_path, monkeypatch):
+    put, stages = Store.put, []
+
+    def full(store, stage, rows, *arguments):
+        stages.append(stage)
+        if stage == "instil":
+            raise StorageError("cannot write it: disk full")
+        return put(store, stage, rows, *arguments)
+
+    monkeypatch.setattr(Store, "put", full)
+    with pytest.raises(StorageError, match="^cannot write it: disk full$"):
+        compute(list(tiny_world.students()), tmp_path)
+    assert stages == ["pretrain", "pretrain", "instil"]
+    assert list(Store(tmp_path).done().values()) == ["ok", "ok"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "sidecar"])
