@@ -4,6 +4,7 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
+    --prune                     remove from the workdir what this sweep does not need any more, compute nothing
     --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
     --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
@@ -16,6 +17,7 @@ Several processes as one, all started with the same command (on a TPU slice that
 Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
 """
 
+import functools
 import importlib.util
 import inspect
 import pathlib
@@ -44,6 +46,7 @@ class Command(NamedTuple):
     config: dict[str, Any]
     workdir: str
     dry_run: bool
+    prune: bool
     fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
     cluster: cluster.Options
 
@@ -87,11 +90,16 @@ def _execute(command: Command) -> int:
     # Imported late: the command line's mistakes are told before jax starts.
     from rich.console import Console
 
-    from subl_jax import dry_run, running
+    from subl_jax import dry_run, pruning, running
     from subl_jax.fleet import Fleet
     from subl_jax.progress import Progress, print_outcome
 
     console = Console()
+    if command.prune:
+        say = functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
+        keep = command.settings.keep
+        pruning.prune(command.students, command.workdir, keep, dry_run=command.dry_run, say=say)
+        return 0
     if command.dry_run:
         dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
@@ -189,7 +197,7 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     workdir = values.workdir or f"runs/{name}"
     joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
     fleet = _fleet(values)
-    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, fleet, joined)
+    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, values.prune, fleet, joined)
 
 
 def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
@@ -243,6 +251,7 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
+    flags.DEFINE_bool("prune", False, "Remove what is not needed, compute nothing.", flag_values=values)
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)

@@ -1,5 +1,6 @@
 """The host loop: groups one after the other, batches of lanes, rounds; storing, logging and showing as they finish."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +18,7 @@ from etils import epath
 from subl_jax import channel, cluster, lanes, layouts, specs, tables
 from subl_jax.checkpoint import Checkpoints
 from subl_jax.errors import PeerLost, Preempted, StorageError
-from subl_jax.plan import Group, Plan, make_plan
+from subl_jax.plan import Group, Plan, droppable, inputs, make_plan
 from subl_jax.progress import Progress
 from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
@@ -58,7 +59,7 @@ Elsewhere = Callable[[Sequence[Group], Callable[[Sequence[specs.Node]], None]], 
 def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
     """The plan of what is left, after checking that the stored nodes it builds on are whole."""
     while True:
-        plan = make_plan(students, store.done())
+        plan = make_plan(students, store.done(), store.bare())
         if store.verify(plan.reused) == plan.reused.keys():
             return plan
 
@@ -90,6 +91,8 @@ class Engine:
         self._preempted = preempted
         self._peers = cluster.peers()
         self._writer = Writer()
+        self._droppable: set[str] = set()
+        self._left: collections.Counter[str] = collections.Counter()  # nodes still to be computed from each node
         self._fresh: dict[str, Row] = {}  # of batches that have been computed, and may not be on the disk yet
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
@@ -105,12 +108,20 @@ class Engine:
             self._runs.setdefault(student.key, []).append(student)
         if self._peers.leads:
             self._deliver(list(plan.reused.values()))
+        self._droppable = droppable(plan, self._settings.keep)
+        self._left = collections.Counter(
+            parent.key for group in plan.groups for node in group.nodes for parent in inputs(node)
+        )
         if elsewhere is not None:
-            timings = elsewhere(plan.groups, self._deliver)
+            timings = elsewhere(plan.groups, self._finished)
         else:
             self._progress.plan(len(plan.groups))
             with self.writing():
-                timings = [self.run_group(group) for group in plan.groups]
+                timings = []
+                for group in plan.groups:
+                    timings.append(self.run_group(group))
+                    self._let_go(group.nodes)
+        self._let_go(())
         # What is left there belongs to batches that came to be cut in another way after an interruption.
         if self._peers.leads:
             patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
@@ -198,6 +209,29 @@ class Engine:
                 why = f"its {type(bad).__name__.lower()} {row.status}: {row.why}"
                 lost[node.key] = Row(node.key, specs.to_json(node), "failed", why)
         return alive, lost
+
+    # --- what is kept ---
+
+    def _finished(self, nodes: Sequence[specs.Node]) -> None:
+        """Another machine has stored these nodes."""
+        self._deliver(nodes)
+        self._let_go(nodes)
+
+    def _let_go(self, nodes: Sequence[specs.Node]) -> None:
+        """Removes parameters that `keep` does not ask for and that, with `nodes` done, nothing is computed from."""
+        self._left.subtract(parent.key for node in nodes for parent in inputs(node))
+        if not self._droppable:
+            return
+
+        def strip() -> list[dict[str, Any]]:
+            gone = {key for key in self._droppable if self._drops(key) and key not in self._fresh}
+            return [self._store.strip(id) for id in self._store.strippable(gone)]
+
+        for entry in self._peers.first(self._peers.together(lambda: strip() if self._peers.leads else [])):
+            self._store.adopt(entry)
+
+    def _drops(self, key: str) -> bool:
+        return key in self._droppable and self._left[key] <= 0
 
     # --- programs ---
 
@@ -519,7 +553,8 @@ class _Batch:
         def put() -> dict[str, Any]:
             for node, collector in zip(self._own, self._collectors, strict=False):  # only datasets have them
                 channel.write_files(engine._workdir, node, collector.table())
-            return engine._store.put(stage.name, rows, tree, curves, steps)
+            bare = all(engine._drops(node.key) for node in self._own)
+            return engine._store.put(stage.name, rows, tree, curves, steps, bare=bare)
 
         return put
 

@@ -29,7 +29,7 @@ from subl_jax import __version__, devices, lanes, specs
 from subl_jax.atomic import is_local
 from subl_jax.engine import Engine, GroupTiming, preemption_notice, work
 from subl_jax.errors import FleetError, InputError, Preempted, StorageError
-from subl_jax.plan import Group
+from subl_jax.plan import Group, inputs
 from subl_jax.progress import Progress
 from subl_jax.settings import Settings
 from subl_jax.stages import stage_of
@@ -258,7 +258,8 @@ class _Run:
         self, cluster: Cluster, groups: Sequence[Group], workdir: epath.Path, settings: Settings, store: Store
     ) -> None:
         self._workdir = os.path.abspath(workdir) if is_local(workdir) else os.fspath(workdir)
-        self._settings = settings
+        # Only the driver knows what is left to compute from a model: it lets parameters go.
+        self._settings = settings.replace(keep="all")
         self._store = store
         self._remote = cluster.remote()
         self._batches: list[Group] = []
@@ -344,7 +345,7 @@ class _Run:
 
 def _inputs(batch: Group) -> Iterator[specs.Node]:
     for node in batch.nodes:
-        yield from batch.stage.inputs(node).values()
+        yield from inputs(node)
 
 
 def _portable(form: Any) -> Any:

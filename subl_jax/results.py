@@ -88,7 +88,12 @@ class Results:
 
     def _model(self, node: specs.Node) -> Model:
         self._stored(node.key)
-        return Model(node, self.store.get(node.key)["params"])
+        artefact = self.store.get(node.key)
+        if artefact is None:
+            kind = type(node).__name__.lower()
+            line = f"{self.workdir}: parameters of {kind} {node.key[:12]}… were not kept (config.engine.keep, --prune)"
+            raise InputError(f"{line}; compute it again in another --workdir with keep=all")
+        return Model(node, artefact["params"])
 
 
 def load(workdir: epath.PathLike) -> Results:

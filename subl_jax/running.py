@@ -137,7 +137,7 @@ def opened(
     if peers.count > 1:
         entries = peers.first(found[0].entries() if found else None)
         found = found or [Store(workdir, warn=progress.warn, entries=entries)]
-    return found[0], make_plan(students, found[0].done())
+    return found[0], make_plan(students, found[0].done(), found[0].bare())
 
 
 def check_shared(peers: cluster.Peers, workdir: epath.Path) -> None:

@@ -22,7 +22,7 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import filelock
@@ -65,6 +65,7 @@ class _Shard:
     data: str | None
     sha256: str | None
     bytes: int
+    bare: bool = False  # its arrays were let go; curves and rows are there
 
 
 # --- the working directory ---
@@ -192,6 +193,7 @@ class Store:
         tree: Any = None,
         curves: Mapping[str, np.ndarray] | None = None,
         steps: np.ndarray | None = None,
+        bare: bool = False,
     ) -> dict[str, Any]:
         """Stores one batch, whole or not at all. A batch of the same keys is replaced. Returns its entry, for `adopt`.
 
@@ -201,6 +203,7 @@ class Store:
           tree: nested dicts and lists of arrays (rows, ...); None when the lanes have no arrays.
           curves: metric → (rows, points).
           steps: (points,) or (rows, points) int, the steps at which the curves were taken.
+          bare: the tree is left out; the nodes count as stored all the same.
 
         Raises:
           StorageError: disk full, no permission; what was stored before is untouched.
@@ -212,13 +215,13 @@ class Store:
         unknown = {row.status for row in rows} - set(STATUSES)
         if unknown:
             raise ValueError(f"{stage}: status {unknown} is none of {STATUSES}")
-        tensors, structure = _tensors(len(rows), tree, curves or {}, steps)
+        tensors, structure = _tensors(len(rows), None if bare else tree, curves or {}, steps)
         id = batch_id([row.key for row in rows])
         data = sha256 = None
         size = 0
         if tensors or tree is not None:
             data, sha256, size = self._put_data(id, tensors, structure)
-        shard = _Shard(id, stage, tuple(rows), data, sha256, size)
+        shard = _Shard(id, stage, tuple(rows), data, sha256, size, bare)
         if self.has_batch([row.key for row in rows]):
             self._remove(data)
             return dataclasses.asdict(self._shards[id])
@@ -242,6 +245,45 @@ class Store:
             self._remove(old.data)
         self._remember(shard)
         self._checked.add(shard.id)
+
+    @_exclusive
+    def bare(self) -> set[str]:
+        """The keys of nodes whose arrays were let go."""
+        return {key for key in self._places if self._place(key)[0].bare}
+
+    @_exclusive
+    def strippable(self, keys: Container[str]) -> dict[str, int]:
+        """The batches that hold arrays of none but these nodes: id → bytes of their data."""
+        return {
+            shard.id: shard.bytes
+            for shard in self._shards.values()
+            if shard.data is not None and not shard.bare and all(row.key in keys for row in shard.rows)
+        }
+
+    @_exclusive
+    def strip(self, id: str) -> dict[str, Any]:
+        """Lets go of the arrays of a batch; rows and curves stay. Returns its entry. Raises as `get` and `put`."""
+        shard = self._shards[id]
+        with self._reading(shard) as file:
+            names = set(file.keys())
+            curves = {name.removeprefix("curves/"): file.get_tensor(name) for name in names if "curves/" in name[:7]}
+            steps = next((file.get_tensor(name) for name in ("steps", "row_steps") if name in names), None)
+        return self.put(shard.stage, shard.rows, None, curves, steps, bare=True)
+
+    @_exclusive
+    def strangers(self, keys: Container[str]) -> dict[str, int]:
+        """The batches that hold none of these nodes: id → bytes of their data."""
+        return {
+            shard.id: shard.bytes for shard in self._shards.values() if not any(row.key in keys for row in shard.rows)
+        }
+
+    @_exclusive
+    def remove(self, id: str) -> None:
+        """Removes a batch and all it holds."""
+        shard = self._shards[id]
+        self._forget(shard)
+        self._remove(f"{id}.json")
+        self._remove(shard.data)
 
     @_exclusive
     def entries(self) -> list[dict[str, Any]]:
@@ -379,7 +421,15 @@ class Store:
             rows = tuple(Row(**row) for row in sidecar["rows"])
             if not all(isinstance(row.key, str) and row.status in STATUSES for row in rows):
                 raise ValueError("unknown key or status")
-            return _Shard(path.stem, sidecar["stage"], rows, sidecar["data"], sidecar["sha256"], sidecar["bytes"])
+            return _Shard(
+                path.stem,
+                sidecar["stage"],
+                rows,
+                sidecar["data"],
+                sidecar["sha256"],
+                sidecar["bytes"],
+                sidecar.get("bare", False),
+            )
         except OSError as error:
             self._warn(f"artifacts/{path.name} cannot be read ({error.strerror or error}): it is not used")
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -405,7 +455,7 @@ class Store:
     def _place(self, key: str) -> tuple[_Shard, int]:
         """Where the best copy of a node is: a lane that failed may have been computed again in another batch."""
         places = [(self._shards[id], index) for id, index in self._places[key].items()]
-        return min(places, key=lambda place: STATUSES.index(place[0].rows[place[1]].status))
+        return min(places, key=lambda place: (STATUSES.index(place[0].rows[place[1]].status), place[0].bare))
 
     # --- data files ---
 
