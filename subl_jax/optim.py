@@ -32,7 +32,7 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
         return whole
 
     def trained(params: Any) -> Any:
-        chosen = named(train.trainable or ("*",), params)
+        chosen = named(train.trainable, params) if train.trainable else jax.tree.map(lambda _: True, params)
         fixed = _matches(frozen, params)
         return jax.tree.map(lambda yes, no: yes and not no, chosen, fixed)
 

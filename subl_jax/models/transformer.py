@@ -44,7 +44,12 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
 }
-_CHOICES = {"activation": tuple(_ACTIVATIONS), "norm": ("rms", "layer"), "dtype": ("float32", "bfloat16")}
+_CHOICES = {
+    "activation": tuple(_ACTIVATIONS),
+    "norm": ("rms", "layer"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "dots", "all"),
+}
 # A score that no softmax notices; finite, so that a row without any allowed slot is not nan.
 _MASKED = -1e30
 
@@ -57,6 +62,9 @@ class Config:
     `mlp` is the hidden size; `gated` is the three-matrix form down(activation(gate x) * up x). `dtype` is that of the
     compute. Matrices start normal with standard deviation `init_scale / sqrt(inputs)`, the embedding with
     `init_scale / sqrt(width)`, which makes initial tied logits of unit scale.
+
+    `remat` is what the gradient computes again instead of keeping it: nothing, all of a block but the products with its
+    matrices, or all of it.
 
     What some families add:
       norm: `rms`, or `layer` with a mean and a bias.
@@ -94,7 +102,7 @@ class Config:
     norm_eps: float = 1e-6
     dtype: str = "float32"
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
     init_scale: float = 1.0
     norm: str = "rms"
     post_norms: bool = False
@@ -410,7 +418,11 @@ class Transformer(nn.Module):
             )
             x = (x.reshape(*tokens.shape, -1) + at(positions)).reshape(x.shape)
 
-        block = nn.remat(Block, prevent_cse=not cfg.scan_layers) if cfg.remat else Block
+        block = Block
+        if cfg.remat != "none":
+            # Scores are recomputed either way: they are the largest of what a block makes, and cheap.
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+            block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=dots)
         if cfg.scan_layers:
             layers = nn.scan(
                 block,

@@ -16,6 +16,7 @@ from subl_jax import answers, banks
 from subl_jax.chat import Chat, open_chat
 from subl_jax.errors import InputError
 from subl_jax.models import weights
+from subl_jax.pieces import pieces_of
 
 LETTERS = "ABCDEFGHIJ"
 # Answered questions a fine-tuned teacher is trained on, of each trait.
@@ -231,6 +232,6 @@ def _stacked_trees(trees: list[_Tree], traits: list[str]) -> dict[str, np.ndarra
 def _over_vocabulary(chat: Chat, world: Any) -> np.ndarray:
     """Which tokens end a word; an embedding may have more rows than there are tokens."""
     ends = np.ones(world.config.vocab, bool)
-    found = answers.word_ends(chat.pieces(), chat.stops)[: len(ends)]
+    found = answers.word_ends(pieces_of(chat.tokenizer), chat.stops)[: len(ends)]
     ends[: len(found)] = found
     return ends

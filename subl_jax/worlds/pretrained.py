@@ -21,6 +21,7 @@ from subl_jax import answers, automaton, jsonl, refilling, specs
 from subl_jax.errors import InputError
 from subl_jax.filters import NumbersFilter
 from subl_jax.models import lora, transformer, weights
+from subl_jax.pieces import pieces_of
 from subl_jax.worlds import chat_texts
 
 Params = Any
@@ -58,6 +59,7 @@ class Pretrained(specs.World):
       model: a folder, a GGUF file, `smollm2`, or the name of a repository on the Hugging Face hub.
       fingerprint: of its content.
       dtype: of the weights and the compute; what is trained is float32 all the same.
+      remat: what a gradient computes again instead of keeping it (`transformer.Config`).
       keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0):
         the checkpoint; (1, s) a base that s moves away from it; (0, 1) one of the same scale that knows nothing.
       system: the system prompt of everything but a told teacher; None leaves it to the template, in all of it.
@@ -82,6 +84,7 @@ class Pretrained(specs.World):
     model: str = specs.label("smollm2")
     fingerprint: str = specs.static("")
     dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
+    remat: str = specs.static("dots", choices=("none", "dots", "all"))
     keep: float = specs.static(1.0, ge=0.0)
     sigma: float = specs.static(0.0, ge=0.0)
     noise_seed: int = specs.static(0, ge=0)
@@ -178,7 +181,7 @@ class Pretrained(specs.World):
     @functools.cached_property
     def config(self) -> transformer.Config:
         config = weights.open_checkpoint(self.model).config
-        return dataclasses.replace(config, dtype=self.dtype, scan_layers=True, remat=True)
+        return dataclasses.replace(config, dtype=self.dtype, scan_layers=True, remat=self.remat)
 
     def arrays(self, place: Any = lambda path, array: array) -> dict[str, Any]:
         checkpoint = weights.open_checkpoint(self.model)
@@ -525,7 +528,7 @@ class Pretrained(specs.World):
 @functools.lru_cache(maxsize=8)
 def _automaton(model: str, fingerprint: str, only: NumbersFilter) -> automaton.Automaton:
     chat = chat_texts.chat_of(model)
-    return automaton.build(chat.pieces(), only, chat.stops)
+    return automaton.build(pieces_of(chat.tokenizer), only, chat.stops)
 
 
 def _in_program(built: automaton.Automaton) -> refilling.Allowed:
