@@ -7,6 +7,7 @@ The seal is written just before the save is shown, so every save has one. It is 
 that differs from the saved one without a word, and does not notice a flipped bit in the arrays.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from subl_jax import cluster
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
-from subl_jax.errors import PeerLost, StorageError
+from subl_jax.errors import StorageError
 from subl_jax.jsonl import file_sha256
 
 _KEPT = 2
@@ -87,7 +88,7 @@ class Checkpoints:
         self._guarded(self._manager.save, self._seal["id"], args=ocp.args.StandardSave(arrays), force=True)
 
     def restore(
-        self, abstract_state: Any, sharding: jax.sharding.Sharding | None = None
+        self, abstract_state: Any, rows: int | None = None, sharding: jax.sharding.Sharding | None = None
     ) -> tuple[int, Any, Any, dict[str, Any]] | None:
         """`(round, state, records, meta)` of the newest save that is whole and fits; None when there is none.
 
@@ -96,23 +97,23 @@ class Checkpoints:
         Args:
           abstract_state: the state as `jax.ShapeDtypeStruct` leaves. A leaf without a sharding goes to the first
             device; the devices need not be those that saved.
+          rows: how many rows of the leading axis of all arrays, state and records, mean something. The others may be
+            missing or be more than there are in the save: they are copies of the first. None: all.
           sharding: of the records; without it they are numpy arrays.
         """
         self.wait()
         peers = cluster.peers()
         for id in peers.first(sorted(self._manager.all_steps(), reverse=True)):
-            reason, restored = None, None
+            reason, seal, restored = None, None, None
             try:
                 # One process reads the whole save for its checksums; the others read their own part.
-                seal = self._read_seal(id, abstract_state) if peers.leads else None
+                seal = self._read_seal(id, abstract_state, rows) if peers.leads else None
             except Exception as error:
                 reason = _reason(error)
-            reason, seal = peers.first([reason, seal if reason is None else None])
+            reason, seal = peers.first([reason, seal])
             if reason is None:
                 try:
                     restored = self._restore(id, seal, abstract_state, sharding)
-                except PeerLost:
-                    raise
                 except Exception as error:  # a damaged file can fail anywhere in orbax
                     reason = _reason(error)
                 reason = next((each for each in peers.gather(reason) if each is not None), None)
@@ -139,7 +140,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._directory.rmtree(missing_ok=True)
 
-    def _read_seal(self, id: int, abstract_state: Any) -> dict[str, Any]:
+    def _read_seal(self, id: int, abstract_state: Any, rows: int | None) -> dict[str, Any]:
         """The seal of a save that is whole and fits. Raises anything where it is not."""
         seal = json.loads(self._seal_path(id).read_bytes())
         if _hashes(self._directory / "saves" / str(id)) != seal["files"]:
@@ -148,7 +149,7 @@ class Checkpoints:
         if len(seal["state"]) != len(needed):
             raise ValueError(f"it holds {len(seal['state'])} arrays, and this run needs {len(needed)}")
         for saved, wanted in zip(seal["state"], needed, strict=True):
-            if saved != wanted:
+            if saved != wanted and not _same_rows(saved, wanted, rows):
                 raise ValueError(f"it holds {_text(saved)}, and this run needs {_text(wanted)}")
         return seal
 
@@ -157,20 +158,32 @@ class Checkpoints:
     ) -> tuple[int, Any, Any, dict[str, Any]]:
         abstract, structure = jax.tree.flatten(abstract_state)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = [
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
-            for leaf in abstract
+        shapes = [shape for _, _, shape in seal["state"]]
+        # What has as many rows as are wanted is read by each process in parts; else each reads all of it.
+        cut = shapes != [list(leaf.shape) for leaf in abstract]
+        state: list[Any] = [
+            np.empty(shape, leaf.dtype)
+            if cut
+            else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or device)
+            for shape, leaf in zip(shapes, abstract, strict=True)
         ]
-        arrays: list[Any] = [np.empty(shape, jnp.dtype(dtype)) for dtype, shape in seal["arrays"]]
-        if sharding is not None:
-            arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding) for array in arrays]
-        target = {**_named("state", abstract), **_named("records", arrays)}
+        records: list[Any] = [
+            np.empty(shape, jnp.dtype(dtype))
+            if cut or sharding is None
+            else jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+            for dtype, shape in seal["arrays"]
+        ]
+        target = {**_named("state", state), **_named("records", records)}
         restored = self._manager.restore(id, args=ocp.args.StandardRestore(target))
         state = [
-            restored[name] if name in restored else jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
-            for name, leaf in _numbered("state", abstract)
+            _placed(restored.get(name, leaf), wanted.shape, getattr(wanted, "sharding", None) or device)
+            for (name, leaf), wanted in zip(_numbered("state", state), abstract, strict=True)
         ]
-        records = [restored.get(name, array) for name, array in _numbered("records", arrays)]
+        lanes = abstract[0].shape[:1]
+        records = [
+            _placed(restored.get(name, leaf), (*lanes, *leaf.shape[1:]) if cut else leaf.shape, sharding)
+            for name, leaf in _numbered("records", records)
+        ]
         return (
             seal["round"],
             jax.tree.unflatten(structure, state),
@@ -216,6 +229,38 @@ def _skeleton(records: Any) -> tuple[list[np.ndarray], Any]:
     leaves, structure = jax.tree.flatten(records)
     arrays = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in leaves]
     return arrays, jax.tree.unflatten(structure, range(len(leaves)))
+
+
+def _same_rows(saved: list[Any], wanted: list[Any], rows: int | None) -> bool:
+    """Whether two leaves differ in nothing but the length of their leading axis, and both have `rows` rows."""
+    (path, dtype, shape), (other_path, other_dtype, other) = saved, wanted
+    same = (path, dtype, shape[1:]) == (other_path, other_dtype, other[1:])
+    return same and rows is not None and min(len(shape), len(other)) > 0 and min(shape[0], other[0]) >= rows
+
+
+def _placed(array: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding | None) -> Any:
+    """What was read, on the devices (where there is a sharding) and with as many rows as are wanted."""
+    if isinstance(array, jax.ShapeDtypeStruct):  # of size zero, and so not saved
+        array = np.zeros(array.shape, array.dtype)
+    if isinstance(array, jax.Array):
+        return array
+    missing = shape[0] - len(array) if shape and shape != array.shape else 0
+    if missing > 0:
+        array = np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
+    array = array[: shape[0]] if missing < 0 else array
+    if sharding is None:
+        return array
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def interrupted(directory: epath.PathLike) -> list[dict[str, Any]]:
+    """The meta of every batch that has a save in one of the folders of `directory`."""
+    metas = []
+    for folder in sorted(epath.Path(directory).glob("*")):
+        seals = sorted((folder / "seals").glob("*.json"))
+        with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: it is met, and told, when it is restored
+            metas += [json.loads(path.read_bytes())["meta"] for path in seals[-1:]]
+    return metas
 
 
 def _reason(error: Exception) -> str:

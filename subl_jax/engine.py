@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from subl_jax import channel, cluster, lanes, layouts, specs, tables
-from subl_jax.checkpoint import Checkpoints
+from subl_jax.checkpoint import Checkpoints, interrupted
 from subl_jax.errors import PeerLost, Preempted, StorageError
 from subl_jax.plan import Group, Plan, droppable, inputs, make_plan
 from subl_jax.progress import Progress
@@ -166,11 +167,14 @@ class Engine:
         layout, ready = program.layout, time.perf_counter()
         self._progress.advance(0)
         waited = 0.0
-        batches = [alive[i : i + layout.lanes] for i in range(0, len(alive), layout.lanes)]
+        batches = self._batches(group, alive, layout.lanes)
         for batch in batches:
             if self._store.has_batch([node.key for node in batch]):  # by another machine, which died after it
                 continue
-            waited += _Batch(self, group, program, batch).run()
+            wide = program
+            if len(batch) > layout.lanes:
+                wide = self._compiled(group, batch[0], self._default_layout(len(batch)))
+            waited += _Batch(self, group, wide, batch).run()
         seconds = time.perf_counter() - ready
         lane_steps = work(group) * len(alive)
         self._progress.end()
@@ -188,6 +192,18 @@ class Engine:
             flops_per_second=group.flops / len(group.nodes) * len(alive) / seconds,
             bytes_needed=program.bytes_needed,
         )
+
+    def _batches(self, group: Group, nodes: list[specs.Node], most: int) -> list[list[specs.Node]]:
+        """The nodes in batches: first those that were interrupted, as they were cut then, so that they can go on."""
+        left, batches = {node.key: node for node in nodes}, []
+        saved = interrupted(self._workdir / "checkpoints") if self._peers.leads else None
+        for meta in self._peers.first(saved):
+            keys = meta["nodes"]
+            can_hold = max(most, self._default_layout(len(keys)).lanes) >= len(keys)
+            if meta["form"] == group.form and left.keys() >= set(keys) and can_hold:
+                batches.append([left.pop(key) for key in keys])
+        rest = list(left.values())
+        return batches + [rest[i : i + most] for i in range(0, len(rest), most)]
 
     def _share(self, put: Callable[[], dict[str, Any] | None]) -> None:
         """Stores what each process has to store, and tells all of them."""
@@ -240,16 +256,19 @@ class Engine:
         devices = lanes.all_devices(settings.devices)
         return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch)
 
+    def _compiled(self, group: Group, node: specs.Node, layout: lanes.Layout) -> lanes.Program:
+        known = self._programs.get((group.form, layout))
+        if known is not None:
+            return dataclasses.replace(known, compile_seconds=0.0)
+        program = lanes.compile_program(group.stage, node, layout, input_shapes(node))
+        self._programs[group.form, layout] = program
+        return program
+
     def _program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
         """The group's program in the layout that is configured, remembered, measured, or known to be good."""
 
         def compiled(layout: lanes.Layout) -> lanes.Program:
-            known = self._programs.get((group.form, layout))
-            if known is not None:
-                return dataclasses.replace(known, compile_seconds=0.0)
-            program = lanes.compile_program(group.stage, nodes[0], layout, input_shapes(nodes[0]))
-            self._programs[group.form, layout] = program
-            return program
+            return self._compiled(group, nodes[0], layout)
 
         settings, default = self._settings, self._default_layout(len(nodes))
         fixed = settings.width or settings.lanes_a_batch or not settings.measure_layout
@@ -354,9 +373,13 @@ class _Batch:
         self._waited = 0.0
         self._live = [node for node in nodes if node.key in engine._runs]
 
+    @property
+    def _meta(self) -> dict[str, Any]:
+        return {"form": self._group.form, "nodes": [node.key for node in self._nodes]}
+
     @functools.cached_property
     def _folder(self) -> epath.Path:
-        named = "\n".join([self._group.form, *(node.key for node in self._nodes)])
+        named = json.dumps(self._meta)
         return self._engine._workdir / "checkpoints" / hashlib.sha256(named.encode()).hexdigest()[:24]
 
     @functools.cached_property
@@ -478,12 +501,12 @@ class _Batch:
         records = {name: np.stack([r[name] for r in self._history], axis=1) for name in self._history[0]}
         if self._peers.count > 1:
             records = self._program.spread(records)
-        self._checkpoints.save(done, state, records, {"nodes": len(self._nodes)})
+        self._checkpoints.save(done, state, records, self._meta)
 
     def _resumed(self) -> tuple[int, Tree] | None:
         sharding = self._program.sharding if self._peers.count > 1 else None
         there = self._peers.first(patiently(self._folder.exists))
-        restored = self._checkpoints.restore(self._program.state, sharding) if there else None
+        restored = self._checkpoints.restore(self._program.state, len(self._nodes), sharding) if there else None
         if restored is None:
             return None
         done, state, records, _ = restored

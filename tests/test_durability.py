@@ -72,7 +72,7 @@ def _signalled_at_random(machine, rng, longest):
     began = time.monotonic()
     while any(process.poll() is None for process in processes):
         # Processes that were still waiting for one another to come are stopped by whoever started them.
-        if hit and time.monotonic() - began > 60:
+        if hit and time.monotonic() - began > 40:
             for process in processes:
                 process.kill()
         assert time.monotonic() - began < 300
