@@ -33,7 +33,7 @@ $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 
 # Every measurement of docs/benchmarks.md, alone on the machine: about twenty minutes on two cores.
 bench: $(VENV)/installed-test
-	for question in training decoding sharing students planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
+	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py
 
 clean:

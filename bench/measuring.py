@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,13 @@ def machine() -> Data:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def cores_taken(seconds: float = 1.0) -> float | None:

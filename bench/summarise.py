@@ -12,7 +12,7 @@ import re
 
 import measuring
 
-NAMES = ("training", "decoding", "sharing", "overhead", "students", "planning", "digits", "accelerator")
+NAMES = ("training", "decoding", "sharing", "overhead", "students", "scaling", "planning", "digits", "accelerator")
 
 
 def section(name: str, results: pathlib.Path) -> str:

@@ -250,6 +250,31 @@ def test_saves_of_another_program_are_not_used(directory, change, words):
     assert list((directory / "saves").iterdir()) == []
 
 
+@pytest.mark.parametrize("wanted", [3, 8])
+def test_rows_that_mean_nothing_may_be_missing_or_more(directory, wanted):
+    def rows(n, scale=1.0):
+        few = np.arange(3.0, dtype=np.float32)[:, None] * scale
+        return np.concatenate([few, np.repeat(few[:1], n - 3, axis=0)])
+
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(2, {"w": jnp.asarray(rows(5))}, {"loss": rows(5, 2.0)}, {})
+    target = {"w": jax.ShapeDtypeStruct((wanted, 1), jnp.float32)}
+    _, state, records, _ = checkpoints.restore(target, rows=3)
+    np.testing.assert_array_equal(state["w"], rows(wanted))
+    np.testing.assert_array_equal(records["loss"], rows(wanted, 2.0))
+    assert checkpoints.restore(target, rows=4 if wanted == 3 else 6) is None
+    checkpoints.close()
+
+
+def test_interrupted_batches_are_found_by_their_meta(tmp_path):
+    assert checkpoint.interrupted(tmp_path / "none") == []
+    saved(tmp_path / "a", 1, 2)
+    saved(tmp_path / "b", 7)
+    (tmp_path / "c" / "seals").mkdir(parents=True)
+    (tmp_path / "c" / "seals" / "0.json").write_text("{")
+    assert [meta["round"] for meta in checkpoint.interrupted(tmp_path)] == [2, 7]
+
+
 def test_a_failing_disk_is_one_clear_line_and_leaves_the_older_save(directory, monkeypatch):
     checkpoints = Checkpoints(directory)
     checkpoints.save(1, make_state(1), {}, {})

@@ -484,6 +484,29 @@ def test_a_checkpoint_that_does_not_fit_is_said_so_and_left(tmp_path):
     same(done.store, compute([student], tmp_path / "whole").store, lineage([student]))
 
 
+@pytest.mark.parametrize(
+    ("bases", "most"),
+    [(3, 2), (10, 4)],  # batches of 2, 1: the last one alone needs no room for two; of 4, 4, 2: six left make 3, 3
+    ids=["shorter", "longer"],
+)
+def test_an_interrupted_batch_goes_on_as_it_was_cut(tmp_path, monkeypatch, bases, most):
+    rounds = _rounds_run(monkeypatch)
+    starts = [tiny_world.base(seed) for seed in range(bases)]
+    sweep = [specs.Student(start, written(start), LONG, trait="owl") for start in starts]
+    of_a_base = TRAIN.evals + 1
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=lambda: len(rounds) == of_a_base + 2, devices=1, lanes_a_batch=most)
+    rounds.clear()
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=lambda: len(rounds) > of_a_base - 2, devices=1, lanes_a_batch=most)
+    assert rounds[: of_a_base - 2] == [TRAIN.steps // TRAIN.evals] * (of_a_base - 2)  # and no first round of 0 steps
+    assert len(rounds) == of_a_base - 1
+    done = Store(tmp_path, readonly=True).done()
+    assert len(done) == min(bases, 2 * most)
+    whole = compute(sweep[:1] + sweep[most : most + 1], tmp_path / "whole")
+    same(Store(tmp_path, readonly=True), whole.store, [starts[0], starts[most]])
+
+
 def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
     sweep = list(tiny_world.students(2, ["owl"], train=LONG))
     with pytest.raises(Preempted):

@@ -317,6 +317,15 @@ def test_one_batch_in_as_few_turns_as_can_be_where_all_fits(n, devices):
     assert layout.sequential == math.ceil(n / min(n, devices))
 
 
+@given(counts, st.integers(1, 8), st.integers(1, 8), st.integers(1, 20), st.integers(1, 40))
+def test_every_process_has_as_many_devices_of_a_layout(n, processes, of_each, width, most):
+    layout = lanes.fit(n, processes * of_each, width, most, processes)
+    assert layout.devices % processes == 0 and 0 < layout.devices <= processes * of_each
+    assert layout.width <= width and layout.lanes <= max(most, processes * math.ceil(most / processes))
+    alone = lanes.fit(n, processes * of_each, width, most)
+    assert math.ceil(n / layout.lanes) <= math.ceil(n / alone.lanes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "layout"),
     [

@@ -441,3 +441,29 @@ def test_open_workdir(tmp_path, monkeypatch):
     monkeypatch.setattr(type(store.epath.Path(tmp_path)), "write_bytes", refuse)
     with pytest.raises(InputError, match="Permission denied; give a directory that can be written"):
         store.open_workdir(tmp_path)
+
+
+# --- several processes ---
+
+
+def test_what_another_process_stores_is_known_once_told(tmp_path):
+    first = Store(tmp_path)
+    first.put("base", rows(2), tree(2))
+    other = Store(tmp_path, entries=json.loads(json.dumps(first.entries())))
+    assert other.done() == first.done()
+    assert_same(other.get(rows(2)[1].key), first.get(rows(2)[1].key))
+    entry = json.loads(json.dumps(other.put("base", rows(3, start=2), tree(3))))
+    assert first.done().keys() == {row.key for row in rows(2)}
+    for _ in range(2):  # told twice is told once
+        first.adopt(entry)
+        assert first.done() == other.done() == Store(tmp_path).done()
+    assert_same(first.get(rows(5)[4].key), other.get(rows(5)[4].key))
+
+
+def test_a_shard_that_another_process_writes_again_is_read_anew(tmp_path):
+    first = Store(tmp_path)
+    first.put("base", rows(2), tree(2))
+    other = Store(tmp_path, entries=first.entries())
+    first.get(rows(1)[0].key)
+    first.adopt(other.put("base", rows(2), tree(2, scale=3.0)))
+    assert_same(first.get(rows(1)[0].key), other.get(rows(1)[0].key))
