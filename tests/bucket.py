@@ -1,5 +1,6 @@
 """A stand-in for an object store: `gs://` paths in memory, behind the same etils.epath and fsspec as a real bucket."""
 
+import collections
 import contextlib
 import random
 
@@ -70,7 +71,7 @@ def bucket(faults=None):
 
 
 class Stumbling:
-    """Faults that pass: every operation fails now and then, never the same one too often in a row."""
+    """Faults that pass: operations fail now and then, those on one path at most three times."""
 
     ERRORS = (
         lambda: TimeoutError("the read operation timed out"),
@@ -83,8 +84,10 @@ class Stumbling:
         self._rng = random.Random(seed)
         self._share = share
         self.count = 0
+        self._of_path = collections.Counter()
 
     def __call__(self, operation, path):
-        if self._rng.random() < self._share:
+        if self._rng.random() < self._share and self._of_path[path] < 3:
             self.count += 1
+            self._of_path[path] += 1
             raise self._rng.choice(self.ERRORS)()
