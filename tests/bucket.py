@@ -71,7 +71,7 @@ def bucket(faults=None):
 
 
 class Stumbling:
-    """Faults that pass: operations fail now and then, those on one path at most three times."""
+    """Faults that pass: operations fail now and then, in a folder at most three times, so that none fails for good."""
 
     ERRORS = (
         lambda: TimeoutError("the read operation timed out"),
@@ -84,10 +84,11 @@ class Stumbling:
         self._rng = random.Random(seed)
         self._share = share
         self.count = 0
-        self._of_path = collections.Counter()
+        self._in_folder = collections.Counter()
 
     def __call__(self, operation, path):
-        if self._rng.random() < self._share and self._of_path[path] < 3:
+        folder = path.rpartition("/")[0]
+        if self._rng.random() < self._share and self._in_folder[folder] < 3:
             self.count += 1
-            self._of_path[path] += 1
+            self._in_folder[folder] += 1
             raise self._rng.choice(self.ERRORS)()

@@ -19,6 +19,8 @@ from subl_jax.store import Row, Store
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 TABLES = ("runs", "curves", "summary", "datasets")
+# Each batch is saved 40 times and so takes a few seconds: what is to happen while it runs has time to.
+LONG = ("--config.train.steps=240", "--config.train.evals=40")
 
 
 # --- without a cluster ---
@@ -119,9 +121,9 @@ class Machines:
     def workdir(self):
         return self.folder / "out"
 
-    def start(self, *arguments, sweep="tiny_sweep.py:large"):
+    def start(self, *arguments, sweep="tiny_sweep.py:large", long=LONG):
         command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", TESTS / sweep, "--workdir", "out"]
-        command += ["--launcher=ray", f"--ray_address={self.cluster.address}", *arguments]
+        command += ["--launcher=ray", f"--ray_address={self.cluster.address}", *long, *arguments]
         return _start(command, self.folder)
 
     def run(self, *arguments, **options):
@@ -188,7 +190,8 @@ def quiet(tmp_path_factory):
     """The workdir of the same sweep on this machine alone."""
     folder = tmp_path_factory.mktemp("quiet")
     sweep = TESTS / "tiny_sweep.py:large"
-    process = _start([sys.executable, ROOT / "launch" / "sweep.py", "--config", sweep, "--workdir", "out"], folder)
+    command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", sweep, "--workdir", "out", *LONG]
+    process = _start(command, folder)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
     return folder / "out"
@@ -278,7 +281,7 @@ def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, q
 
 @pytest.mark.slow
 def test_a_sweep_that_diverges_says_so_as_on_one_machine(machines):
-    code, out, error = machines.run("--config.wild", sweep="tiny_sweep.py")
+    code, out, error = machines.run("--config.wild", sweep="tiny_sweep.py", long=())
     assert (code, error) == (1, "")
     assert "1 of 13 runs are not ok: 1 diverged" in out
 

@@ -123,13 +123,13 @@ def test_a_sweep_in_a_bucket_gives_what_it_gives_on_a_disk(quiet):
 def test_a_sweep_in_a_stumbling_bucket_gives_the_same(quiet, monkeypatch):
     pauses = []
     monkeypatch.setattr(retrying.time, "sleep", pauses.append)
-    faults = Stumbling(share=0.2)
+    faults = Stumbling(share=0.4)
     with bucket(faults):
         results = run("gs://lab/tiny")
         assert_same(results, quiet)
         assert run("gs://lab/tiny").sweep["groups"] == []
     # fsspec itself takes some faults for a no, as whether a path is a folder.
-    assert faults.count >= len(pauses) > 10
+    assert faults.count >= len(pauses) >= 5
 
 
 def test_a_bucket_that_may_not_be_written_is_bad_input_at_once(monkeypatch):
