@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from subl_jax.errors import StorageError
+from subl_jax.retrying import patiently
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,12 +35,12 @@ def is_local(path: epath.PathLike) -> bool:
     return "://" not in os.fspath(path)
 
 
-def storage_error(path: epath.PathLike, error: Exception) -> StorageError:
-    """One line: the file, the reason, and what to do."""
+def storage_error(path: epath.PathLike, error: Exception, doing: str = "write") -> StorageError:
+    """One line: the file, the reason, and what to do. `doing`: what could not be done to it."""
     number = getattr(error, "errno", None)
     reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0]
     remedy = _REMEDIES.get(number, "once that is mended, run the same command again; what is stored is kept")
-    return StorageError(f"cannot write {os.fspath(path)}: {reason}; {remedy}")
+    return StorageError(f"cannot {doing} {os.fspath(path)}: {reason}; {remedy}")
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
     path = epath.Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         directory = path.parent if is_local(path) else epath.Path(tempfile.gettempdir())
         temporary = directory / f"{path.name}{TEMPORARY}-{uuid.uuid4().hex[:12]}"
         temporary.touch(exist_ok=False)
@@ -65,7 +66,7 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
         os.chmod(temporary, mode)
         if is_local(path):
             _to_disk(temporary)
-            os.replace(temporary, path)
+            patiently(lambda: os.replace(temporary, path))
             # The file is in place: from here nothing may fail. Some file systems cannot sync a directory.
             with contextlib.suppress(OSError):
                 _to_disk(path.parent)
@@ -73,6 +74,11 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
             _upload(temporary, path)
     except OSError as error:
         raise error if isinstance(error, StorageError) else storage_error(path, error) from error
+    except Exception as error:
+        # An object store's client raises errors of its own kind; what the caller's block raised is the caller's.
+        if temporary is not None:
+            raise
+        raise storage_error(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -108,6 +114,6 @@ def _to_disk(path: epath.Path) -> None:
 def _upload(source: epath.Path, path: epath.Path) -> None:
     """Object stores show an object only once it is complete, so one copy is atomic."""
     try:
-        source.copy(path, overwrite=True)
+        patiently(lambda: source.copy(path, overwrite=True))
     except Exception as error:  # each store's client raises errors of its own kind
         raise storage_error(path, error) from error

@@ -25,6 +25,7 @@ from subl_jax import cluster
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
 from subl_jax.errors import StorageError
 from subl_jax.jsonl import file_sha256
+from subl_jax.retrying import patiently
 
 _KEPT = 2
 
@@ -256,8 +257,8 @@ def _placed(array: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding 
 def interrupted(directory: epath.PathLike) -> list[dict[str, Any]]:
     """The meta of every batch that has a save in one of the folders of `directory`."""
     metas = []
-    for folder in sorted(epath.Path(directory).glob("*")):
-        seals = sorted((folder / "seals").glob("*.json"))
+    for folder in patiently(lambda: sorted(epath.Path(directory).glob("*"))):
+        seals = patiently(lambda folder=folder: sorted((folder / "seals").glob("*.json")))
         with contextlib.suppress(OSError, ValueError, KeyError):  # damaged: it is met, and told, when it is restored
             metas += [json.loads(path.read_bytes())["meta"] for path in seals[-1:]]
     return metas

@@ -4,6 +4,10 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
+    --prune                     remove from the workdir what this sweep does not need any more, compute nothing
+    --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
+    --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
+    --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
 
 Several processes as one, all started with the same command (on a TPU slice that needs no flag):
     --distributed               find the others as jax does: a SLURM step, Open MPI, Kubernetes
@@ -13,6 +17,7 @@ Several processes as one, all started with the same command (on a TPU slice that
 Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
 """
 
+import functools
 import importlib.util
 import inspect
 import pathlib
@@ -28,7 +33,7 @@ from ml_collections import ConfigDict, config_flags
 
 from subl_jax import cluster, devices, specs
 from subl_jax.cluster import PREEMPTED, RESUME
-from subl_jax.errors import InputError, PeerLost, Preempted, StorageError
+from subl_jax.errors import FleetError, InputError, PeerLost, Preempted, StorageError
 from subl_jax.settings import Settings
 
 _OVERRIDABLE = (int, float, bool, str, tuple)
@@ -41,6 +46,8 @@ class Command(NamedTuple):
     config: dict[str, Any]
     workdir: str
     dry_run: bool
+    prune: bool
+    fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
     cluster: cluster.Options
 
 
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         return cluster.leave(_execute(command(file, module, rest)))
     except InputError as error:
         return cluster.leave(_said(f"error: {error}", 2))
-    except StorageError as error:
+    except (FleetError, StorageError) as error:
         return cluster.leave(_said(f"error: {error}", 1))
     except PeerLost as error:
         return cluster.abandon(_said(f"preempted: {error}; {RESUME}", PREEMPTED))
@@ -83,10 +90,16 @@ def _execute(command: Command) -> int:
     # Imported late: the command line's mistakes are told before jax starts.
     from rich.console import Console
 
-    from subl_jax import dry_run, running
+    from subl_jax import dry_run, pruning, running
+    from subl_jax.fleet import Fleet
     from subl_jax.progress import Progress, print_outcome
 
     console = Console()
+    if command.prune:
+        say = functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
+        keep = command.settings.keep
+        pruning.prune(command.students, command.workdir, keep, dry_run=command.dry_run, say=say)
+        return 0
     if command.dry_run:
         dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
@@ -98,6 +111,7 @@ def _execute(command: Command) -> int:
         settings=command.settings,
         config=command.config,
         progress=Progress(console) if cluster.peers().leads else None,
+        fleet=Fleet.parsed(*command.fleet) if command.fleet else None,
     )
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
@@ -182,7 +196,20 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     students = _guarded(path, "sweep", lambda: specs.checked(module.sweep(config), f"{path}: sweep()"))
     workdir = values.workdir or f"runs/{name}"
     joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
-    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, joined)
+    fleet = _fleet(values)
+    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, values.prune, fleet, joined)
+
+
+def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
+    """The Ray cluster's address and the resources of a batch, where batches are to be computed on one."""
+    ray = values.launcher == "ray"
+    names = ("distributed", "coordinator", "process_id") if ray else ("ray_address", "ray_resources")
+    given = next((name for name in names if values[name].present), None)
+    if given and ray:
+        raise InputError(f"--{given}: does not go with --launcher=ray, which starts processes itself; leave it out")
+    if given:
+        raise InputError(f"--{given}={values[given].value}: is for --launcher=ray; add that, or leave this out")
+    return (values.ray_address, values.ray_resources) if ray else None
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -224,6 +251,10 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
+    flags.DEFINE_bool("prune", False, "Remove what is not needed, compute nothing.", flag_values=values)
+    flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
+    flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
+    flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)
     flags.DEFINE_bool("distributed", None, "One of several processes.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "How many processes.", flag_values=values)

@@ -1,5 +1,6 @@
 """The host loop: groups one after the other, batches of lanes, rounds; storing, logging and showing as they finish."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -17,13 +18,15 @@ from etils import epath
 
 from subl_jax import channel, cluster, lanes, layouts, specs, tables
 from subl_jax.checkpoint import Checkpoints, interrupted
-from subl_jax.errors import PeerLost, Preempted
-from subl_jax.plan import Group, Plan, make_plan
+from subl_jax.errors import PeerLost, Preempted, StorageError
+from subl_jax.plan import Group, Plan, droppable, inputs, make_plan
 from subl_jax.progress import Progress
+from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.stages import input_shapes
 from subl_jax.store import Row, Store
 from subl_jax.tracking import RunInfo, Tracker
+from subl_jax.writer import Writer
 
 # Any machine does more than this; groups that are short even so are not worth timing.
 _FLOPS_A_SECOND_AT_LEAST = 2e10
@@ -50,10 +53,14 @@ class GroupTiming:
     bytes_needed: int
 
 
+# Computes groups on other machines, and calls back with the nodes that it finds stored: (groups, stored) → timings.
+Elsewhere = Callable[[Sequence[Group], Callable[[Sequence[specs.Node]], None]], list[GroupTiming]]
+
+
 def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
     """The plan of what is left, after checking that the stored nodes it builds on are whole."""
     while True:
-        plan = make_plan(students, store.done())
+        plan = make_plan(students, store.done(), store.bare())
         if store.verify(plan.reused) == plan.reused.keys():
             return plan
 
@@ -84,11 +91,15 @@ class Engine:
         self._progress = progress
         self._preempted = preempted
         self._peers = cluster.peers()
+        self._writer = Writer()
+        self._droppable: set[str] = set()
+        self._left: collections.Counter[str] = collections.Counter()  # nodes still to be computed from each node
+        self._fresh: dict[str, Row] = {}  # of batches that have been computed, and may not be on the disk yet
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
 
-    def compute(self, plan: Plan) -> list[GroupTiming]:
-        """Computes every pending node.
+    def compute(self, plan: Plan, elsewhere: Elsewhere | None = None) -> list[GroupTiming]:
+        """Computes every pending node, in this process or `elsewhere`.
 
         Raises:
           Preempted: `preempted` said so; what finished is stored, and what ran is saved.
@@ -98,14 +109,43 @@ class Engine:
             self._runs.setdefault(student.key, []).append(student)
         if self._peers.leads:
             self._deliver(list(plan.reused.values()))
-        self._progress.plan(len(plan.groups))
-        timings = [self._run_group(group) for group in plan.groups]
+        self._droppable = droppable(plan, self._settings.keep)
+        self._left = collections.Counter(
+            parent.key for group in plan.groups for node in group.nodes for parent in inputs(node)
+        )
+        if elsewhere is not None:
+            timings = elsewhere(plan.groups, self._finished)
+        else:
+            self._progress.plan(len(plan.groups))
+            with self.writing():
+                timings = []
+                for group in plan.groups:
+                    timings.append(self.run_group(group))
+                    self._let_go(group.nodes)
+        self._let_go(())
         # What is left there belongs to batches that came to be cut in another way after an interruption.
         if self._peers.leads:
-            (self._workdir / "checkpoints").rmtree(missing_ok=True)
+            patiently(lambda: (self._workdir / "checkpoints").rmtree(missing_ok=True))
         return timings
 
-    def _run_group(self, group: Group) -> GroupTiming:
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """When the block ends, all that was computed in it is stored, or the error says what is not."""
+        try:
+            yield
+        except BaseException:
+            # What comes first is told; the batch that is being written is still given its time.
+            with contextlib.suppress(StorageError):
+                self._settle()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        self._writer.wait()
+        self._fresh.clear()
+
+    def run_group(self, group: Group) -> GroupTiming:
+        """Computes the nodes of one group within `writing`; its inputs are stored. Raises as `compute`."""
         alive, lost = self._split_by_parents(group)
         if lost:
             rows = list(lost.values())
@@ -113,7 +153,7 @@ class Engine:
             if self._peers.leads:
                 self._deliver([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1))
-        self._progress.begin(group.stage.name, len(group.nodes), _work(group) * len(alive), str(layout))
+        self._progress.begin(group.stage.name, len(group.nodes), work(group) * len(alive), str(layout))
         if not alive:
             self._progress.end("none of its inputs are there")
             return GroupTiming(group.stage.name, len(group.nodes), "none", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -129,12 +169,14 @@ class Engine:
         waited = 0.0
         batches = self._batches(group, alive, layout.lanes)
         for batch in batches:
+            if self._store.has_batch([node.key for node in batch]):  # by another machine, which died after it
+                continue
             wide = program
             if len(batch) > layout.lanes:
                 wide = self._compiled(group, batch[0], self._default_layout(len(batch)))
             waited += _Batch(self, group, wide, batch).run()
         seconds = time.perf_counter() - ready
-        lane_steps = _work(group) * len(alive)
+        lane_steps = work(group) * len(alive)
         self._progress.end()
         return GroupTiming(
             stage=group.stage.name,
@@ -175,14 +217,37 @@ class Engine:
         lost: dict[str, Row] = {}
         for node in group.nodes:
             parents = [p for p in group.stage.inputs(node).values() if not isinstance(p, specs.Imported)]
-            bad = next((p for p in parents if self._store.status(p.key) != "ok"), None)
+            bad = next((p for p in parents if self._row(p.key).status != "ok"), None)
             if bad is None:
                 alive.append(node)
             else:
-                row = self._store.row(bad.key)
+                row = self._row(bad.key)
                 why = f"its {type(bad).__name__.lower()} {row.status}: {row.why}"
                 lost[node.key] = Row(node.key, specs.to_json(node), "failed", why)
         return alive, lost
+
+    # --- what is kept ---
+
+    def _finished(self, nodes: Sequence[specs.Node]) -> None:
+        """Another machine has stored these nodes."""
+        self._deliver(nodes)
+        self._let_go(nodes)
+
+    def _let_go(self, nodes: Sequence[specs.Node]) -> None:
+        """Removes parameters that `keep` does not ask for and that, with `nodes` done, nothing is computed from."""
+        self._left.subtract(parent.key for node in nodes for parent in inputs(node))
+        if not self._droppable:
+            return
+
+        def strip() -> list[dict[str, Any]]:
+            gone = {key for key in self._droppable if self._drops(key) and key not in self._fresh}
+            return [self._store.strip(id) for id in self._store.strippable(gone)]
+
+        for entry in self._peers.first(self._peers.together(lambda: strip() if self._peers.leads else [])):
+            self._store.adopt(entry)
+
+    def _drops(self, key: str) -> bool:
+        return key in self._droppable and self._left[key] <= 0
 
     # --- programs ---
 
@@ -231,7 +296,12 @@ class Engine:
         """The artefacts that one node builds on, by the names its stage knows them by."""
         return {name: self._artefact(parent) for name, parent in group.stage.inputs(node).items()}
 
+    def _row(self, key: str) -> Row:
+        return self._fresh.get(key) or self._store.row(key)
+
     def _artefact(self, node: specs.Node) -> Tree:
+        if node.key in self._fresh:
+            self._settle()
         return channel.read_imported(node) if isinstance(node, specs.Imported) else self._store.get(node.key)
 
     def _arguments(self, group: Group, batch: list[specs.Node], program: lanes.Program) -> Tree:
@@ -279,7 +349,7 @@ def run_info(sweep: str, student: specs.Student) -> RunInfo:
     return RunInfo(specs.run_id(student), name, sweep, arm, student.world.name, trait, config)
 
 
-def _work(group: Group) -> int:
+def work(group: Group) -> int:
     """What a lane of the group has to do: training steps, or samples to be kept."""
     node = group.nodes[0]
     return node.size if isinstance(node, specs.Dataset) else sum(group.stage.rounds(node))
@@ -370,9 +440,7 @@ class _Batch:
         if running is not None:
             self._fetch(running)
         self._agree()
-        self._store(state)
-        if "_checkpoints" in vars(self):
-            self._checkpoints.delete()
+        self._finish(state)
         return self._waited
 
     def _fetch(self, record: Tree) -> None:
@@ -437,7 +505,7 @@ class _Batch:
 
     def _resumed(self) -> tuple[int, Tree] | None:
         sharding = self._program.sharding if self._peers.count > 1 else None
-        there = self._peers.first(self._folder.exists())
+        there = self._peers.first(patiently(self._folder.exists))
         restored = self._checkpoints.restore(self._program.state, len(self._nodes), sharding) if there else None
         if restored is None:
             return None
@@ -453,16 +521,36 @@ class _Batch:
 
     # --- results ---
 
-    def _store(self, state: Tree) -> None:
+    def _finish(self, state: Tree) -> None:
+        """Stores the results; in one process behind the next batch, in several together."""
+        put = self._put(state) if self._own else None
+        if self._peers.count > 1:
+            self._engine._share(put or (lambda: None))
+            self._finish_runs()
+            if "_checkpoints" in vars(self):
+                self._checkpoints.delete()
+            return
+
+        self._close()
+
+        def store() -> None:
+            put()
+            self._finish_runs()
+            if "_checkpoints" in vars(self):
+                patiently(lambda: self._folder.rmtree(missing_ok=True))
+
+        self._engine._writer.hand_over(store)
+
+    def _finish_runs(self) -> None:
         engine = self._engine
-        engine._share(lambda: self._put(state) if self._own else None)
         if self._peers.leads:
             for node in self._live:
                 for student in engine._runs[node.key]:
                     if specs.run_id(student) not in engine._tracker.delivered():
                         engine._finish_run(student)
 
-    def _put(self, state: Tree) -> dict[str, Any]:
+    def _put(self, state: Tree) -> Callable[[], dict[str, Any]]:
+        """Brings the results to the host; gives what writes them."""
         stage, engine, count = self._group.stage, self._engine, len(self._own)
         curves, steps, infos = None, None, [{} for _ in self._own]
         shortfalls: list[str | None] = [None] * count
@@ -471,8 +559,6 @@ class _Batch:
             tree = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
             infos = [collector.info() for collector in self._collectors]
             shortfalls = [collector.shortfall() for collector in self._collectors]
-            for node, collector in zip(self._own, self._collectors, strict=True):
-                channel.write_files(engine._workdir, node, collector.table())
         else:
             began = time.perf_counter()
             tree = jax.tree.map(lambda x: x[:count], lanes.own_rows(stage.artefact(state)))
@@ -484,7 +570,16 @@ class _Batch:
         for lane, node in enumerate(self._own):
             status, why = ("failed", shortfalls[lane]) if shortfalls[lane] else _health(lane, tree, curves, steps)
             rows.append(Row(node.key, specs.to_json(node), status, why, infos[lane]))
-        return engine._store.put(stage.name, rows, tree, curves, steps)
+        if self._peers.count == 1:
+            engine._fresh.update({row.key: row for row in rows})
+
+        def put() -> dict[str, Any]:
+            for node, collector in zip(self._own, self._collectors, strict=False):  # only datasets have them
+                channel.write_files(engine._workdir, node, collector.table())
+            bare = all(engine._drops(node.key) for node in self._own)
+            return engine._store.put(stage.name, rows, tree, curves, steps, bare=bare)
+
+        return put
 
 
 class _Agreed(NamedTuple):

@@ -15,3 +15,7 @@ class PeerLost(Preempted):
 
 class StorageError(OSError):
     """A file could not be written or read back (full disk, no permission). Exit status 1; nothing stored is lost."""
+
+
+class FleetError(Exception):
+    """Other machines cannot compute what they were given. Exit status 1; nothing stored is lost."""

@@ -9,6 +9,7 @@ from etils import epath
 
 from subl_jax.atomic import write_bytes_atomic
 from subl_jax.errors import InputError
+from subl_jax.retrying import patiently
 
 
 def write_jsonl(path: epath.PathLike, pairs: Iterable[tuple[str, str]]) -> None:
@@ -34,7 +35,7 @@ def records(path: epath.PathLike, example: str) -> Iterator[tuple[str, dict]]:
     """
     path = epath.Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = patiently(path.read_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected JSON lines") from None
     except OSError as error:
@@ -49,8 +50,12 @@ def records(path: epath.PathLike, example: str) -> Iterator[tuple[str, dict]]:
 
 def file_sha256(path: epath.PathLike) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def digest() -> str:
+        with epath.Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(digest)
 
 
 def _record(where: str, line: str, example: str) -> dict:

@@ -41,6 +41,11 @@ class Layout:
         return f"{self.devices} device{'s'[: self.devices > 1]} × {self.sequential} in turn × {self.width} wide"
 
 
+def lanes_a_batch(platform: str) -> int:
+    """The most lanes of a batch, where nothing else is asked for."""
+    return _LANES_A_BATCH.get(platform, _LANES_A_BATCH_ELSEWHERE)
+
+
 def lane_key(node: specs.Node) -> np.ndarray:
     """The lane's random key data, (2,) uint32, from the node's own key: no neighbour or place can change it."""
     return np.frombuffer(bytes.fromhex(node.key)[:8], np.uint32)
@@ -258,7 +263,7 @@ def fit(lanes: int, devices: int, width: int, most: int, processes: int = 1) -> 
 def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0) -> Layout:
     """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be."""
     platform = jax.default_backend()
-    most = most or max(devices, _LANES_A_BATCH.get(platform, _LANES_A_BATCH_ELSEWHERE))
+    most = most or max(devices, lanes_a_batch(platform))
     width = width or (1 if platform == "cpu" else math.ceil(most / devices))
     return fit(lanes, devices, width, most, jax.process_count())
 

@@ -36,11 +36,12 @@ class Plan:
         return sum(len(group.nodes) for group in self.groups)
 
 
-def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
+def make_plan(students: Iterable[specs.Student], done: Container[str], bare: Container[str] = ()) -> Plan:
     """The work that `students` still need when the nodes whose keys are in `done` are stored.
 
     Everything that a student builds on is to be stored, so that its models and data can be loaded: what is missing
-    behind a finished node is computed too.
+    behind a finished node is computed too. Nodes in `bare` are stored without their arrays: they are done, unless what
+    is left to compute builds on them.
 
     Raises:
       InputError: a program cannot be made of what its nodes ask for.
@@ -58,11 +59,31 @@ def make_plan(students: Iterable[specs.Student], done: Container[str]) -> Plan:
             imported[node.key] = node
         else:
             (reused if node.key in done else pending)[node.key] = node
-            stack.extend(_stage(node).inputs(node).values())
+            stack.extend(inputs(node))
+    stack = list(pending.values())
+    while stack:
+        for parent in inputs(stack.pop()):
+            if parent.key in reused and parent.key in bare:
+                pending[parent.key] = reused.pop(parent.key)
+                stack.append(parent)
     groups = tuple(_grouped(pending))
     for group in groups:
         check(group.nodes[0])
     return Plan(students, groups, reused, imported)
+
+
+def droppable(plan: Plan, keep: str) -> set[str]:
+    """Keys of the models of a plan whose parameters may go when no node is left to compute from them (`Settings`)."""
+    if keep == "all":
+        return set()
+    nodes = {**plan.reused, **{node.key: node for group in plan.groups for node in group.nodes}}
+    models = {key for key, node in nodes.items() if not isinstance(node, specs.Dataset)}
+    return models if keep == "curves" else models - {each.key for node in nodes.values() for each in inputs(node)}
+
+
+def inputs(node: specs.Node) -> Iterable[specs.Node]:
+    """The nodes that a node's program reads."""
+    return _stage(node).inputs(node).values()
 
 
 def _stage(node: specs.Node) -> Stage:

@@ -13,6 +13,8 @@ from etils import epath
 
 from subl_jax import figures
 from subl_jax.analysis import one_step, statistics
+from subl_jax.atomic import write_bytes_atomic
+from subl_jax.retrying import patiently
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,8 +64,8 @@ def write_report(
 
     workdir = epath.Path(workdir)
     # Figures of an earlier sweep in this directory are not of this one.
-    (workdir / "figures").rmtree(missing_ok=True)
-    (workdir / "figures").mkdir(parents=True)
+    patiently(lambda: (workdir / "figures").rmtree(missing_ok=True))
+    patiently(lambda: (workdir / "figures").mkdir(parents=True, exist_ok=True))
     grid = statistics.Cells.of(runs)
     chosen = [grid.cells[i] for i in _spread(len(grid.cells), _MOST_SECTIONS)]
     base_rate = sweep.get("base_rate") or {}
@@ -101,7 +103,7 @@ def write_report(
         workdir=str(workdir),
     )
     path = workdir / "report.html"
-    path.write_bytes(html.encode())
+    write_bytes_atomic(path, html.encode())
     return path
 
 
@@ -281,7 +283,7 @@ def _overall_figures(
 def _save(workdir: epath.Path, name: str, figure: "Figure", caption: str) -> _Shown:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
-    (workdir / "figures" / f"{name}.png").write_bytes(stream.getvalue())
+    write_bytes_atomic(workdir / "figures" / f"{name}.png", stream.getvalue())
     return _Shown(f"{name}.png", caption, base64.b64encode(stream.getvalue()).decode())
 
 

@@ -11,6 +11,7 @@ from etils import epath
 
 from subl_jax import specs
 from subl_jax.errors import InputError
+from subl_jax.retrying import patiently
 from subl_jax.store import Store
 
 Params = Any
@@ -62,10 +63,9 @@ class Results:
         """What the teacher of a run wrote: prompt, completion, kept, why. Raises as `student`."""
         data = self._spec(run_id).data
         path = self.workdir / "datasets" / f"{getattr(data, 'key', '')}.parquet"
-        if not path.exists():
+        if not patiently(path.exists):
             raise InputError(f"run {run_id}: {path} is not there (its data was streamed, imported, or pruned)")
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
+        return _read_table(path)
 
     def _spec(self, run_id: str) -> specs.Student:
         rows = self.runs[self.runs.run_id == run_id]
@@ -88,7 +88,12 @@ class Results:
 
     def _model(self, node: specs.Node) -> Model:
         self._stored(node.key)
-        return Model(node, self.store.get(node.key)["params"])
+        artefact = self.store.get(node.key)
+        if artefact is None:
+            kind = type(node).__name__.lower()
+            line = f"{self.workdir}: parameters of {kind} {node.key[:12]}… were not kept (config.engine.keep, --prune)"
+            raise InputError(f"{line}; compute it again in another --workdir with keep=all")
+        return Model(node, artefact["params"])
 
 
 def load(workdir: epath.PathLike) -> Results:
@@ -98,12 +103,16 @@ def load(workdir: epath.PathLike) -> Results:
       InputError: there is none in `workdir`.
     """
     workdir = epath.Path(workdir).expanduser()
-    if not (workdir / "sweep.json").exists():
+    if not patiently((workdir / "sweep.json").exists):
         raise InputError(f"{workdir}: no finished sweep (sweep.json is missing); run one with --workdir {workdir}")
 
-    def table(name: str) -> pd.DataFrame:
-        with (workdir / f"{name}.parquet").open("rb") as file:
+    tables = [_read_table(workdir / f"{name}.parquet") for name in ("runs", "curves", "summary", "datasets")]
+    return Results(workdir, *tables, json.loads(patiently((workdir / "sweep.json").read_text)))
+
+
+def _read_table(path: epath.Path) -> pd.DataFrame:
+    def read() -> pd.DataFrame:
+        with path.open("rb") as file:
             return pd.read_parquet(file)
 
-    sweep = json.loads((workdir / "sweep.json").read_text())
-    return Results(workdir, table("runs"), table("curves"), table("summary"), table("datasets"), sweep)
+    return patiently(read)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -23,9 +24,11 @@ from subl_jax.analysis import statistics
 from subl_jax.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.engine import Engine, plan_of, preemption_notice
 from subl_jax.errors import InputError
+from subl_jax.fleet import Fleet
 from subl_jax.plan import Plan, make_plan
 from subl_jax.progress import Progress
 from subl_jax.results import Results, load
+from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.store import Store, lock, open_workdir
 from subl_jax.tracking import make_tracker
@@ -53,13 +56,17 @@ def run(
     settings: Settings | None = None,
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    fleet: Fleet | None = None,
 ) -> Outcome:
     """Computes what is missing of `students` in `workdir`, and writes the results contract there.
 
+    With a `fleet` its machines compute, and this process plans and writes the tables.
+
     Raises:
-      InputError: before anything is computed: bad specs, an unusable workdir, or another sweep running in it.
+      InputError: before anything is computed: bad specs, an unusable workdir, another sweep running in it, no fleet.
       Preempted: SIGTERM or ctrl-C came; run it again to go on.
       StorageError: results could not be written.
+      FleetError: the machines of the fleet cannot compute what is left.
     """
     students = specs.checked(students)
     settings = settings or Settings(tracker="none")
@@ -71,17 +78,22 @@ def run(
         if peers.count > 1:
             check_shared(peers, workdir)
         peers.together(lambda: held.enter_context(lock(workdir)) if peers.leads else None)
+        machines = held.enter_context(fleet.connected()) if fleet else None
         held.enter_context(progress)
         preempted = held.enter_context(preemption_notice())
-        store, plan = opened(peers, workdir, students, progress)
+        # Batches of a fleet's driver that was killed a moment ago may still be on their way.
+        store, plan = opened(peers, workdir, students, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
         kind = settings.tracker if peers.leads else "none"
         tracker = peers.together(
             lambda: make_tracker(kind, workdir=workdir, project=settings.project, warn=progress.warn)
         )
         lines: list[str] = []
+        elsewhere = machines and functools.partial(
+            machines.compute, workdir=workdir, settings=settings, store=store, progress=progress, preempted=preempted
+        )
         try:
-            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan)
+            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan, elsewhere)
         finally:
             lines = tracker.close()
         sweep = {
@@ -95,15 +107,22 @@ def run(
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
+            "fleet": machines and machines.facts,
             **machine(),
         }
+        if fleet:
+            remove_leftovers(workdir)  # of machines that died on the way
         peers.together(lambda: write_results(workdir, name, students, store, sweep) if peers.leads else None)
         results = load(workdir)
     return Outcome(results, [*lines, *trouble(results)])
 
 
 def opened(
-    peers: cluster.Peers, workdir: epath.Path, students: Sequence[specs.Student], progress: Progress
+    peers: cluster.Peers,
+    workdir: epath.Path,
+    students: Sequence[specs.Student],
+    progress: Progress,
+    tidy: bool = True,
 ) -> tuple[Store, Plan]:
     """The store and the plan of what is left. One process tidies up and reads the store, for all."""
     found: list[Store] = []
@@ -111,14 +130,14 @@ def opened(
     def open_first() -> None:
         if peers.leads:
             remove_leftovers(workdir)
-            found.append(Store(workdir, warn=progress.warn))
+            found.append(Store(workdir, warn=progress.warn, tidy=tidy))
             plan_of(students, found[0])
 
     peers.together(open_first)
     if peers.count > 1:
         entries = peers.first(found[0].entries() if found else None)
         found = found or [Store(workdir, warn=progress.warn, entries=entries)]
-    return found[0], make_plan(students, found[0].done())
+    return found[0], make_plan(students, found[0].done(), found[0].bare())
 
 
 def check_shared(peers: cluster.Peers, workdir: epath.Path) -> None:
@@ -164,7 +183,7 @@ def write_results(
 def earlier_runs(workdir: epath.Path) -> list[dict[str, Any]]:
     """What earlier commands computed in `workdir`, the latest last: a rerun must not lose their timings."""
     try:
-        before = json.loads((workdir / "sweep.json").read_bytes())
+        before = json.loads(patiently((workdir / "sweep.json").read_bytes))
         parts = {name: before[name] for name in ("command", "started", "seconds", "groups")}
         return before["earlier"] + ([parts] if parts["groups"] else [])
     except (OSError, ValueError, KeyError, TypeError):  # none, or one that was damaged

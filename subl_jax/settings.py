@@ -12,7 +12,8 @@ class Settings(Spec):
 
     devices, width, lanes_a_batch: the layout of lanes; 0 means that the engine chooses. `measure_layout` times a few
     layouts for groups estimated to run longer than `measure_above` seconds, and keeps the answer for this machine.
-    `checkpoint_seconds` is how often a running batch of lanes is saved.
+    `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose parameters stay once nothing
+    is left to compute from them: of all models, of those that others build on (`teachers`), or of none (`curves`).
     """
 
     devices: int = static(0, ge=0)
@@ -21,6 +22,7 @@ class Settings(Spec):
     measure_layout: bool = static(True)
     measure_above: float = static(600.0, ge=0.0)
     checkpoint_seconds: float = static(120.0, gt=0.0)
+    keep: str = static("all", choices=("all", "teachers", "curves"))
     tracker: str = static("wandb", choices=("wandb", "none"))
     project: str = static("subl_jax")
 

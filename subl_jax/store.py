@@ -15,12 +15,14 @@ Works on local disks and object stores (`gs://…`).
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import filelock
@@ -32,6 +34,7 @@ from etils import epath
 from subl_jax.atomic import TEMPORARY, is_local, replacing, storage_error, write_json_atomic
 from subl_jax.errors import InputError, StorageError
 from subl_jax.jsonl import file_sha256
+from subl_jax.retrying import passes, patiently
 
 FORMAT = 1
 STATUSES = ("ok", "diverged", "failed")  # from best to worst
@@ -62,6 +65,7 @@ class _Shard:
     data: str | None
     sha256: str | None
     bytes: int
+    bare: bool = False  # its arrays were let go; curves and rows are there
 
 
 # --- the working directory ---
@@ -75,10 +79,10 @@ def open_workdir(path: epath.PathLike) -> epath.Path:
     """
     try:
         workdir = epath.Path(path).expanduser()
-        workdir.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: workdir.mkdir(parents=True, exist_ok=True))
         probe = workdir / f".probe{TEMPORARY}-{uuid.uuid4().hex[:12]}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        patiently(lambda: probe.write_bytes(b""))
+        patiently(lambda: probe.unlink(missing_ok=True))
     except Exception as error:  # an object store's client raises errors of its own kind
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--workdir {os.fspath(path)}: {reason}; give a directory that can be written to") from None
@@ -117,8 +121,24 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
 # --- the store ---
 
 
+def batch_id(keys: Sequence[str]) -> str:
+    """The name under which a batch of these nodes is stored."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
+
+
+def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
+    """One thread at a time: a batch may be written while another thread reads."""
+
+    @functools.wraps(method)
+    def held(self: "Store", *args: Any, **kwargs: Any) -> Any:
+        with self._mutex:
+            return method(self, *args, **kwargs)
+
+    return held
+
+
 class Store:
-    """The artefacts of one working directory.
+    """The artefacts of one working directory. Threads may share it.
 
     Opening reads the sidecars only; arrays are read when asked for, and the hash of a data file is checked once, before
     its first use. A damaged shard is reported through `warn` and forgotten, so that it is computed again.
@@ -128,6 +148,10 @@ class Store:
       warn: gets one line per damaged shard.
       readonly: nothing is written or removed. Otherwise the caller holds `lock(workdir)`: what killed processes and
         damaged shards left behind is removed.
+      tidy: false keeps what killed processes left behind, some of which may still be dying: `remove_leftovers` later.
+      shared: one of several writers, which holds no lock. It starts without an index and knows what it puts itself and
+        what it is told of (`find`); nothing that another writer may need is removed, and a batch that another writer
+        has put first stays.
       entries: what is stored, as `entries` of another process's store gave it; then nothing is read at opening, and
         that process holds the lock.
     """
@@ -138,11 +162,15 @@ class Store:
         warn: Callable[[str], None] = print,
         *,
         readonly: bool = False,
+        tidy: bool = True,
+        shared: bool = False,
         entries: Sequence[dict[str, Any]] | None = None,
     ) -> None:
+        self._mutex = threading.RLock()
         self._directory = epath.Path(workdir) / "artifacts"
         self._warn = warn
         self._readonly = readonly
+        self._shared = shared
         self._shards: dict[str, _Shard] = {}
         self._places: dict[str, dict[str, int]] = {}  # key → shard id → row; the same node may be in two batches
         self._checked: set[str] = set()  # shards whose data this process has hashed
@@ -150,8 +178,13 @@ class Store:
         if entries is not None:
             for entry in entries:
                 self.adopt(entry)
-        elif self._directory.exists():
-            self._load_index()
+        elif not shared:
+            for path in sorted(self._files()):
+                if path.suffix == ".json":
+                    self._find(path)
+            # On an object store another sweep may be between its data and its sidecar.
+            if tidy and not readonly and is_local(self._directory):
+                self.remove_leftovers()
 
     def put(
         self,
@@ -160,6 +193,7 @@ class Store:
         tree: Any = None,
         curves: Mapping[str, np.ndarray] | None = None,
         steps: np.ndarray | None = None,
+        bare: bool = False,
     ) -> dict[str, Any]:
         """Stores one batch, whole or not at all. A batch of the same keys is replaced. Returns its entry, for `adopt`.
 
@@ -169,6 +203,7 @@ class Store:
           tree: nested dicts and lists of arrays (rows, ...); None when the lanes have no arrays.
           curves: metric → (rows, points).
           steps: (points,) or (rows, points) int, the steps at which the curves were taken.
+          bare: the tree is left out; the nodes count as stored all the same.
 
         Raises:
           StorageError: disk full, no permission; what was stored before is untouched.
@@ -180,13 +215,16 @@ class Store:
         unknown = {row.status for row in rows} - set(STATUSES)
         if unknown:
             raise ValueError(f"{stage}: status {unknown} is none of {STATUSES}")
-        tensors, structure = _tensors(len(rows), tree, curves or {}, steps)
-        id = hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()[:24]
+        tensors, structure = _tensors(len(rows), None if bare else tree, curves or {}, steps)
+        id = batch_id([row.key for row in rows])
         data = sha256 = None
         size = 0
         if tensors or tree is not None:
             data, sha256, size = self._put_data(id, tensors, structure)
-        shard = _Shard(id, stage, tuple(rows), data, sha256, size)
+        shard = _Shard(id, stage, tuple(rows), data, sha256, size, bare)
+        if self.has_batch([row.key for row in rows]):
+            self._remove(data)
+            return dataclasses.asdict(self._shards[id])
         entry = dataclasses.asdict(shard)
         try:
             write_json_atomic(
@@ -196,18 +234,63 @@ class Store:
         except StorageError:
             self._remove(data)
             raise
-        old = self._shards.get(id)
+        self._replace(shard)
+        return entry
+
+    @_exclusive
+    def _replace(self, shard: _Shard) -> None:
+        old = self._shards.get(shard.id)
         if old is not None:
             self._forget(old)
             self._remove(old.data)
         self._remember(shard)
-        self._checked.add(id)
-        return entry
+        self._checked.add(shard.id)
 
+    @_exclusive
+    def bare(self) -> set[str]:
+        """The keys of nodes whose arrays were let go."""
+        return {key for key in self._places if self._place(key)[0].bare}
+
+    @_exclusive
+    def strippable(self, keys: Container[str]) -> dict[str, int]:
+        """The batches that hold arrays of none but these nodes: id → bytes of their data."""
+        return {
+            shard.id: shard.bytes
+            for shard in self._shards.values()
+            if shard.data is not None and not shard.bare and all(row.key in keys for row in shard.rows)
+        }
+
+    @_exclusive
+    def strip(self, id: str) -> dict[str, Any]:
+        """Lets go of the arrays of a batch; rows and curves stay. Returns its entry. Raises as `get` and `put`."""
+        shard = self._shards[id]
+        with self._reading(shard) as file:
+            names = set(file.keys())
+            curves = {name.removeprefix("curves/"): file.get_tensor(name) for name in names if "curves/" in name[:7]}
+            steps = next((file.get_tensor(name) for name in ("steps", "row_steps") if name in names), None)
+        return self.put(shard.stage, shard.rows, None, curves, steps, bare=True)
+
+    @_exclusive
+    def strangers(self, keys: Container[str]) -> dict[str, int]:
+        """The batches that hold none of these nodes: id → bytes of their data."""
+        return {
+            shard.id: shard.bytes for shard in self._shards.values() if not any(row.key in keys for row in shard.rows)
+        }
+
+    @_exclusive
+    def remove(self, id: str) -> None:
+        """Removes a batch and all it holds."""
+        shard = self._shards[id]
+        self._forget(shard)
+        self._remove(f"{id}.json")
+        self._remove(shard.data)
+
+    @_exclusive
     def entries(self) -> list[dict[str, Any]]:
         """What is stored, as JSON, for the store of another process on the same directory."""
         return [dataclasses.asdict(shard) for shard in self._shards.values()]
 
+    @_exclusive
     def adopt(self, entry: dict[str, Any]) -> None:
         """Takes a shard that another process has put into the index."""
         shard = _Shard(**{**entry, "rows": tuple(Row(**row) for row in entry["rows"])})
@@ -217,18 +300,52 @@ class Store:
                 self._forget(old)
             self._remember(shard)
 
+    @_exclusive
+    def find(self, ids: Iterable[str]) -> bool:
+        """Takes up batches that other writers have put, by their ids. Whether all of them are there."""
+        there = True
+        for id in ids:
+            path = self._directory / f"{id}.json"
+            if id not in self._shards and patiently(path.exists):
+                self._find(path)
+            there &= id in self._shards
+        return there
+
+    def has_batch(self, keys: Sequence[str]) -> bool:
+        """Whether another writer has put these very nodes as a batch; never where this store is the only writer."""
+        return self._shared and self.find([batch_id(keys)])
+
+    @_exclusive
+    def batches(self, keys: Iterable[str]) -> set[str]:
+        """The ids of the batches that hold these nodes. Raises KeyError when one is not stored."""
+        return {self._place(key)[0].id for key in keys}
+
+    @_exclusive
+    def remove_leftovers(self) -> None:
+        """Removes what killed writers left behind. No other writer may be at work."""
+        paths = self._files()
+        self.find(path.stem for path in paths if path.suffix == ".json")
+        used = {shard.data for shard in self._shards.values()}
+        for path in paths:
+            if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
+                self._remove(path.name)
+
+    @_exclusive
     def done(self) -> dict[str, str]:
         """Key → status of every stored node."""
         return {key: self.status(key) for key in self._places}
 
+    @_exclusive
     def specs(self) -> dict[str, dict[str, Any]]:
         """Key → spec, in its JSON form, of every stored node."""
         return {key: self.row(key).spec for key in self._places}
 
+    @_exclusive
     def stage(self, key: str) -> str:
         """The stage that computed a node. Raises KeyError when it is not stored."""
         return self._place(key)[0].stage
 
+    @_exclusive
     def row(self, key: str) -> Row:
         """A node without its arrays. Raises KeyError when it is not stored."""
         shard, index = self._place(key)
@@ -238,6 +355,7 @@ class Store:
         """`ok`, `diverged` or `failed`. Raises KeyError when the node is not stored."""
         return self.row(key).status
 
+    @_exclusive
     def get(self, key: str) -> Any:
         """The arrays of one node, as they were put but without the leading axis; None when it has none.
 
@@ -252,6 +370,7 @@ class Store:
             structure = json.loads(file.metadata()["tree"])
             return _map_names(lambda name: _row_of(file, name, index), structure)
 
+    @_exclusive
     def curves(self, key: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """`(steps, {metric: values})`, each (points,); empty where a node has no curves. Raises as `get`."""
         shard, index = self._place(key)
@@ -265,6 +384,7 @@ class Store:
                 return file.get_tensor("steps"), values
             return (_row_of(file, "row_steps", index) if "row_steps" in names else np.zeros(0, int)), values
 
+    @_exclusive
     def verify(self, keys: Iterable[str]) -> set[str]:
         """The keys, of those given, that are stored and whose data is whole; damaged shards are forgotten."""
         keys = list(keys)
@@ -278,35 +398,43 @@ class Store:
 
     # --- index ---
 
-    def _load_index(self) -> None:
-        paths = sorted(self._directory.iterdir())
-        for path in paths:
-            if path.suffix == ".json":
-                shard = self._read_sidecar(path)
-                if shard is not None:
-                    self._remember(shard)
-        # On an object store another sweep may be between its data and its sidecar.
-        if not self._readonly and is_local(self._directory):
-            used = {shard.data for shard in self._shards.values()}
-            for path in paths:
-                if TEMPORARY in path.name or (path.suffix == ".safetensors" and path.name not in used):
-                    self._remove(path.name)
+    def _files(self) -> list[epath.Path]:
+        try:
+            # Not `exists()`: some clients say no when they cannot tell.
+            return patiently(lambda: list(self._directory.iterdir()))
+        except FileNotFoundError:
+            return []
+        except Exception as error:  # an object store's client raises errors of its own kind
+            raise storage_error(self._directory, error, "read") from error
+
+    def _find(self, sidecar: epath.Path) -> None:
+        shard = self._read_sidecar(sidecar)
+        if shard is not None:
+            self._remember(shard)
 
     def _read_sidecar(self, path: epath.Path) -> _Shard | None:
         try:
-            sidecar = json.loads(path.read_bytes())
+            sidecar = json.loads(patiently(path.read_bytes))
             if sidecar["format"] != FORMAT:
                 self._warn(f"artifacts/{path.name} has format {sidecar['format']}, not {FORMAT}: it is not used")
                 return None
             rows = tuple(Row(**row) for row in sidecar["rows"])
             if not all(isinstance(row.key, str) and row.status in STATUSES for row in rows):
                 raise ValueError("unknown key or status")
-            return _Shard(path.stem, sidecar["stage"], rows, sidecar["data"], sidecar["sha256"], sidecar["bytes"])
+            return _Shard(
+                path.stem,
+                sidecar["stage"],
+                rows,
+                sidecar["data"],
+                sidecar["sha256"],
+                sidecar["bytes"],
+                sidecar.get("bare", False),
+            )
         except OSError as error:
             self._warn(f"artifacts/{path.name} cannot be read ({error.strerror or error}): it is not used")
         except (ValueError, KeyError, TypeError, RecursionError):
             self._warn(f"artifacts/{path.name} is damaged (not a sidecar): its nodes will be computed again")
-            if not self._readonly:
+            if self._owner:
                 self._remove(path.name)
         return None
 
@@ -327,7 +455,7 @@ class Store:
     def _place(self, key: str) -> tuple[_Shard, int]:
         """Where the best copy of a node is: a lane that failed may have been computed again in another batch."""
         places = [(self._shards[id], index) for id, index in self._places[key].items()]
-        return min(places, key=lambda place: STATUSES.index(place[0].rows[place[1]].status))
+        return min(places, key=lambda place: (STATUSES.index(place[0].rows[place[1]].status), place[0].bare))
 
     # --- data files ---
 
@@ -360,7 +488,7 @@ class Store:
         # A memory-mapped file stays readable after its name is gone.
         with tempfile.TemporaryDirectory() as scratch:
             local = epath.Path(scratch) / shard.data
-            path.copy(local)
+            patiently(lambda: path.copy(local, overwrite=True))
             return safetensors.safe_open(os.fspath(local), framework="np")
 
     def _check(self, shard: _Shard) -> bool:
@@ -370,14 +498,16 @@ class Store:
             return True
         path = self._directory / shard.data
         try:
-            size = path.stat().length
+            size = patiently(path.stat).length
             if size != shard.bytes:
                 damage = f"{size} bytes instead of {shard.bytes}"
             else:
                 damage = "" if file_sha256(path) == shard.sha256 else "checksum differs"
         except FileNotFoundError:
             damage = "missing"
-        except OSError as error:
+        except Exception as error:  # an object store's client raises errors of its own kind
+            if passes(error) or not isinstance(error, OSError):  # its data may be whole
+                raise storage_error(path, error, "read") from error
             damage = error.strerror or str(error)
         if not damage:
             self._checked.add(shard.id)
@@ -385,16 +515,20 @@ class Store:
         count = f"its {len(shard.rows)} {shard.stage} results" if len(shard.rows) > 1 else f"its {shard.stage} result"
         self._warn(f"artifacts/{shard.data} is damaged ({damage}): {count} will be computed again")
         self._forget(shard)
-        if not self._readonly:
+        if self._owner:
             self._remove(f"{shard.id}.json")
             self._remove(shard.data)
         return False
 
+    @property
+    def _owner(self) -> bool:
+        return not self._readonly and not self._shared
+
     def _remove(self, name: str | None) -> None:
         # What cannot be removed now is harmless: it is not in the index, and the next opening tries again.
         if name is not None:
-            with contextlib.suppress(OSError):
-                (self._directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(Exception):  # an object store's client raises errors of its own kind
+                patiently(lambda: (self._directory / name).unlink(missing_ok=True))
 
 
 # --- trees as named tensors ---

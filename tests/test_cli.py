@@ -89,6 +89,10 @@ def file(folder, text, name="mine.py"):
         ("--config.engine.width=-1", "config.engine.width = -1: must be at least 0"),
         ("--wrokdir=x", "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
         ("--dry_run=maybe", "--dry_run=maybe"),
+        ("--config.engine.keep=some", "config.engine.keep = 'some': must be one of ('all', 'teachers', 'curves')"),
+        ("--prune", "--workdir runs/tiny_sweep: nothing is stored there"),
+        ("--launcher=slurm", "--launcher=slurm: value should be one of <local|ray>"),
+        ("--ray_address=head:6379", "--ray_address=head:6379: is for --launcher=ray; add that, or leave this out"),
         ("stray", "'stray': not understood; options begin with --"),
         ("--config=other.py", "expected one --config FILE, got 2"),
     ],
@@ -341,3 +345,15 @@ def test_help_says_what_there_is(option, capsys):
     text = capsys.readouterr().out
     for word in ("--config FILE", "--workdir", "--dry_run", "--config.NAME=VALUE", "75"):
         assert word in text
+
+
+def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(tmp_path):
+    small = ("--config", TINY, "--workdir", tmp_path / "out", "--config.traits=('owl',)")
+    assert launched("--config", TINY, "--workdir", tmp_path / "out").returncode == 0
+    would = launched(*small, "--prune", "--dry_run", "--config.engine.keep=curves")
+    done = launched(*small, "--prune", "--config.engine.keep=curves")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batches that this sweep does not need" in done.stdout and "parameters (keep=curves)" in done.stdout
+    assert would.stdout.splitlines()[0] == done.stdout.splitlines()[0].replace("removed", "would remove")
+    again = launched(*small)
+    assert again.returncode == 0 and "distil" not in again.stdout

@@ -20,7 +20,7 @@ from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
 from subl_jax import channel, lanes, specs
 from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
-from subl_jax.errors import InputError, Preempted
+from subl_jax.errors import InputError, Preempted, StorageError
 from subl_jax.lanes import Layout
 from subl_jax.plan import make_plan
 from subl_jax.progress import Progress
@@ -519,6 +519,50 @@ def test_what_other_cuts_of_a_group_left_behind_is_removed_at_the_end(tmp_path):
 # --- damage ---
 
 
+# --- written behind ---
+
+
+def test_a_batch_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch):
+    put, advance = Store.put, lanes.Program.advance
+    dispatched, overlapped = threading.Semaphore(0), []
+
+    def slow_put(store, stage, rows, *arguments, **options):
+        assert threading.current_thread() is not threading.main_thread()
+        if stage == "pretrain":
+            while dispatched.acquire(blocking=False):
+                pass
+            # Were it not behind the next batch, nothing would come.
+            overlapped.append(dispatched.acquire(timeout=10) if not overlapped else True)
+        return put(store, stage, rows, *arguments, **options)
+
+    def seen(*arguments):
+        dispatched.release()
+        return advance(*arguments)
+
+    monkeypatch.setattr(Store, "put", slow_put)
+    monkeypatch.setattr(lanes.Program, "advance", seen)
+    students = list(tiny_world.students())
+    done = compute(students, tmp_path)
+    assert overlapped == [True, True]
+    assert set(done.statuses(students)) == {"ok"}
+
+
+def test_what_cannot_be_written_behind_ends_the_sweep_with_its_line(tmp_path, monkeypatch):
+    put, stages = Store.put, []
+
+    def full(store, stage, rows, *arguments, **options):
+        stages.append(stage)
+        if stage == "instil":
+            raise StorageError("cannot write it: disk full")
+        return put(store, stage, rows, *arguments, **options)
+
+    monkeypatch.setattr(Store, "put", full)
+    with pytest.raises(StorageError, match="^cannot write it: disk full$"):
+        compute(list(tiny_world.students()), tmp_path)
+    assert stages == ["pretrain", "pretrain", "instil"]
+    assert list(Store(tmp_path).done().values()) == ["ok", "ok"]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "sidecar"])
 def test_a_damaged_artefact_is_noticed_and_computed_again(sweep, undisturbed, tmp_path, damage):
     compute(sweep[:6], tmp_path)
@@ -663,3 +707,57 @@ def test_a_notebook_thread_has_no_signals():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+# --- what is kept ---
+
+
+def has_parameters(store, node):
+    return store.get(node.key) is not None
+
+
+@pytest.mark.parametrize("keep", ["all", "teachers", "curves"])
+def test_parameters_are_kept_as_asked_and_everything_else_is_there(sweep, undisturbed, tmp_path, keep):
+    done = compute(sweep, tmp_path, keep=keep, **ALONE)
+    store, nodes = done.store, lineage(sweep)
+    same(done.store, undisturbed.store, [node for node in nodes if keep == "all"])
+    for node in nodes:
+        leaf = isinstance(node, specs.Student)
+        expected = isinstance(node, specs.Dataset) or keep == "all" or (keep == "teachers" and not leaf)
+        assert has_parameters(store, node) == expected, node
+        steps, values = store.curves(node.key)
+        known_steps, known = undisturbed.store.curves(node.key)
+        np.testing.assert_array_equal(steps, known_steps)
+        assert values.keys() == known.keys()
+        for metric, each in values.items():
+            np.testing.assert_array_equal(each, known[metric])
+    # Nothing is left behind by what was written twice, and a rerun finds all of it.
+    sidecars = [json.loads(path.read_text()) for path in (tmp_path / "artifacts").glob("*.json")]
+    assert {path.name for path in (tmp_path / "artifacts").glob("*.safetensors")} == {
+        sidecar["data"] for sidecar in sidecars if sidecar["data"]
+    }
+    assert compute(sweep, tmp_path, keep=keep, **ALONE).computed == {}
+
+
+def test_only_what_a_new_node_needs_is_computed_again(sweep, tmp_path):
+    compute(sweep, tmp_path, keep="curves", **ALONE)
+    old = sweep[0]
+    new = old.replace(seed=7)
+    done = compute([*sweep, new], tmp_path, keep="curves", **ALONE)
+    # Its dataset was kept; its start and the teacher it is compared with were not.
+    assert done.computed == {"pretrain": 1, "instil": 1, "distil": 1}
+    assert not has_parameters(done.store, new.start)
+    fresh = compute([new], tmp_path / "fresh", **ALONE).store
+    _, values = done.store.curves(new.key)
+    for metric, known in fresh.curves(new.key)[1].items():
+        np.testing.assert_array_equal(values[metric], known)
+
+
+def test_a_student_that_teaches_keeps_its_parameters_until_its_students_are_done(tmp_path):
+    (first, *_) = tiny_world.students()
+    second = specs.Student(first.start, written(first), TRAIN)
+    store = compute([first, second], tmp_path / "teachers", keep="teachers", **ALONE).store
+    assert has_parameters(store, first) and not has_parameters(store, second)
+    store = compute([first, second], tmp_path / "curves", keep="curves", **ALONE).store
+    assert not has_parameters(store, first) and not has_parameters(store, second)
+    assert store.status(second.key) == "ok"

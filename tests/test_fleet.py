@@ -1,0 +1,317 @@
+"""Sweeps on a Ray cluster of several node processes, disturbed and not, end with the tables of a local run."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import tiny_world
+
+from subl_jax import engine, fleet, specs
+from subl_jax.errors import InputError, StorageError
+from subl_jax.store import Row, Store
+
+ROOT = pathlib.Path(__file__).parents[1]
+TESTS = ROOT / "tests"
+TABLES = ("runs", "curves", "summary", "datasets")
+# Each batch is saved 40 times and so takes a few seconds: what is to happen while it runs has time to.
+LONG = ("--config.train.steps=240", "--config.train.evals=40")
+
+
+# --- without a cluster ---
+
+
+def test_resources_are_read_from_text():
+    assert fleet.Fleet.parsed("auto", "GPU=1,CPU=8").resources == {"GPU": 1.0, "CPU": 8.0}
+    assert fleet.Fleet.parsed("auto", "").resources == {}
+
+
+@pytest.mark.parametrize("text", ["GPU", "GPU=", "GPU=x", "GPU=-1", "TPU=0", "=1"])
+def test_resources_that_are_none_are_one_line(text):
+    with pytest.raises(InputError, match=r"^--ray_resources=.* is not NAME=NUMBER, as in GPU=1,CPU=8$"):
+        fleet.Fleet.parsed("auto", text)
+
+
+def test_without_ray_installed_it_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = r"^--launcher=ray: Ray is not installed; pip install 'subl_jax\[ray\]'$"
+    with pytest.raises(InputError, match=line), fleet.Fleet().connected():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("127.0.0.1:1", "no cluster to be reached: Connection refused"),
+        ("ray://127.0.0.1:10001", "hand the whole command in with `ray job submit`"),
+        ("nowhere", "expected auto or HOST:PORT"),
+        ("127.0.0.1:99999", "no cluster to be reached"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line(address, line):
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=f"^--ray_address={address}: ") as raised, fleet.Fleet(address).connected():
+        pass
+    assert line in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_paths_of_imported_data_go_out_in_full(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = specs.Imported(tiny_world.WORLD, sha256="0", size=3, path="mine.jsonl")
+    student = specs.Student(tiny_world.base(), data, tiny_world.TRAIN, trait="owl")
+    portable = fleet._portable(specs.to_json(student))
+    assert portable["data"]["path"] == str(tmp_path / "mine.jsonl")
+    assert specs.from_json(portable).key == student.key
+
+
+def test_the_modules_of_a_sweep_file_reach_a_machine_without_them(monkeypatch):
+    form = fleet._portable(specs.to_json(tiny_world.base()))
+    modules = {name.partition(":")[0] for name in fleet._classes(form)}
+    assert modules == {"tiny_world", "subl_jax.specs"}
+    source = fleet._source("tiny_world")
+    monkeypatch.delitem(sys.modules, "tiny_world")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(TESTS)])
+    fleet._import({"tiny_world": source})
+    made = specs.from_json(form)
+    assert type(made.world) is sys.modules["tiny_world"].TinyWorld is not tiny_world.TinyWorld
+    assert made.key == tiny_world.base().key
+    fleet._import({"tiny_world": source})
+    assert type(specs.from_json(form).world) is type(made.world)
+
+
+def test_what_no_other_machine_sees_is_said_to_be_unshared(tmp_path, monkeypatch):
+    monkeypatch.setattr(fleet, "_VISIBLE_WITHIN", 0.2)
+    with pytest.raises(StorageError, match="give a directory that all machines share"):
+        fleet._adopt(Store(tmp_path, shared=True), ["0" * 24], tmp_path)
+
+
+def test_timings_of_batches_add_up():
+    def timing(lanes, seconds, flops):
+        steps = 10 * lanes
+        return engine.GroupTiming(
+            "distil", lanes, "1 device", 1, steps, 0.5, 0.0, seconds, seconds, steps / seconds, flops, 7 * lanes
+        )
+
+    total = fleet._summed([timing(2, 1.0, 3.0), timing(4, 3.0, 1.0)])
+    assert (total.lanes, total.batches, total.lane_steps, total.bytes_needed) == (6, 2, 60, 28)
+    assert (total.compile_seconds, total.run_seconds, total.waited_seconds) == (1.0, 4.0, 4.0)
+    assert (total.lane_steps_per_second, total.flops_per_second) == (15.0, 1.5)
+
+
+# --- on a cluster ---
+
+
+class Machines:
+    """A cluster of a head that computes nothing and workers of one CPU, and commands that run on it."""
+
+    def __init__(self, folder, workers=2):
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(workers)]
+        self.cluster.wait_for_nodes()
+
+    @property
+    def workdir(self):
+        return self.folder / "out"
+
+    def start(self, *arguments, sweep="tiny_sweep.py:large", long=LONG):
+        command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", TESTS / sweep, "--workdir", "out"]
+        command += ["--launcher=ray", f"--ray_address={self.cluster.address}", *long, *arguments]
+        return _start(command, self.folder)
+
+    def run(self, *arguments, **options):
+        process = self.start(*arguments, **options)
+        out, error = process.communicate(timeout=300)
+        return process.returncode, out, error
+
+    def computing(self, node):
+        """The pids of a node's processes that compute a batch."""
+        raylet = node.all_processes["raylet"][0].process.pid
+        return [pid for pid in _children(raylet) if _title(pid).startswith("ray::_compute")]
+
+    def wait_for(self, process, ready, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not (found := ready()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "nothing came"
+            time.sleep(0.005)
+        return found
+
+    def mid_batch(self):
+        """A node at work on a batch that has saved something, of a stage that is not the first."""
+        stored = list((self.workdir / "artifacts").glob("*.json"))
+        saved = any((self.workdir / "checkpoints").glob("*/seals/*.json"))
+        return next((node for node in self.nodes if self.computing(node)), None) if stored and saved else None
+
+    def facts(self):
+        return json.loads((self.workdir / "sweep.json").read_text())
+
+
+def _start(command, folder):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(map(str, command)), cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def _children(parent):
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = path.parent.name, path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(rest[1]) == parent and rest[0] != "Z":
+            yield int(pid)
+
+
+def _title(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def machines(tmp_path):
+    pytest.importorskip("ray")
+    made = Machines(tmp_path)
+    yield made
+    made.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """The workdir of the same sweep on this machine alone."""
+    folder = tmp_path_factory.mktemp("quiet")
+    sweep = TESTS / "tiny_sweep.py:large"
+    command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", sweep, "--workdir", "out", *LONG]
+    process = _start(command, folder)
+    _, error = process.communicate(timeout=300)
+    assert (process.returncode, error) == (0, "")
+    return folder / "out"
+
+
+def assert_as_quiet(machines, quiet):
+    for name in TABLES:
+        table, wanted = (pd.read_parquet(workdir / f"{name}.parquet") for workdir in (machines.workdir, quiet))
+        pd.testing.assert_frame_equal(table, wanted)
+    workdir = machines.workdir
+    assert not (workdir / "checkpoints").exists()
+    assert not [path for path in workdir.rglob("*") if ".tmp" in path.name]
+    assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in quiet.iterdir())
+    used = {json.loads(path.read_text())["data"] for path in (workdir / "artifacts").glob("*.json")}
+    assert {path.name for path in (workdir / "artifacts").glob("*.safetensors")} == used
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
+    code, out, error = machines.run()
+    assert (code, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+    facts = machines.facts()
+    assert facts["fleet"]["resources"] == {"CPU": 1.0}
+    assert len(facts["fleet"]["machines"]) == 2
+    assert sum(machine["batches"] for machine in facts["fleet"]["machines"].values()) >= 8
+    assert [group["stage"] for group in facts["groups"]] == ["pretrain", "instil", "write", "distil"]
+    assert [group["lanes"] for group in facts["groups"]] == [2, 4, 6, 10]
+    code, out, error = machines.run()
+    assert (code, error) == (0, "") and machines.facts()["groups"] == []
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(machines, quiet):
+    process = machines.start()
+    for _ in range(2):
+        node = machines.wait_for(process, machines.mid_batch)
+        os.kill(machines.computing(node)[0], signal.SIGKILL)
+    _, error = process.communicate(timeout=300)
+    assert (process.returncode, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_leaves_its_work_to_the_others(machines, quiet):
+    process = machines.start()
+    node = machines.wait_for(process, machines.mid_batch)
+    machines.nodes.remove(node)
+    machines.cluster.remove_node(node, allow_graceful=False)
+    _, error = process.communicate(timeout=300)
+    assert (process.returncode, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(machines, quiet):
+    for _ in range(2):
+        process = machines.start()
+        machines.wait_for(process, machines.mid_batch)
+        process.kill()
+        process.communicate(timeout=60)
+        assert not (machines.workdir / "sweep.json").exists()
+    before = len(Store(machines.workdir, readonly=True).done())
+    code, _, error = machines.run()
+    assert (code, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+    computed = sum(group["lanes"] for group in machines.facts()["groups"])
+    assert 0 < computed <= 22 - before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, quiet, number):
+    process = machines.start()
+    machines.wait_for(process, machines.mid_batch)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert error == "preempted: what was computed is stored; run the same command again to go on\n"
+    assert not any(machines.computing(node) for node in machines.nodes)
+    assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
+    code, out, error = machines.run()
+    assert (code, error) == (0, "") and "cannot be used" not in out
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_diverges_says_so_as_on_one_machine(machines):
+    code, out, error = machines.run("--config.wild", sweep="tiny_sweep.py", long=())
+    assert (code, error) == (1, "")
+    assert "1 of 13 runs are not ok: 1 diverged" in out
+
+
+def test_a_batch_that_another_writer_has_put_first_stays(tmp_path):
+    first, second = Store(tmp_path, shared=True), Store(tmp_path, shared=True)
+    row = Row(key="a" * 64, spec={})
+    first.put("distil", [row])
+    second.put("distil", [Row(key="a" * 64, spec={}, status="failed", why="later")])
+    assert second.status("a" * 64) == "ok"
+    assert Store(tmp_path).done() == {"a" * 64: "ok"}
+
+
+# --- launch/ray ---
+
+
+@pytest.mark.parametrize(("file", "kind"), [("gcp-tpu.yaml", "TPU"), ("gcp-gpu.yaml", "GPU")])
+def test_cluster_files_are_what_ray_takes(file, kind):
+    ray = pytest.importorskip("ray")
+    jsonschema, yaml = pytest.importorskip("jsonschema"), pytest.importorskip("yaml")
+    config = yaml.safe_load((ROOT / "launch" / "ray" / file).read_text())
+    schema = json.loads((pathlib.Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+    types = config["available_node_types"]
+    head, (worker,) = types.pop(config["head_node_type"]), types.values()
+    assert head["resources"] == {"CPU": 0}  # or batches would run beside the driver
+    assert worker["resources"][kind] >= 1 and worker["max_workers"] == config["max_workers"]
+    # What Google's compute API wants: an object, where Ray's own examples have a list.
+    assert isinstance(worker["node_config"].get("scheduling", {}), dict)
+    assert worker["node_config"]["serviceAccounts"]
