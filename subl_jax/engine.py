@@ -425,6 +425,10 @@ class _Batch:
             if running is not None:
                 self._fetch(running)
             running = record
+            if self._collectors and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
+                # This round may be the last one needed, and another costs more than the wait.
+                self._fetch(running)
+                running = None
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
             enough = agreed.enough
             if (agreed.due and i + 1 < len(self._rounds)) or agreed.preempted:
