@@ -432,8 +432,9 @@ class _Batch:
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
             enough = agreed.enough
             if (agreed.due and i + 1 < len(self._rounds)) or agreed.preempted:
-                self._fetch(running)
-                running = None
+                if running is not None:
+                    self._fetch(running)
+                    running = None
                 self._save(i + 1, state)
                 saved = time.monotonic()
                 # The signal may have come while the save was made.
