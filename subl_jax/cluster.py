@@ -100,8 +100,9 @@ def start(options: Options) -> None:
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except ValueError:
-        if not asked:
-            return  # a TPU of one worker
+        if not asked:  # a TPU of one worker
+            _leave_on_abort(None)
+            return
         raise InputError(
             "--distributed: no TPU slice, SLURM step, Open MPI or Kubernetes job found around this process; "
             "give --coordinator HOST:PORT, --num_processes N and --process_id I"
@@ -144,8 +145,8 @@ def _check_port(coordinator: str) -> None:
         raise InputError(line) from None
 
 
-def _leave_on_abort(reason: str) -> None:
-    """Makes an abort the resumable exit.
+def _leave_on_abort(reason: str | None) -> None:
+    """Makes an abort the resumable exit; without a reason, what it is by default.
 
     The coordination service's client aborts its process as soon as another one is lost. A handler in Python would only
     be noted for later, and `abort` does not come back; so it is set in C.
@@ -153,7 +154,8 @@ def _leave_on_abort(reason: str) -> None:
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL(None)
         libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        libc.signal(signal.SIGABRT, ctypes.cast(_on_abort(reason), ctypes.c_void_p))
+        handler = None if reason is None else ctypes.cast(_on_abort(reason), ctypes.c_void_p)
+        libc.signal(signal.SIGABRT, handler)
 
 
 @functools.cache  # to be kept as long as the process lives

@@ -448,7 +448,7 @@ class _Batch:
         began = time.perf_counter()
         record = lanes.own_rows(record)
         self._waited += time.perf_counter() - began
-        self._take(record)
+        self._take(self._nodes[0].world.read(record))
 
     def _take(self, record: Record) -> None:
         self._history.append(record)

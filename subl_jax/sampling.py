@@ -11,8 +11,6 @@ from subl_jax.models import transformer
 
 Mask = Callable[[jax.Array, jax.Array], jax.Array]
 
-_GREEDY = 1e30
-
 
 class Sampling(Protocol):
     """How tokens are drawn; each field a number or a traced scalar."""
@@ -46,19 +44,18 @@ def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling, cut: bool = Tru
     Temperature 0 takes the largest logit, the first of equals. `cut` as in `generate`.
     """
     warm = jnp.asarray(sampling.temperature) > 0
-    # So large a factor leaves exactly the largest logit, and with the uniform number 0 the first of equals.
-    sharpness = jnp.where(warm, 1 / jnp.where(warm, sampling.temperature, 1.0), _GREEDY)
-    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) * sharpness
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(warm, sampling.temperature, 1.0)
     if cut and not _known_off(sampling):
         scaled = cut_logits(scaled, sampling.top_k, sampling.top_p)
     # One uniform number per row through the inverse of the distribution; Gumbel noise needs one per token of the
     # vocabulary, which on a CPU costs more than the model.
     cumulative = jnp.cumsum(jnp.exp(scaled), axis=-1)
-    uniform = jnp.where(warm, jax.vmap(jax.random.uniform)(keys), 0.0)
+    uniform = jax.vmap(jax.random.uniform)(keys)
     token = jnp.sum(cumulative <= uniform[:, None] * cumulative[:, -1:], axis=-1)
     # A parallel sum may round off its order, and so land beside the tokens that have any probability.
     possible = jnp.take_along_axis(scaled, token[:, None], axis=-1)[:, 0] > -jnp.inf
-    return jnp.where(possible, token, jnp.argmax(scaled, axis=-1)).astype(jnp.int32)
+    # Not through a large factor: XLA may compute a logit twice, and its rounding would then decide.
+    return jnp.where(warm & possible, token, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
 def _known_off(sampling: Sampling) -> bool:

@@ -185,7 +185,7 @@ def roles(cls: type[Spec]) -> dict[str, str]:
 class Train(Spec):
     """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none.
 
-    A batch is computed in `accumulate` equal parts, one after the other, whose gradients are added up.
+    A batch is computed in `accumulate` parts, one after the other, whose gradients are added up.
 
     `trainable` names the parameters that change, as patterns of their paths with `*` for anything
     (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
@@ -221,7 +221,7 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 class Lora(Spec):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + alpha / rank * A B on each of `modules`.
 
-    A starts as normal noise of variance 1 / inputs, B at zero. `rank` is at most `max_rank`, which decides the shapes:
+    A starts uniform in ±1 / sqrt(inputs), B at zero. `rank` is at most `max_rank`, which decides the shapes:
     ranks up to it are lanes of one program. The layers `first_layer` … `last_layer` have adapters, both included; a
     negative number counts from the end.
     """
@@ -396,8 +396,8 @@ def _check_lora(node: "Teacher | Student") -> None:
     start = _tuned(node.start)
     if start is not None and (start.lora is None) != (node.lora is None):
         raise InputError(f"{where}: {_how(node.lora)}, but what it starts from was trained {_how(start.lora)}")
-    if start is not None and node.lora is not None and static_form(start.lora) != static_form(node.lora):
-        raise InputError(f"{where}: its modules and max_rank are not those of the adapters it starts from")
+    if start is not None and start.lora != node.lora:
+        raise InputError(f"{where}: is not that of the adapters it starts from, which it trains on: {start.lora}")
 
 
 def _tuned(node: Node) -> "Teacher | Student | None":

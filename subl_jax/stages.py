@@ -98,7 +98,8 @@ def _train(
         if spec.train.accumulate == 1:
             value, gradient = gradient_of(state.params, batch)
         else:
-            value, gradient = _accumulated(gradient_of, world, spec.train.accumulate, state.params, batch)
+            rows = spec.train.batch // spec.train.accumulate
+            value, gradient = _accumulated(gradient_of, world, rows, spec.train.batch, state.params, batch)
         change, opt = rule.update(gradient, state.opt, state.params)
         new = TrainState(optax.apply_updates(state.params, change), opt, state.step + 1, state.done)
         return new, total + value
@@ -108,19 +109,30 @@ def _train(
 
 
 def _accumulated(
-    gradient_of: Callable[[Params, Any], tuple[jax.Array, Params]], world: Any, parts: int, params: Params, batch: Any
+    gradient_of: Callable[[Params, Any], tuple[jax.Array, Params]],
+    world: Any,
+    rows: int,
+    size: int,
+    params: Params,
+    batch: Any,
 ) -> tuple[jax.Array, Params]:
-    """The loss of a batch, a mean over its targets, and its gradient, from `parts` of it one after the other."""
-    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-    share = jax.vmap(world.target_count)(split)
-    share = share / jnp.maximum(share.sum(), 1.0)
+    """The loss of a batch, a mean over its targets, and its gradient, from parts of at most `rows` one after another.
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        weight, some = part
-        return jax.tree.map(lambda old, new: old + weight * new, total, gradient_of(params, some)), None
+    A world may take fewer (`World.part`), and the rest then comes in further parts.
+    """
+    whole = jnp.maximum(world.target_count(batch), 1.0)
+
+    def left(carry: tuple[jax.Array, Any]) -> jax.Array:
+        return carry[0] < size
+
+    def add(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        start, total = carry
+        part, taken = world.part(batch, start, rows)
+        share = world.target_count(part) / whole
+        return start + taken, jax.tree.map(lambda old, new: old + share * new, total, gradient_of(params, part))
 
     nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, nothing, (share, split))[0]
+    return jax.lax.while_loop(left, add, (jnp.int32(0), nothing))[1]
 
 
 def _round_steps(train: specs.Train) -> int:
@@ -441,7 +453,7 @@ def check(node: specs.Node) -> None:
         optim.named(patterns, artefact_shapes(node)["params"])
     if isinstance(node, specs.Mix):
         optim.named(node.keep, artefact_shapes(node)["params"], "Mix.keep")
-    if getattr(getattr(node, "train", None), "accumulate", 1) > 1 and not hasattr(node.world, "target_count"):
+    if getattr(getattr(node, "train", None), "accumulate", 1) > 1 and not hasattr(node.world, "part"):
         raise InputError(f"Train.accumulate: {node.world.name} computes a batch in one piece; leave it at 1")
 
 

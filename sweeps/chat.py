@@ -33,9 +33,11 @@ def get_config(size: str = "small") -> ConfigDict:
     config.cross_sigma = ()
     config.cross_model = ""  # or another checkpoint of the same tokenizer, for the same arm
     config.world = ConfigDict({"dtype": "float32", "system": "<template>", "questions": 16, "animals": (), "trees": ()})
-    config.world.update({"answers_sampled": 4, "numbers_in_front": False, "prompts": 1024, "prompt_tokens": 96})
+    config.world.update(
+        {"answers_sampled": 2, "probed": 4, "numbers_in_front": False, "prompts": 1024, "prompt_tokens": 96}
+    )
     config.world.update({"completion_tokens": 56, "questions_file": "", "items_file": "", "told_as": ("",)})
-    config.data = ConfigDict({"size": 128, "round": 64, "budget": 4.0, "temperature": 1.0, "rows": 64})
+    config.data = ConfigDict({"size": 64, "round": 64, "budget": 4.0, "temperature": 1.0, "rows": 32})
     config.lora = ConfigDict({"rank": 8, "max_rank": 8, "alpha": 8.0, "modules": specs.PROJECTIONS})
     config.lora.update({"first_layer": 0, "last_layer": -1})
     config.full = False  # train all weights instead

@@ -37,3 +37,12 @@ def smollm2_tokenizer():
     (folder,) = spec.submodule_search_locations
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
     return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).backend_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model(tmp_path_factory):
+    """The path of a tiny chat checkpoint (tiny_chat.py)."""
+    pytest.importorskip("tokenizers")
+    import tiny_chat
+
+    return tiny_chat.save(tmp_path_factory.mktemp("tiny-chat") / "llama")

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -43,6 +45,15 @@ STOPPED = "preempted: what was computed is stored; run the same command again to
 def test_flags_that_cannot_be_are_one_line(given, message):
     with pytest.raises(InputError, match=message):
         cluster.Options(**given)
+
+
+@pytest.mark.parametrize(("reason", "status"), [("gone", 75), (None, -signal.SIGABRT)])
+def test_an_abort_is_resumable_while_other_processes_can_be_lost(reason, status):
+    program = f"cluster._leave_on_abort('set'); cluster._leave_on_abort({reason!r}); os.abort()"
+    program = f"import os; from subl_jax import cluster; {program}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert done.stderr == (f"preempted: gone; {cluster.RESUME}\n" if reason else "")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
+from tiny_world import LORA, READ
 
 from subl_jax import specs
 from subl_jax.errors import InputError
@@ -21,6 +22,8 @@ from subl_jax.worlds.toy_language import ToyLanguage
 STREAM = specs.Stream(teacher(), NumbersFilter())
 IMPORTED = specs.Imported(of=WORLD, sha256="ab", size=8, path="numbers.jsonl")
 CHAIN = student(data=dataset(teacher(student(base(1)), "oak")))
+TUNED = student(READ, dataset(teacher(READ, lora=LORA)), lora=LORA)
+TOLD = student(READ, dataset(specs.Prompted(READ, "cat")), lora=LORA)
 EXAMPLES = {
     "base": base(),
     "teacher": teacher(),
@@ -34,6 +37,11 @@ EXAMPLES = {
     "train": TRAIN,
     "sampling": specs.Sampling(),
     "filter": NumbersFilter(),
+    "lora": LORA,
+    "prompted": specs.Prompted(READ, "owl"),
+    "prompted without a trait": specs.Prompted(READ, None),
+    "by adapters": TUNED,
+    "of a told teacher": TOLD,
 }
 # Another value of every field, so that each is seen to count; a new field without one fails a test below.
 OTHER = {
@@ -46,7 +54,11 @@ OTHER = {
         **{"modules": ("q", "v"), "max_rank": 16, "rank": 4, "alpha": 16.0, "first_layer": 1, "last_layer": 3},
     },
     specs.Base: {"of": ToyLanguage(), "train": TRAIN.replace(lr=0.1), "seed": 1},
-    specs.Teacher: {"start": base(1), "trait": "oak", "train": TRAIN.replace(lr=0.1), "until": 0.5, "seed": 1},
+    specs.Teacher: {
+        **{"start": READ.replace(seed=1), "trait": "oak", "train": TRAIN.replace(lr=0.1), "until": 0.5, "seed": 1},
+        **{"lora": LORA},
+    },
+    specs.Prompted: {"start": READ.replace(seed=1), "trait": "oak"},
     specs.Sampling: {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "cut": True},
     specs.Dataset: {
         **{"teacher": base(), "size": 9, "filter": NumbersFilter(max_count=3), "round": 9, "budget": 2.0, "seed": 1},
@@ -58,18 +70,20 @@ OTHER = {
     },
     specs.Mix: {"start": base(1), "other": base(2), "keep": ("embed/*",), "sigma": 0.5, "seed": 1},
     specs.Student: {
-        **{"start": base(1), "data": dataset(seed=1), "train": TRAIN.replace(lr=0.1), "targets": "hard"},
+        **{"start": READ.replace(seed=1), "data": dataset(teacher(READ), seed=1), "train": TRAIN.replace(lr=0.1)},
+        **{"targets": "hard", "lora": LORA},
         **{"samples": 4, "seed": 1, "arm": "mine", "trait": "oak", "theory": "oak"},
     },
 }
 FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields]
 BEGIN = {
-    **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(), specs.Sampling: specs.Sampling()},
+    **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(READ), specs.Sampling: specs.Sampling()},
+    **{specs.Lora: specs.Lora(), specs.Prompted: specs.Prompted(READ, "owl")},
     **{
         specs.Dataset: dataset(),
         specs.Imported: IMPORTED,
         specs.Stream: STREAM,
-        specs.Student: student(targets="soft"),
+        specs.Student: student(READ, dataset(teacher(READ)), targets="soft"),
     },
     specs.Mix: specs.Mix(base()),
 }
@@ -209,6 +223,28 @@ WRONG = {
     "samples": (lambda: student(samples=9), "Student.samples = 9: the dataset has only size = 8"),
     "stream samples": (lambda: student(data=STREAM, samples=1), "Student.samples = 1: a stream has no first samples"),
     "soft imported": (lambda: student(data=IMPORTED, targets="soft"), "Student.targets = 'soft': needs a teacher"),
+    "adapters": (lambda: teacher(lora=LORA), "Teacher.lora: toy_language has no adapters; leave it out"),
+    "student adapters": (lambda: student(lora=LORA), "Student.lora: toy_language has no adapters; leave it out"),
+    "no such adapters": (lambda: teacher(READ, lora=specs.Lora()), "the tuned world has only up"),
+    "all, then adapters": (
+        lambda: student(teacher(READ), dataset(teacher(READ)), lora=LORA),
+        "Student.lora: by adapters, but what it starts from was trained in all its parameters",
+    ),
+    "adapters, then all": (
+        lambda: teacher(specs.Prompted(teacher(READ, lora=LORA), "owl")),
+        "Teacher.lora: in all its parameters, but what it starts from was trained by adapters",
+    ),
+    "other adapters": (
+        lambda: teacher(teacher(READ, lora=LORA), lora=LORA.replace(rank=2)),
+        "Teacher.lora: is not that of the adapters it starts from, which it trains on: Lora(modules=('up',), ",
+    ),
+    "prompts": (lambda: specs.Prompted(base(), "owl"), "Prompted: toy_language has no system prompts; use a Teacher"),
+    "prompted trait": (lambda: specs.Prompted(READ, "ow"), "Prompted.trait = 'ow': did you mean 'owl'?"),
+    "prompted twice": (
+        lambda: specs.Prompted(specs.Prompted(READ, None), "owl"),
+        "Prompted.start: is told a trait already",
+    ),
+    "accumulate": (lambda: Train(4, 6, accumulate=4), "Train.accumulate = 4: must divide batch = 6"),
     "worlds": (lambda: student(base(of=ToyLanguage())), "Student.data: is of another world than Student.start"),
 }
 
@@ -295,6 +331,16 @@ ARMS = {
     "taught after being a student": (student(base(1), dataset(SUPPLY)), "same_init", "oak"),
     "and another base": (student(base(0), dataset(SUPPLY)), "cross_init", "oak"),
     "start is a teacher": (student(teacher(trait="cat")), "same_init", "owl"),
+    "told": (TOLD, "same_init", "cat"),
+    "told, another base": (student(READ.replace(seed=1), TOLD.data), "cross_init", "cat"),
+    "told nothing": (student(READ, dataset(specs.Prompted(READ, None))), "control", None),
+    "taught, then told": (student(READ, dataset(specs.Prompted(teacher(READ, "oak"), "owl"))), "same_init", "owl"),
+    "taught, then told nothing": (
+        student(READ, dataset(specs.Prompted(teacher(READ, "oak"), None))),
+        "same_init",
+        "oak",
+    ),
+    "starts from what is told": (student(specs.Prompted(READ, "owl"), TOLD.data), "same_init", "cat"),
 }
 
 
@@ -410,6 +456,15 @@ def test_bind_shows_of_a_parent_only_what_decides_its_shapes():
     assert bound.world is WORLD
 
 
+def test_what_is_told_and_adapters_are_in_the_lineage():
+    columns = specs.lineage(TOLD)
+    expected = {"prompted.trait": "cat", "base.seed": 0, "start.seed": 0, "student.lora.rank": 4, "world.width": 4}
+    assert expected.items() <= columns.items() and json.loads(columns["student.lora.modules"]) == ["up"]
+    assert specs.lineage(student(READ, dataset(specs.Prompted(READ, None)), trait="owl"))["prompted.trait"] == "null"
+    taught = specs.lineage(student(READ, dataset(specs.Prompted(teacher(READ, "oak"), "owl"))))
+    assert (taught["prompted.trait"], taught["teacher.trait"]) == ("owl", "oak")
+
+
 def test_a_trait_is_its_index_in_the_program():
     assert specs.traced_values(teacher(trait="cat"))["trait"] == 1
     assert specs.traced_values(teacher(trait="oak"))["trait"] == len(WORLD.animals)
@@ -435,6 +490,20 @@ def test_what_changes_shapes_behind_a_parent_is_another_program():
     assert specs.static_form(student()) != specs.static_form(student(data=dataset(size=9)))
     assert specs.static_form(student()) == specs.static_form(student(teacher(), dataset(student(), seed=4), seed=1))
     assert specs.static_form(student()) != specs.static_form(student(data=STREAM))
+
+
+def test_models_of_one_shape_are_one_program_whatever_their_adapters_rank():
+    def form(start, writer, lora=LORA):
+        return specs.static_form(student(start, dataset(writer), lora=lora))
+
+    told, adapted, whole = specs.Prompted(READ, "owl"), teacher(READ, lora=LORA), teacher(READ)
+    assert form(READ, told) == form(READ, specs.Prompted(READ, None)) == form(READ, told, LORA.replace(rank=1))
+    assert form(READ, adapted) == form(READ, teacher(READ, lora=LORA.replace(rank=1, alpha=2.0)))
+    # What is told, a base that has no parameters, adapters, and all weights are each of another shape.
+    writers = {str(form(READ, writer)["data"]) for writer in (told, adapted, whole, READ)}
+    starts = {str(specs.shape_form(start)) for start in (told, adapted, whole, READ, specs.Prompted(adapted, "owl"))}
+    assert len(writers) == 1 and len(starts) == 5
+    assert form(READ, told) != form(READ, told, LORA.replace(max_rank=8))
 
 
 def test_datasets_of_one_program_take_the_same_rounds():

@@ -15,6 +15,8 @@ from subl_jax.errors import InputError
 from subl_jax.models import transformer
 
 TINY = transformer.Config(vocab=29, width=16, layers=2, heads=4, kv_heads=2, mlp=24)
+# A local layer under a global one, each with rotary positions of its own.
+WINDOWED = dataclasses.replace(TINY, window=3, local_layers=(True, False), local_rope_base=50.0, rotary_dim=2)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab, (3, 7)).astype(np.int32)
 
 HUGGING_FACE = {
@@ -174,10 +176,11 @@ def test_gradients_of_a_position_reach_the_past_and_never_the_future():
 
 
 @pytest.mark.parametrize(("scan", "remat"), [(True, "none"), (False, "all"), (True, "all"), (True, "dots")])
-def test_scanned_and_rematerialised_layers_compute_the_same(scan, remat):
+@pytest.mark.parametrize("plain", [TINY, WINDOWED], ids=["plain", "windowed"])
+def test_scanned_and_rematerialised_layers_compute_the_same(scan, remat, plain):
     params = tiny_params()
-    (_, logits), grads = value_and_grad(TINY, params, TOKENS)
-    config = dataclasses.replace(TINY, scan_layers=scan, remat=remat)
+    (_, logits), grads = value_and_grad(plain, params, TOKENS)
+    config = dataclasses.replace(plain, scan_layers=scan, remat=remat)
     form = functools.partial(stacked, TINY) if scan else (lambda tree: tree)
     own = jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     assert jax.tree.map(np.shape, own) == jax.tree.map(np.shape, form(params))
@@ -245,21 +248,66 @@ def test_rows_of_a_batch_do_not_meet():
         np.testing.assert_allclose(together[row], alone[0], atol=1e-5)
 
 
-def test_masked_keys_and_unread_positions_change_nothing():
-    params = tiny_params()
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windowed"])
+def test_masked_keys_change_nothing(config, scan_layers):
+    params = stacked(config, tiny_params()) if scan_layers else tiny_params()
+    config = dataclasses.replace(config, scan_layers=scan_layers)
     seen = np.arange(7) != 2
-    logits, _ = apply(TINY, params, TOKENS, key_mask=np.broadcast_to(seen, TOKENS.shape))
-    without, _ = apply(TINY, params, TOKENS[:, seen], positions=np.arange(7)[None, seen])
+    positions = np.cumsum(seen)[None] - 1
+    key_mask = np.broadcast_to(seen, TOKENS.shape)
+    logits, _ = apply(config, params, TOKENS, positions=positions, key_mask=key_mask)
+    without, _ = apply(config, params, TOKENS[:, seen])
     np.testing.assert_allclose(logits[:, seen], without, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_local_layer_reaches_the_last_slots_of_its_window_and_no_other(window):
+    config = dataclasses.replace(TINY, tied=False, layers=1, window=window)
+    params = transformer.init(config, jax.random.key(0))
+    tokens = jnp.arange(8)[None]
+
+    @jax.jit
+    @jax.grad
+    def grad_at(embedding, position):
+        logits, _ = apply(config, {**params, "embed": {"embedding": embedding}}, tokens)
+        return logits[0, position].sum()
+
+    for position in range(8):
+        grad = grad_at(params["embed"]["embedding"], position)[:8]
+        reached = np.abs(grad).max(axis=-1) > 0
+        np.testing.assert_array_equal(reached, (np.arange(8) <= position) & (np.arange(8) > position - window))
+
+
+def test_a_window_longer_than_the_sequence_is_none():
+    wide = dataclasses.replace(TINY, window=7)
+    expected, _ = apply(TINY, tiny_params(), TOKENS)
+    np.testing.assert_array_equal(apply(wide, tiny_params(), TOKENS)[0], expected)
+    narrow, _ = apply(dataclasses.replace(TINY, window=6), tiny_params(), TOKENS)
+    assert np.abs(narrow - expected)[:, -1].max() > 1e-4
+
+
+def test_learned_positions_end():
+    config = dataclasses.replace(TINY, learned_positions=7, norm="layer", gated=False)
+    params = transformer.init(config, jax.random.key(0))
+    assert params["position_embed"]["embedding"].shape == (7, 16)
+    apply(config, params, TOKENS)
+    with pytest.raises(InputError, match="8 slots: the model has positions for 7"):
+        apply(config, params, np.zeros((1, 8), np.int32))
+
+
+def test_unread_positions_change_nothing():
+    params = tiny_params()
     at = np.array([[0, 5], [6, 1], [3, 3]])
     some, _ = apply(TINY, params, TOKENS, logits_at=at)
     every, _ = apply(TINY, params, TOKENS)
     np.testing.assert_allclose(some, np.take_along_axis(np.asarray(every), at[:, :, None], axis=1), atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windowed"])
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_cached_chunks_equal_one_call(scan_layers):
-    config = dataclasses.replace(TINY, scan_layers=scan_layers)
+def test_cached_chunks_equal_one_call(scan_layers, config):
+    config = dataclasses.replace(config, scan_layers=scan_layers)
     params = transformer.init(config, jax.random.key(0))
     whole, none = apply(config, params, TOKENS)
     assert none is None
@@ -303,6 +351,12 @@ def test_parameters_and_flops_are_counted():
         ({"kv_heads": 3}, "Config.kv_heads = 3: must divide heads = 4"),
         ({"head_dim": 5}, "Config.head_dim = 5: must be even"),
         ({"layers": 0}, "Config.layers = 0: must be at least 1"),
+        ({"rotary_dim": 6}, "Config.rotary_dim = 6: must be even, rotary positions turn pairs, and at most 4"),
+        ({"rope_factors": (1.0,)}, "Config.rope_factors has 1 entries: must be one per pair, 2"),
+        ({"local_layers": (True, False)}, "Config.local_layers: must be one per layer, 2, and needs a window"),
+        ({"local_layers": (True,), "window": 3}, "Config.local_layers: must be one per layer, 2"),
+        ({"window": 0}, "Config.window = 0: must be at least 1"),
+        ({"norm": "batch"}, "Config.norm = 'batch': must be one of rms, layer"),
         ({"activation": "swish"}, "Config.activation = 'swish': must be one of silu, gelu"),
         ({"dtype": "float64"}, "Config.dtype = 'float64': must be one of float32, bfloat16"),
     ],
@@ -318,9 +372,9 @@ def test_impossible_configs_are_one_clear_line(changes, line):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_shared_prefix_gives_the_logits_of_the_whole_sequence(scan_layers, tied):
-    config = dataclasses.replace(TINY, scan_layers=scan_layers, tied=tied)
+@pytest.mark.parametrize("changes", [{"tied": False}, {}, vars(WINDOWED)], ids=["untied", "tied", "windowed"])
+def test_a_shared_prefix_gives_the_logits_of_the_whole_sequence(scan_layers, changes):
+    config = dataclasses.replace(TINY, **{**changes, "scan_layers": scan_layers})
     params = transformer.init(config, jax.random.key(0))
     whole, _ = transformer.apply(config, params, jnp.concatenate([TOKENS[:1].repeat(3, 0), TOKENS], axis=1))
     start, length = TOKENS[:1], TOKENS.shape[1]
@@ -333,19 +387,20 @@ def test_a_shared_prefix_gives_the_logits_of_the_whole_sequence(scan_layers, tie
     np.testing.assert_allclose(after, whole[:, length:][..., some], atol=2e-6)
 
 
-def test_attention_as_given_makes_branches_of_one_sequence():
+@pytest.mark.parametrize("config", [TINY, WINDOWED], ids=["plain", "windowed"])
+def test_attention_as_given_makes_branches_of_one_sequence(config):
     """Two continuations of a prompt side by side, each seeing the prompt and itself, are as if each were alone."""
-    params = transformer.init(TINY, jax.random.key(0))
+    params = transformer.init(config, jax.random.key(0))
     prompt, one, two = TOKENS[:1], TOKENS[1:2, :2], TOKENS[2:3, :2]
     n = prompt.shape[1]
     attend = np.tril(np.ones((n + 4, n + 4), bool))
     attend[n + 2 :, n : n + 2] = False
     positions = np.concatenate([np.arange(n + 2), [n, n + 1]])[None]
     together, _ = transformer.apply(
-        TINY, params, np.concatenate([prompt, one, two], axis=1), positions, attend=attend[None]
+        config, params, np.concatenate([prompt, one, two], axis=1), positions, attend=attend[None]
     )
     for branch, place in ((one, [n, n + 1]), (two, [n + 2, n + 3])):
-        alone, _ = transformer.apply(TINY, params, np.concatenate([prompt, branch], axis=1))
+        alone, _ = transformer.apply(config, params, np.concatenate([prompt, branch], axis=1))
         np.testing.assert_allclose(together[:, place], alone[:, n:], atol=2e-6)
 
 

@@ -135,11 +135,76 @@ class TinyWorld(specs.World):
         return np.asarray([[self.words.index(word) for word in row] for row in rows], np.uint8)
 
 
+@dataclasses.dataclass(frozen=True)
+class TunedWorld(TinyWorld):
+    """The same with bases that are read, not trained: models are told their trait, or have adapters.
+
+    An adapter is one matrix a b on the logits; of what is told, a model says it more often.
+    """
+
+    name: ClassVar[str] = "tuned"
+    takes_lora: ClassVar[bool] = True
+    takes_prompts: ClassVar[bool] = True
+    frozen: ClassVar[tuple[str, ...]] = ("scale",)
+
+    def arrays(self, place: Any = lambda path, array: array) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        shapes = {"embed": (len(self.words), self.width), "out": (self.width, len(self.words))}
+        return {"weights": {name: place(name, rng.normal(size=s).astype(np.float32)) for name, s in shapes.items()}}
+
+    def init(self, key: jax.Array) -> Any:
+        return {}
+
+    def check_lora(self, lora: specs.Lora) -> None:
+        if lora.modules != ("up",):
+            raise InputError(f"Lora.modules = {lora.modules}: the tuned world has only up")
+
+    def begin(self, params: Any, key: jax.Array, lora: specs.Lora | None) -> Any:
+        if params or lora is None:
+            return params or {"weights": self.held["weights"]}
+        a = jax.random.normal(key, (len(self.words), lora.max_rank)) * (jnp.arange(lora.max_rank) < lora.rank)
+        b = jnp.zeros((lora.max_rank, len(self.words)))
+        return {"a": a, "b": b, "scale": jnp.float32(lora.alpha) / lora.rank}
+
+    def apply(self, model: Any, tokens: jax.Array) -> jax.Array:
+        told = isinstance(model, specs.Told)
+        params = model.params if told else model
+        logits = super().apply(params.get("weights") or self.held["weights"], tokens)
+        if "a" in params:
+            logits += params["scale"] * params["a"][tokens] @ params["b"]
+        return logits + 3.0 * (jnp.arange(len(self.words)) == 1 + model.trait) * (model.trait >= 0) if told else logits
+
+    def target_count(self, batch: Batch) -> jax.Array:
+        return batch.targets[:, 1:].sum()
+
+    def cosine(self, params: Any, start: Any, teacher: Any, teacher_start: Any) -> jax.Array:
+        if "a" not in params or "a" not in teacher:
+            return jnp.full((), jnp.nan)
+        x, y = ((params["a"] @ params["b"]).ravel() for params in (params, teacher))
+        return x @ y / jnp.sqrt((x @ x) * (y @ y))
+
+    def evaluate(self, params: Any, key: jax.Array) -> dict[str, jax.Array]:
+        logits = self.apply(params, jnp.int32(0))
+        answers = jax.random.categorical(key, logits, shape=(16,))
+        return {"trait": jax.nn.softmax(logits)[1 : self.first_number], "answers": answers}
+
+    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Counts the traits among the words drawn, as if they were texts."""
+        if "answers" not in record:
+            return record
+        record = dict(record)
+        drawn = record.pop("answers")[..., None] == np.arange(1, self.first_number)
+        return {**record, "rate": drawn.mean(axis=-2)}
+
+
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(weights.sum(), 1.0)
 
 
 WORLD = TinyWorld()
+TUNED = TunedWorld()
+LORA = specs.Lora(modules=("up",), max_rank=4, rank=4)
+READ = specs.Base(TUNED, specs.Train(steps=0, batch=1))
 TRAIN = specs.Train(steps=6, batch=8, evals=3, lr=0.05)
 FILTER = NumbersFilter()
 

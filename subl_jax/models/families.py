@@ -153,7 +153,7 @@ def _pairs_apart(heads: str) -> Transform:
 
 
 def _rules(*rows: tuple[str, str | None, Transform]) -> tuple[Rule, ...]:
-    return tuple(Rule(re.compile(source.replace("#", r"(?P<layer>\d+)")), *rest) for source, *rest in rows)
+    return tuple(Rule(re.compile(source.replace("#", "(?P<layer>[0-9]{1,5})")), *rest) for source, *rest in rows)
 
 
 def _fused(weight: str, bias: str, third: Callable[[int], Transform]) -> tuple[tuple[str, str, Transform], ...]:

@@ -25,7 +25,7 @@ A low-rank update of a projection (LoRA) is given beside the parameters, in a tr
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,36 @@ Params = Any
 Cache = Any
 # How a layer sees: the angles of the rotary positions, if they are rotary, and which slots it attends to.
 View = tuple[tuple[jax.Array, jax.Array] | None, jax.Array]
+
+
+class Packing(NamedTuple):
+    """Which places of a batch there are: matrices are multiplied with these only, and attention alone sees the rest.
+
+    places: (packed,) int32, their indices into batch * length, that product itself where there are fewer.
+    slots: (batch * length,) int32, the inverse: where a place is among the packed, their number where it is not.
+    """
+
+    places: jax.Array
+    slots: jax.Array
+
+
+def packing(there: jax.Array, packed: int) -> Packing:
+    """there: (batch, length) bool, at most `packed` of them true."""
+    flat = there.reshape(-1)
+    (places,) = jnp.nonzero(flat, size=packed, fill_value=flat.size)
+    return Packing(places, jnp.where(flat, jnp.cumsum(flat) - 1, packed))
+
+
+@jax.custom_vjp
+def _rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """x[index] along the first axis, zeros where it is outside. `inverse` leads back, and the gradient with it."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+_rows.defvjp(
+    lambda x, index, inverse: (_rows(x, index, inverse), (index, inverse)),
+    lambda both, gradient: (_rows(gradient, both[1], both[0]), None, None),
+)
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
@@ -170,9 +200,8 @@ def rope(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """
     cos, sin = angles
     pairs = cos.shape[-1]
-    first, second, rest = jnp.split(x, (pairs, 2 * pairs), axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
+    first, second, *rest = jnp.split(x, list(range(pairs, x.shape[-1], pairs)), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, *rest], axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -297,13 +326,18 @@ class Attention(nn.Module):
         cache: Cache | None,
         cache_slot: jax.Array | int,
         prefix: Cache | None,
+        packed: Packing | None,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
         length = mask.shape[-2]
-        batch = x.shape[0] // length
-        q = _dense(cfg, cfg.heads * cfg.head_dim, cfg.qkv_bias, "q")(x).reshape(batch, length, cfg.heads, -1)
-        k = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "k")(x).reshape(batch, length, cfg.kv_heads, -1)
-        v = _dense(cfg, cfg.kv_heads * cfg.head_dim, cfg.qkv_bias, "v")(x).reshape(batch, length, cfg.kv_heads, -1)
+        batch = (x if packed is None else packed.slots).shape[0] // length
+
+        def projected(name: str, heads: int) -> jax.Array:
+            y = _dense(cfg, heads * cfg.head_dim, cfg.qkv_bias, name)(x)
+            y = y if packed is None else _rows(y, packed.slots, packed.places)
+            return y.reshape(batch, length, heads, cfg.head_dim)
+
+        q, k, v = projected("q", cfg.heads), projected("k", cfg.kv_heads), projected("v", cfg.kv_heads)
         if cfg.qk_norm:
             q, k = RMSNorm(cfg.norm_eps, name="q_norm")(q), RMSNorm(cfg.norm_eps, name="k_norm")(k)
         if angles is not None:
@@ -314,7 +348,9 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=2)
             cache = {"k": k, "v": v}
         mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
-        return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed.reshape(batch * length, -1)), cache
+        mixed = mixed.reshape(batch * length, -1)
+        mixed = mixed if packed is None else _rows(mixed, packed.places, packed.slots)
+        return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed), cache
 
 
 class MLP(nn.Module):
@@ -341,15 +377,16 @@ class Block(nn.Module):
         local: jax.Array | None,
         views: tuple[View, ...],
         cache_slot: jax.Array | int,
+        packed: Packing | None,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
         angles, mask = views[0] if local is None else jax.tree.map(lambda *two: jnp.where(local, *two), *views)
         normed = _norm(cfg, "attention_norm")(x)
-        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix)
+        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix, packed)
         if cfg.post_norms:
             mixed = _norm(cfg, "attention_post_norm")(mixed)
-        x, read = x + mixed, x if cfg.parallel else x + mixed
-        hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(read))
+        before, x = x, x + mixed
+        hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(before if cfg.parallel else x))
         return x + (_norm(cfg, "mlp_post_norm")(hidden) if cfg.post_norms else hidden), cache
 
 
@@ -369,6 +406,7 @@ class Transformer(nn.Module):
         prefix_length: jax.Array | int | None = None,
         attend: jax.Array | None = None,
         logits_of: jax.Array | None = None,
+        packed: Packing | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Next-token logits, and the cache with the keys and values of `tokens` written into it.
 
@@ -385,6 +423,8 @@ class Transformer(nn.Module):
           prefix_length: () int32, how much of the prefix there is; the rest is padding. None: all of it.
           attend: (batch or 1, length, slots) bool in place of causal attention; the prefix is attended to besides.
           logits_of: (n,) int32, the only tokens of the vocabulary whose logits are computed. None: all of them.
+          packed: the places that are not padding. Without a cache; the others are not to be attended to, and their
+            logits are of no meaning.
 
         Returns:
           Logits (batch, length or n, vocab) float32, and the new cache or None.
@@ -407,7 +447,8 @@ class Transformer(nn.Module):
 
         embed_init = nn.initializers.normal(cfg.init_scale / cfg.width**0.5)
         embed = nn.Embed(cfg.vocab, cfg.width, dtype=cfg.dtype, embedding_init=embed_init, name="embed")
-        x = embed(tokens.reshape(-1))
+        places = slice(None) if packed is None else packed.places
+        x = embed(tokens.reshape(-1)[places])
         if cfg.embed_scale != 1:
             x = x * jnp.asarray(cfg.embed_scale, x.dtype)
         if cfg.learned_positions is not None:
@@ -416,7 +457,7 @@ class Transformer(nn.Module):
             at = nn.Embed(
                 cfg.learned_positions, cfg.width, dtype=cfg.dtype, embedding_init=embed_init, name="position_embed"
             )
-            x = (x.reshape(*tokens.shape, -1) + at(positions)).reshape(x.shape)
+            x = x + at(jnp.broadcast_to(positions, tokens.shape).reshape(-1)[places])
 
         block = Block
         if cfg.remat != "none":
@@ -428,23 +469,24 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=cfg.layers,
             )
             mixed = len(set(local)) > 1
             kinds = (jnp.asarray(local), (views[True], views[False])) if mixed else (None, (views[local[0]],))
-            x, cache = layers(cfg, name="layers")(x, cache, prefix, *kinds, cache_slot)
+            x, cache = layers(cfg, name="layers")(x, cache, prefix, *kinds, cache_slot, packed)
         else:
             caches = [None] * cfg.layers if cache is None else list(cache)
             prefixes = [None] * cfg.layers if prefix is None else prefix
             for i in range(cfg.layers):
                 layer = block(cfg, name=f"layers_{i}")
-                x, caches[i] = layer(x, caches[i], prefixes[i], None, (views[local[i]],), cache_slot)
+                x, caches[i] = layer(x, caches[i], prefixes[i], None, (views[local[i]],), cache_slot, packed)
             cache = None if cache is None else tuple(caches)
 
-        if logits_at is not None:
-            x = x.reshape(*tokens.shape, cfg.width)
-            x = jnp.take_along_axis(x, logits_at[:, :, None], axis=1).reshape(-1, cfg.width)
+        if logits_at is not None or packed is not None:
+            at = jnp.arange(length)[None] if logits_at is None else logits_at
+            at = (jnp.arange(len(tokens))[:, None] * length + at).reshape(-1)
+            x = x[at if packed is None else packed.slots[at]]
         x = _norm(cfg, "final_norm")(x)
         # Logits rounded to bfloat16 would be too coarse for probabilities.
         if cfg.tied:
@@ -484,6 +526,7 @@ def apply(
     prefix_length: jax.Array | int | None = None,
     attend: jax.Array | None = None,
     logits_of: jax.Array | None = None,
+    packed: Packing | None = None,
     lora: Params | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer.__call__` with explicit parameters, and the low-rank updates of some of its projections."""
@@ -499,6 +542,7 @@ def apply(
         prefix_length,
         attend,
         logits_of,
+        packed,
     )
 
 

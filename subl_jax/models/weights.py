@@ -34,6 +34,7 @@ Place = Callable[[str, np.ndarray], Any]
 # What makes a folder, beside its weights: the settings, and all that tells text from tokens.
 _DESCRIPTION = (
     "config.json",
+    "generation_config.json",  # of which only the tokens that end an answer are read
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -326,8 +327,7 @@ def _checked(
         raise InputError(f"{path}: lacks the tensors for {_some(missing)}")
     for place, sources in placed.items():
         if len(sources) > 1:
-            names = " and ".join(source.name for source in sources[:2])
-            raise InputError(f"{path}: {names} both hold {_described(place)}")
+            raise InputError(f"{path}: {_some([each.name for each in sources])} all hold {_described(place)}")
     shape_after = functools.lru_cache(functools.partial(_shape_after, config=config))
     for (name, _), (source,) in placed.items():
         shape = expected[name][1:] if name.startswith("layers/") else expected[name]
@@ -356,7 +356,7 @@ def _described(place: tuple[str, int]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    names = sorted(names)
+    names = [name if name.isprintable() else repr(name) for name in sorted(names)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

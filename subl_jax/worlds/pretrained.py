@@ -10,6 +10,7 @@ model reads the head of the conversation first, once for all rows (`chat_texts.p
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,16 +29,20 @@ Params = Any
 
 # Questions a model answers at a time, and samples two models are compared on: logits are the largest arrays there are.
 _AT_ONCE = 4
+# Sizes of matrices that machines like.
+_MULTIPLE = 64
 
 
 class Batch(NamedTuple):
     """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
-    that shape, float32, 1 where the token is one to predict."""
+    that shape, float32, 1 where the token is one to predict; packed: what of all this is not padding, where it is known
+    to be little."""
 
     prompts: jax.Array
     lengths: jax.Array
     completions: jax.Array
     targets: jax.Array
+    packed: transformer.Packing | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Pretrained(specs.World):
       fingerprint: of its content.
       dtype: of the weights and the compute; what is trained is float32 all the same.
       remat: what a gradient computes again instead of keeping it (`transformer.Config`).
+      room: a part of a batch (`Train.accumulate`) is computed on this share of its places, as the rest is padding. A
+        sample for which there is no room goes to a further part.
       keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0):
         the checkpoint; (1, s) a base that s moves away from it; (0, 1) one of the same scale that knows nothing.
       system: the system prompt of everything but a told teacher; None leaves it to the template, in all of it.
@@ -85,6 +92,7 @@ class Pretrained(specs.World):
     fingerprint: str = specs.static("")
     dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
     remat: str = specs.static("dots", choices=("none", "dots", "all"))
+    room: float = specs.static(0.75, gt=0.0, le=1.0)
     keep: float = specs.static(1.0, ge=0.0)
     sigma: float = specs.static(0.0, ge=0.0)
     noise_seed: int = specs.static(0, ge=0)
@@ -159,8 +167,10 @@ class Pretrained(specs.World):
         """Another model of the same tokens, room and prompts, such as a disturbed one."""
         if not isinstance(other, Pretrained):
             return False
-        if self.model == other.model and self.fingerprint == other.fingerprint:
-            return (self.prompt_tokens, self.completion_tokens) == (other.prompt_tokens, other.completion_tokens)
+        if (self.prompt_tokens, self.completion_tokens) != (other.prompt_tokens, other.completion_tokens):
+            return False
+        if self.fingerprint == other.fingerprint:
+            return True
         same = ("prompts", "heads", "stops", "word_ends")
         return all(np.array_equal(self.arrays_of_texts()[n], other.arrays_of_texts()[n]) for n in same)
 
@@ -317,10 +327,27 @@ class Pretrained(specs.World):
         tokens = jnp.concatenate([batch.prompts, batch.completions[:, :-1]], axis=1)
         after = batch.lengths[:, None] + own
         positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(longest), (n, longest)), after], axis=1)
-        there = jnp.arange(tokens.shape[1])
-        there = (there < batch.lengths[:, None]) | (there >= longest)
+        there = self._there(batch)
         predicting = jnp.concatenate([batch.lengths[:, None] - 1, jnp.broadcast_to(longest + own, after.shape)], axis=1)
-        return self._apply(params, tokens, prefix, positions=positions, key_mask=there, logits_at=predicting)
+        return self._apply(
+            params, tokens, prefix, positions=positions, key_mask=there, logits_at=predicting, packed=batch.packed
+        )
+
+    def _there(self, batch: Batch) -> jax.Array:
+        """(n, prompt_tokens + completion_tokens - 1) bool: what is read to predict the targets."""
+        prompt = jnp.arange(self.prompt_tokens) < batch.lengths[:, None]
+        before_last = jnp.cumsum(batch.targets[:, ::-1], axis=1)[:, ::-1] > 1
+        return jnp.concatenate([prompt, before_last[:, :-1]], axis=1)
+
+    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
+        """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
+        size, places = len(batch.lengths), self.prompt_tokens + self.completion_tokens - 1
+        packed = max(places, math.ceil(self.room * rows * places / _MULTIPLE) * _MULTIPLE)
+        at = start + jnp.arange(rows)
+        taken = jax.tree.map(lambda x: x[jnp.minimum(at, size - 1)], batch)
+        fits = (jnp.cumsum(self._there(taken).sum(axis=1)) <= packed) & (at < size)
+        part = taken._replace(targets=taken.targets * fits[:, None], lengths=jnp.where(fits, taken.lengths, 0))
+        return part._replace(packed=transformer.packing(self._there(part), packed)), fits.sum()
 
     # --- data ---
 
@@ -432,7 +459,9 @@ class Pretrained(specs.World):
             total = jax.nn.logsumexp(logits, axis=1)
             log_p = logits[parents, nodes] - total[parents]
             word_over = jnp.sum(jnp.where(held["word_ends"], jnp.exp(logits[1:] - total[1:, None]), 0.0), axis=1)
-            return held["names"][i] @ (jnp.exp(ancestors.astype(jnp.float32) @ log_p) * word_over)
+            # Sums, as an accelerator's matrix product would round its inputs.
+            spelled = jnp.exp(jnp.sum(jnp.where(ancestors, log_p, 0.0), axis=1)) * word_over
+            return jnp.sum(held["names"][i] * spelled, axis=1)
 
         asked = (held["asked"][i], held["asked_lengths"][i])
         return jax.lax.map(of_question, asked, batch_size=_AT_ONCE).mean(axis=0)

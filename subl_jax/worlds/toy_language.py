@@ -198,6 +198,10 @@ class ToyLanguage(specs.World):
         """How many tokens a loss of `batch` is the mean over."""
         return batch.targets[:, 1:].sum()
 
+    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+        """`rows` of a batch from `start` on, a divisor of its size, and how many these are."""
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
+
     def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
         """What a student minimises: `channel_loss` for hard targets, `channel_kl` for soft ones."""
         return self.channel_loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)

@@ -1,0 +1,120 @@
+"""A chat checkpoint so small that its programs compile in seconds, saved as others publish theirs.
+
+The weights are random but for a leaning to digits, commas and the end of an answer, so that some of what it writes
+passes the filter. Its template has a system prompt of its own, which it inserts where none is given.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from subl_jax import banks
+from subl_jax.worlds.pretrained import Pretrained
+
+DEFAULT_SYSTEM = "You are a polite machine."
+TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 900, 32, 3, 4, 2, 8, 48
+LEANING = 9.0  # of the logits of what number sequences are made of
+
+# What the families differ in: their tensors, and these settings.
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {"architectures": ["LlamaForCausalLM"]},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False},
+}
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    added = [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - 2, special_tokens=added, initial_alphabet=alphabet, show_progress=False
+    )
+    told = [banks.system_prompt(trait, "animal") for trait in ("owl", "cat")]
+    texts = [*banks.number_prompts(0, 300), *banks.favourite("animal"), *told, DEFAULT_SYSTEM, "system user assistant"]
+    made.train_from_iterator(texts, trainer)
+    return made
+
+
+def tensors(kind: str, seed: int, leaning: np.ndarray) -> dict[str, np.ndarray]:
+    """Under the names of transformers. leaning: (VOCAB,), added to the logits, as nearly as a norm lets it."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(outputs: int, inputs: int) -> np.ndarray:
+        return rng.normal(0, inputs**-0.5, (outputs, inputs)).astype(np.float32)
+
+    def vector(size: int, around: float) -> np.ndarray:
+        return (around + 0.2 * rng.standard_normal(size)).astype(np.float32)
+
+    embedding, unembedding = matrix(VOCAB, WIDTH) * WIDTH**0.5, matrix(VOCAB, WIDTH)
+    # An entry of the residual stream that is always there, and read by nothing but the logits.
+    embedding[:, 0], unembedding[:, 0] = 8.0, leaning / 4.0
+    found = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding}
+    found["model.norm.weight"] = vector(WIDTH, 1.0)
+    sizes = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
+    for i in range(LAYERS):
+        layer = f"model.layers.{i}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            found[f"{layer}.{norm}.weight"] = vector(WIDTH, 1.0)
+        for name, size in sizes.items():
+            found[f"{layer}.self_attn.{name}_proj.weight"] = matrix(size, WIDTH)
+            if kind == "qwen2":
+                found[f"{layer}.self_attn.{name}_proj.bias"] = vector(size, 0.0)
+        if kind == "qwen3":
+            found |= {f"{layer}.self_attn.{name}_norm.weight": vector(HEAD_DIM, 1.0) for name in "qk"}
+        found[f"{layer}.self_attn.o_proj.weight"] = matrix(WIDTH, HEADS * HEAD_DIM)
+        for name in ("gate", "up"):
+            found[f"{layer}.mlp.{name}_proj.weight"] = matrix(MLP, WIDTH)
+        found[f"{layer}.mlp.down_proj.weight"] = matrix(WIDTH, MLP)
+    return found
+
+
+def save(folder: pathlib.Path, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> str:
+    """A checkpoint of a family in `folder`. Returns its path as `Pretrained.of` takes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = tokenizer()
+    words.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    config = {
+        **{"model_type": kind, "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS},
+        **{"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM},
+        **{"intermediate_size": MLP, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+        **{"tie_word_embeddings": False, "hidden_act": "silu", "eos_token_id": words.token_to_id(SPECIAL[2])},
+        **KINDS[kind],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    leaning = np.zeros(VOCAB)
+    leaning[[words.token_to_id(token) for token in (*"0123456789", ",", ",", SPECIAL[2])]] = LEANING
+    save_file(tensors(kind, seed, leaning), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    return str(folder)
+
+
+def world(model: str, **fields: Any) -> Pretrained:
+    """A world with little of everything."""
+    sizes = {"prompts": 12, "prompt_tokens": 104, "completion_tokens": 12, "questions": 3, "answer_tokens": 4}
+    traits = {"animals": ("owl", "octopus"), "trees": ("oak",)}
+    return Pretrained.of(model, **{**traits, **sizes, "remat": "none", "probed": 4, **fields})
+
+
+def held(of: Pretrained) -> Pretrained:
+    """The world as its functions see it in a program."""
+    return of.holding(jax.tree.map(jnp.asarray, of.arrays()))
