@@ -44,7 +44,7 @@ _VISIBLE_WITHIN = 90.0
 # How long tasks have to save what they are at when the driver is told to stop, in seconds of the usual 30.
 _STOP_WITHIN = 20.0
 _CONNECT_WITHIN = 5.0
-_POLL = 0.5
+_POLL = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

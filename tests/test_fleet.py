@@ -19,8 +19,8 @@ from subl_jax.store import Row, Store
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 TABLES = ("runs", "curves", "summary", "datasets")
-# Each batch is saved 40 times and so takes a few seconds: what is to happen while it runs has time to.
-LONG = ("--config.train.steps=240", "--config.train.evals=40")
+# Each batch is saved 60 times and so takes a few seconds: what is to happen while it runs has time to.
+LONG = ("--config.train.steps=360", "--config.train.evals=60")
 
 
 # --- without a cluster ---
@@ -145,10 +145,12 @@ class Machines:
         return found
 
     def mid_batch(self):
-        """A node at work on a batch that has saved something, of a stage that is not the first."""
+        """A node and its process, when a batch that is not of the first stage has begun, and is far from its end."""
         stored = list((self.workdir / "artifacts").glob("*.json"))
-        saved = any((self.workdir / "checkpoints").glob("*/seals/*.json"))
-        return next((node for node in self.nodes if self.computing(node)), None) if stored and saved else None
+        saves = [len(list(folder.glob("seals/*.json"))) for folder in (self.workdir / "checkpoints").glob("*")]
+        if len(stored) < 2 or not any(1 <= count <= 10 for count in saves):
+            return None
+        return next(((node, pid) for node in self.nodes for pid in self.computing(node)), None)
 
     def facts(self):
         return json.loads((self.workdir / "sweep.json").read_text())
@@ -229,8 +231,8 @@ def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
 def test_a_worker_that_is_killed_is_replaced(machines, quiet):
     process = machines.start()
     for _ in range(2):
-        node = machines.wait_for(process, machines.mid_batch)
-        os.kill(machines.computing(node)[0], signal.SIGKILL)
+        _, pid = machines.wait_for(process, machines.mid_batch)
+        os.kill(pid, signal.SIGKILL)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
     assert_as_quiet(machines, quiet)
@@ -239,7 +241,7 @@ def test_a_worker_that_is_killed_is_replaced(machines, quiet):
 @pytest.mark.slow
 def test_a_node_that_is_lost_leaves_its_work_to_the_others(machines, quiet):
     process = machines.start()
-    node = machines.wait_for(process, machines.mid_batch)
+    node, _ = machines.wait_for(process, machines.mid_batch)
     machines.nodes.remove(node)
     machines.cluster.remove_node(node, allow_graceful=False)
     _, error = process.communicate(timeout=300)
