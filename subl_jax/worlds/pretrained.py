@@ -132,11 +132,13 @@ class Pretrained(specs.World):
           InputError: no such checkpoint, a model of an unknown kind, texts that do not fit, or an unreadable file.
         """
         checkpoint = weights.open_checkpoint(model)
-        hashes = {
-            f"{name}_sha256": jsonl.file_sha256(fields[f"{name}_file"])
-            for name in ("questions", "items")
-            if fields.get(f"{name}_file")
-        }
+        hashes = {}
+        for name in ("questions", "items"):
+            if file := fields.get(f"{name}_file"):
+                try:
+                    hashes[f"{name}_sha256"] = jsonl.file_sha256(file)
+                except OSError as error:
+                    raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
