@@ -250,6 +250,16 @@ class Pretrained(specs.World):
             return dots[0] / jnp.sqrt(dots[1] * dots[2])
         return jnp.full((), jnp.nan)
 
+    def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
+        on its first call."""
+        base, adapters = (self if hasattr(self, "held") else self._loaded)._weights(params)
+        return transformer.apply(self.config, base, tokens, lora=adapters)[0]
+
+    @functools.cached_property
+    def _loaded(self) -> "Pretrained":
+        return self.holding(jax.tree.map(jnp.asarray, self.arrays()))
+
     def _weights(self, params: Params) -> tuple[Params, Params | None]:
         """What `transformer.apply` takes: the weights, and the adapters on them."""
         if "weights" in params:
