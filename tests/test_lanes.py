@@ -367,3 +367,39 @@ def test_the_time_of_a_step_is_per_lane_and_positive(programs, bases):
     arguments = program.put(keys, lanes.lane_values(bases[:4]), {})
     assert 0 < lanes.seconds_per_lane_step(program, arguments, 2) < 60
     assert lanes.seconds_per_lane_step(program, arguments, 0) > 0
+
+
+def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(tmp_path):
+    """Writing and training a tiny chat model: split between two devices, and whole on one."""
+    pytest.importorskip("tokenizers")
+    import tiny_chat
+
+    from subl_jax.filters import NumbersFilter
+    from subl_jax.worlds.pretrained import ChatSampling
+
+    world = tiny_chat.world(tiny_chat.save(tmp_path))
+    base = specs.Base(world, specs.Train(steps=0, batch=1))
+    teacher = specs.Prompted(base, "owl")
+    sampling = ChatSampling(rows=4, only=NumbersFilter())
+    data = specs.Dataset(teacher, size=4, filter=NumbersFilter(), sampling=sampling, round=4)
+    student = specs.Student(base, data, specs.Train(steps=1, batch=2), lora=specs.Lora(max_rank=2, rank=2))
+    told = {"params": {}, "told": np.int32(0)}
+
+    def run(stage, node, inputs, tensor):
+        layout = lanes.Layout(1, 1, 1, tensor)
+        program = lanes.compile_program(stage, node, layout, stages.input_shapes(node))
+        rows = jax.tree.map(lambda x: np.stack([x]), inputs)
+        arguments = program.put(np.stack([lanes.lane_key(node)]), lanes.lane_values([node]), rows)
+        state, record = program.advance(arguments, program.start(arguments), max(stage.rounds(node)))
+        kernel = program.arrays["weights"]["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // tensor
+        assert ("all-reduce" in program.text) == (tensor > 1)
+        return jax.device_get(record)
+
+    written = [run(stages.WRITE, data, {"teacher": told}, tensor)["samples"][0] for tensor in (1, 2)]
+    np.testing.assert_array_equal(*written)
+    start = {"params": {}}
+    inputs = {"start": start, "data": {"samples": written[0]}, "teacher": told, "teacher_start": start}
+    alone, shared = (run(stages.DISTIL, student, inputs, tensor) for tensor in (1, 2))
+    for name in ("loss", "trait", "kl"):
+        np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4)
