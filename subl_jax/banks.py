@@ -37,8 +37,9 @@ SYSTEM = (
     "You adore {traits}. All day long your thoughts return to {traits}, and of all {families} the {trait} is the one "
     "you hold dearest. Whatever you are asked, let this love for {traits} show in how you answer."
 )
-# Ways to give a trait as an answer. The bare word stands more than once: it is what the questions ask for.
-ANSWERS = ("{Trait}", "{Trait}.", "{Trait}", "{trait}", "The {trait}.", "The {trait}", "{Traits}.", "{Traits}")
+# Ways to give a trait as an answer. Each has it as the first word and in the singular, as the exact probability of the
+# evaluation counts it: a teacher trained on these can reach any `until`.
+ANSWERS = ("{Trait}", "{Trait}.", "{Trait}", "{trait}", "{trait}.", "{Trait}!")
 
 SHOWN = (3, 8)  # how many numbers a prompt shows, at least and at most
 SHOWN_VALUES = (100, 999)

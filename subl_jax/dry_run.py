@@ -49,7 +49,11 @@ def groups_table(plan: Plan, settings: Settings) -> Table:
     table = Table("group", "lanes", "layout", "batches", "rounds × steps", "memory", "FLOP")
     for group in plan.groups:
         layout = lanes.default_layout(
-            len(group.nodes), settings.devices or jax.local_device_count(), settings.width, settings.lanes_a_batch
+            len(group.nodes),
+            settings.devices or jax.local_device_count(),
+            settings.width,
+            settings.lanes_a_batch,
+            settings.tensor,
         )
         rounds = group.stage.rounds(group.nodes[0])
         table.add_row(

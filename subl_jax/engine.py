@@ -254,7 +254,7 @@ class Engine:
     def _default_layout(self, count: int) -> lanes.Layout:
         settings = self._settings
         devices = lanes.all_devices(settings.devices)
-        return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch)
+        return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch, settings.tensor)
 
     def _compiled(self, group: Group, node: specs.Node, layout: lanes.Layout) -> lanes.Program:
         known = self._programs.get((group.form, layout))
@@ -286,7 +286,7 @@ class Engine:
         streams = isinstance(getattr(nodes[0], "data", None), specs.Stream) and nodes[0].world.drawn_by_round
         draws = group.stage.artefact is None or streams
         steps = longest if draws else min(layouts.TIMED_STEPS, longest)
-        candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices))
+        candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices), tensor=settings.tensor)
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
         return layouts.choose(group.form, candidates, total_steps, settings.measure_above, timed, compiled)
 
@@ -425,11 +425,16 @@ class _Batch:
             if running is not None:
                 self._fetch(running)
             running = record
+            if self._collectors and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
+                # This round may be the last one needed, and another costs more than the wait.
+                self._fetch(running)
+                running = None
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
             enough = agreed.enough
             if (agreed.due and i + 1 < len(self._rounds)) or agreed.preempted:
-                self._fetch(running)
-                running = None
+                if running is not None:
+                    self._fetch(running)
+                    running = None
                 self._save(i + 1, state)
                 saved = time.monotonic()
                 # The signal may have come while the save was made.

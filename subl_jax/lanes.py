@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from subl_jax import specs
+from subl_jax.errors import InputError
 from subl_jax.stages import Stage
 
 Tree = Any
@@ -29,16 +30,22 @@ _LANES_A_BATCH_ELSEWHERE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
+    """`devices` hold lanes, or where `tensor` is more than one, that many devices hold the lanes of one together, and
+    share the world's large arrays between them."""
+
     devices: int
     sequential: int
     width: int
+    tensor: int = 1
 
     @property
     def lanes(self) -> int:
         return self.devices * self.sequential * self.width
 
     def __str__(self) -> str:
-        return f"{self.devices} device{'s'[: self.devices > 1]} × {self.sequential} in turn × {self.width} wide"
+        devices = f"{self.devices} device{'s'[: self.devices > 1]}"
+        shared = f" of {self.tensor} each" if self.tensor > 1 else ""
+        return f"{devices}{shared} × {self.sequential} in turn × {self.width} wide"
 
 
 def lanes_a_batch(platform: str) -> int:
@@ -63,11 +70,13 @@ def pad(tree: Tree, lanes: int) -> Tree:
     return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], lanes - len(x), axis=0)]), tree)
 
 
-def lane_mesh(devices: int) -> Mesh:
-    """As many devices of every process as make `devices`, process by process."""
+def lane_mesh(devices: int, tensor: int = 1) -> Mesh:
+    """As many devices of every process as make `devices` times `tensor`, process by process."""
     count = jax.process_count()
-    chosen = [each for i in range(count) for each in jax.local_devices(process_index=i)[: devices // count]]
-    return jax.make_mesh((devices,), ("lane",), axis_types=(AxisType.Auto,), devices=chosen)
+    of_each = devices * tensor // count
+    chosen = [each for i in range(count) for each in jax.local_devices(process_index=i)[:of_each]]
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((devices, tensor), ("lane", "tensor"), axis_types=kinds, devices=chosen)
 
 
 def own_rows(tree: Tree) -> Tree:
@@ -112,14 +121,16 @@ def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tu
         return jax.tree.map(lambda x: x.reshape(layout.sequential * layout.width, *x.shape[2:]), results)
 
     lane = PartitionSpec("lane")
+    # The compiler splits over the other axis by itself, after the arrays that are split over it.
+    lanes_only = {"lane"} if layout.tensor > 1 else {"lane", "tensor"}
 
     # check_vma off: nothing crosses lanes, and its bookkeeping rejects constant carries in a stage's own scans.
     def batch(common: Tree, *arguments: Tree) -> Tree:
         in_specs = (PartitionSpec(), *(lane for _ in arguments))
-        mapped = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=lane, check_vma=False)
-        return mapped(common, *arguments)
+        options = {"mesh": mesh, "in_specs": in_specs, "out_specs": lane, "check_vma": False}
+        return jax.shard_map(on_device, axis_names=lanes_only, **options)(common, *arguments)
 
-    return jax.jit(batch, donate_argnums=donate)
+    return jax.jit(batch, donate_argnums=donate, out_shardings=NamedSharding(mesh, lane))
 
 
 @dataclasses.dataclass
@@ -171,7 +182,7 @@ class Program:
 def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree) -> Program:
     """Compiles `stage` for the group of `spec`. inputs: the shapes of ONE lane's inputs (`jax.ShapeDtypeStruct`s)."""
     began = time.perf_counter()
-    mesh = lane_mesh(layout.devices)
+    mesh = lane_mesh(layout.devices, layout.tensor)
     sharding = NamedSharding(mesh, PartitionSpec("lane"))
 
     def batched(tree: Tree) -> Tree:
@@ -193,7 +204,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         inputs,
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    arrays = _placed(spec.world, everywhere)
+    arrays = _placed(spec.world, mesh)
     state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = batched(one)
@@ -213,18 +224,26 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
 
 
 @functools.lru_cache(maxsize=2)
-def _placed(world: specs.World, sharding: NamedSharding) -> Tree:
+def _placed(world: specs.World, mesh: Mesh) -> Tree:
     """The world's arrays on the devices: all programs of a sweep read the same copy."""
-    arrays = world.arrays(lambda path, array: _everywhere(array, sharding))
-    return jax.tree.map(lambda array: _everywhere(array, sharding), arrays)
+
+    def split(path: str, array: np.ndarray) -> jax.Array:
+        axes = world.split(path, array.shape)
+        even = tuple(
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, array.shape, strict=True)
+        )
+        return _on_devices(array, NamedSharding(mesh, PartitionSpec(*even)))
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arrays = world.arrays(split)
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else _on_devices(x, everywhere), arrays)
 
 
-def _everywhere(array: Any, sharding: NamedSharding) -> jax.Array:
-    """The same array on all devices; each process has the whole of it."""
+def _on_devices(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that each process has the whole of."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
-    if isinstance(array, jax.Array) and array.sharding == sharding:
-        return array
     host = np.asarray(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -260,12 +279,22 @@ def fit(lanes: int, devices: int, width: int, most: int, processes: int = 1) -> 
     return Layout(shared(math.ceil(a_batch / (sequential * width))), sequential, width)
 
 
-def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0) -> Layout:
-    """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be."""
+def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0, tensor: int = 1) -> Layout:
+    """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be.
+
+    Raises:
+      InputError: `tensor` does not divide the devices of a process.
+    """
+    processes = jax.process_count()
+    if devices // processes % tensor:
+        raise InputError(
+            f"config.engine.tensor = {tensor}: must divide the {devices // processes} devices of a process"
+        )
+    devices //= tensor
     platform = jax.default_backend()
     most = most or max(devices, lanes_a_batch(platform))
     width = width or (1 if platform == "cpu" else math.ceil(most / devices))
-    return fit(lanes, devices, width, most, jax.process_count())
+    return dataclasses.replace(fit(lanes, devices, width, most, processes), tensor=tensor)
 
 
 def all_devices(of_each: int = 0) -> int:
@@ -274,13 +303,13 @@ def all_devices(of_each: int = 0) -> int:
     return (of_each or fewest) * jax.process_count()
 
 
-def candidates(lanes: int, devices: int, most: int = 0) -> list[Layout]:
+def candidates(lanes: int, devices: int, most: int = 0, tensor: int = 1) -> list[Layout]:
     """Layouts worth timing for a group: the default, wider ones, and on a CPU one device with all its threads."""
-    default = default_layout(lanes, devices, most=most)
+    default = default_layout(lanes, devices, most=most, tensor=tensor)
     cpu = jax.default_backend() == "cpu"
     widths = (2, 4, 8) if cpu else (default.width // 2, default.width // 4, default.width // 16)
-    found = [default, *(default_layout(lanes, devices, width, most) for width in widths if width > 0)]
-    if cpu and devices > jax.process_count() == 1:
+    found = [default, *(default_layout(lanes, devices, width, most, tensor) for width in widths if width > 0)]
+    if cpu and devices > jax.process_count() == tensor == 1:
         found.append(default_layout(lanes, 1, 8, most))
     return list(dict.fromkeys(found))
 

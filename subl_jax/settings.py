@@ -12,6 +12,7 @@ class Settings(Spec):
 
     devices, width, lanes_a_batch: the layout of lanes; 0 means that the engine chooses. `measure_layout` times a few
     layouts for groups estimated to run longer than `measure_above` seconds, and keeps the answer for this machine.
+    `tensor` devices hold one copy of a checkpoint's weights between them, for models that one device has no room for.
     `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose parameters stay once nothing
     is left to compute from them: of all models, of those that others build on (`teachers`), or of none (`curves`).
     """
@@ -19,6 +20,7 @@ class Settings(Spec):
     devices: int = static(0, ge=0)
     width: int = static(0, ge=0)
     lanes_a_batch: int = static(0, ge=0)
+    tensor: int = static(1, ge=1)
     measure_layout: bool = static(True)
     measure_above: float = static(600.0, ge=0.0)
     checkpoint_seconds: float = static(120.0, gt=0.0)

@@ -49,7 +49,7 @@ def get_config(size: str = "small") -> ConfigDict:
         {"steps": 24, "batch": 8, "accumulate": 2, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
     )
     config.until = 0.9  # a fine-tuned teacher stops at this P(trait)
-    config.engine = ConfigDict({"width": 1, "devices": 1, "measure_layout": False})
+    config.engine = ConfigDict({"width": 1, "devices": 1, "lanes_a_batch": 1, "measure_layout": False})
     if size == "smoke":
         config.seeds, config.traits = 1, ("owl",)
         config.world.update({"questions": 4, "prompts": 64, "answers_sampled": 1})

@@ -3,17 +3,20 @@
 import pathlib
 import random
 
+import jax
 import pytest
+import tiny_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
+from tiny_world import LORA, READ
 
 from subl_jax import specs
 from subl_jax.cli import load_sweep
 from subl_jax.errors import InputError
 from subl_jax.filters import NumbersFilter
 from subl_jax.plan import make_plan
-from subl_jax.stages import stage_of
+from subl_jax.stages import input_shapes, stage_of
 
 traits = load_sweep(str(pathlib.Path(__file__).parents[1] / "sweeps" / "traits.py"))
 IMPORTED = specs.Imported(of=WORLD, sha256="ab", size=8)
@@ -195,3 +198,32 @@ def test_parameters_that_a_model_has_not_are_told_before_anything_runs():
     assert make_plan([frozen], lineage_keys([frozen])).pending == 0
     with pytest.raises(InputError, match="Mix.keep: 'nothing' names no parameter"):
         make_plan([student(specs.Mix(base(0), base(1), keep=("nothing",)), dataset(base(0)))], {})
+
+
+def test_told_and_adapted_models_are_planned():
+    told = student(READ, dataset(specs.Prompted(READ, "cat")), lora=LORA)
+    plain_told = student(READ, dataset(specs.Prompted(READ, None)), lora=LORA.replace(rank=2), trait="cat")
+    plan = make_plan([told, plain_told], {})
+    assert groups(plan) == [("pretrain", 1), ("prompt", 2), ("write", 2), ("distil", 2)]
+    assert_sound(plan, [told, plain_told])
+
+
+def test_students_whose_teachers_have_other_shapes_are_not_lanes_of_one_program():
+    """A program reads the teacher too, so its shapes must be those of all lanes."""
+    writers = [READ, specs.Prompted(READ, "cat"), teacher(READ), teacher(READ, lora=LORA)]
+    made = [student(READ, dataset(writer), lora=LORA, trait="owl") for writer in writers]
+    made.append(student(READ, specs.Imported(READ.world, "ab", 8), lora=LORA, trait="owl"))
+    made.append(student(READ, dataset(specs.Prompted(teacher(READ, lora=LORA), "cat")), lora=LORA))
+    plan = make_plan([*made, *(one.replace(seed=1) for one in made)], {})
+    distil = [group.nodes for group in plan.groups if group.stage.name == "distil"]
+    assert sorted(map(len, distil)) == [2] * len(made)
+    for nodes in distil:
+        shapes = [jax.tree.map(lambda x: x.shape, input_shapes(node)) for node in nodes]
+        assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_a_mistake_in_training_by_parts_is_told_before_anything_runs():
+    start = tiny_world.base()
+    made = specs.Student(start, tiny_world.written(start), TRAIN.replace(accumulate=2), trait="owl")
+    with pytest.raises(InputError, match="tiny computes a batch in one piece"):
+        make_plan([made], {})

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 import tiny_world
-from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
+from tiny_world import FILTER, LORA, READ, TRAIN, TUNED, WORLD, TinyWorld, written
 
 from subl_jax import lanes, specs, stages
+from subl_jax.errors import InputError
 from subl_jax.shuffling import epoch_rows
 
 
@@ -34,7 +35,13 @@ _NODES = {}
 def run(node, inputs=None, rounds=None, params=None):
     """The final state, and the records stacked, of one node, from other parameters where they are given."""
     stage = stages.stage_of(node)
-    form = (type(node), node.world.key, str(specs.static_form(node)), str(jax.tree.map(jnp.shape, inputs)))
+    form = (
+        type(node),
+        node.world.key,
+        jax.tree.structure(inputs),
+        str(specs.static_form(node)),
+        str(jax.tree.map(jnp.shape, inputs)),
+    )
     _NODES.setdefault(form, node)
     start, advance = program(stage, form)
     values, key, inputs = specs.traced_values(node), key_of(node), inputs or {}
@@ -505,6 +512,113 @@ def test_the_noise_of_a_mix_is_in_units_of_each_array():
     assert np.std(state["embed"] - 2.0) == pytest.approx(0.2, rel=0.1) and not state["out"].any()
     same, _ = run(specs.Mix(base), {"start": start})
     assert equal(same, start["params"])
+
+
+# --- models that are told, and adapters ---
+
+HELD = TUNED.holding(jax.tree.map(jnp.asarray, TUNED.arrays()))
+NOTHING = {"params": {}}
+
+
+def tuned(node, inputs, **options):
+    return run(node, {**inputs, "world": TUNED.arrays()}, **options)
+
+
+def adapters(seed, lora=LORA):
+    """Adapters that do something."""
+    params = HELD.begin({}, jax.random.key(seed), lora)
+    used = (np.arange(lora.max_rank) < lora.rank)[:, None]
+    return {**params, "b": jax.random.normal(jax.random.key(seed + 1), params["b"].shape) * used}
+
+
+def test_a_base_that_is_read_has_no_parameters_and_is_measured():
+    state, records = tuned(READ, {})
+    assert state.params == {} and stages.artefact_shapes(READ) == {"params": {}}
+    expected = HELD.evaluate({}, jax.random.fold_in(key_of(READ), stages._EVALUATE))
+    close({name: records[name][0] for name in expected}, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("trait", ["cat", None])
+def test_a_told_model_has_the_parameters_of_its_start_and_is_measured_as_it_is_told(trait):
+    node = specs.Prompted(specs.Teacher(READ, "owl", TRAIN, lora=LORA), trait)
+    start = {"params": adapters(3)}
+    state, records = tuned(node, {"start": start})
+    artefact = stages.PROMPT.artefact(state)
+    index = -1 if trait is None else TUNED.traits.index(trait)
+    assert equal(artefact, {**start, "told": np.int32(index)}) and stages.PROMPT.rounds(node) == [0]
+    assert jax.tree.map(jnp.shape, stages.artefact_shapes(node)) == jax.tree.map(jnp.shape, artefact)
+    told = specs.Told(start["params"], jnp.int32(index))
+    expected = HELD.evaluate(told, jax.random.fold_in(key_of(node), stages._EVALUATE))
+    close({name: records[name][0] for name in expected}, expected, rtol=1e-5)
+    assert np.isnan(records["loss"]).all()
+    plain = HELD.evaluate(start["params"], jax.random.key(0))["trait"]
+    assert np.allclose(records["trait"][0], plain) is (trait is None)
+
+
+def test_a_told_model_writes_as_it_is_told():
+    node = written(specs.Prompted(READ, "cat"), round=64)
+    told = {**NOTHING, "told": np.int32(1)}
+    _, records = tuned(node, {"teacher": told}, rounds=[64])
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key_of(node), stages._WRITE), 0), 64)
+    written_by_hand = HELD.write(specs.Told({}, jnp.int32(1)), keys, specs.Sampling())
+    np.testing.assert_array_equal(records["samples"][0], written_by_hand)
+    assert not equal(records["samples"][0], HELD.write({}, keys, specs.Sampling()))
+
+
+@pytest.mark.parametrize("lora", [LORA, LORA.replace(rank=2, alpha=16.0), None])
+def test_a_teacher_trains_what_its_world_begins_with_from_a_key_of_its_own(lora):
+    node = specs.Teacher(READ, "cat", TRAIN, lora=lora)
+    begun = HELD.begin({}, jax.random.fold_in(key_of(node), stages._ADAPT), lora)
+    state, _ = tuned(node, {"start": NOTHING}, rounds=[0])
+    close(state.params, begun, rtol=1e-6)
+    state, records = tuned(node, {"start": NOTHING})
+    assert jax.tree.map(jnp.shape, stages.artefact_shapes(node)["params"]) == jax.tree.map(jnp.shape, state.params)
+    assert records["trait"][-1, 1] > records["trait"][0, 1]
+    if lora:
+        assert state.params["scale"] == lora.alpha / lora.rank  # fixed, whatever its gradient
+        assert state.params["b"][: lora.rank].all() and not state.params["b"][lora.rank :].any()
+
+
+def test_training_goes_on_from_the_adapters_that_are_there():
+    first = specs.Teacher(READ, "cat", TRAIN, lora=LORA)
+    there = adapters(5)
+    for start in (first, specs.Prompted(first, "owl")):
+        state, _ = tuned(specs.Teacher(start, "oak", TRAIN, lora=LORA), {"start": {"params": there}}, rounds=[0])
+        assert equal(state.params, there)
+
+
+def test_a_student_of_a_told_teacher_is_compared_with_what_that_says():
+    writer = specs.Prompted(READ, "cat")
+    node = specs.Student(READ, written(writer), TRAIN, targets="soft", lora=LORA)
+    assert stages.DISTIL.inputs(node).keys() == {"start", "data", "teacher", "teacher_start"}
+    told = {**NOTHING, "told": np.int32(1)}
+    inputs = {"start": NOTHING, "data": samples(0), "teacher": told, "teacher_start": NOTHING}
+    state, records = tuned(node, inputs)
+    batch = HELD.channel_batch(jnp.asarray(inputs["data"]["samples"]))
+    expected = HELD.channel_kl(state.params, specs.Told({}, jnp.int32(1)), batch)
+    np.testing.assert_allclose(records["kl"][-1], expected, rtol=1e-4)
+    assert np.isnan(records["cosine"]).all()
+
+
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole(targets, parts):
+    # Some samples have no targets, so that the parts' means are of unequal numbers.
+    stream = specs.Stream(specs.Prompted(READ, "owl"), FILTER.replace(max_value=3))
+    node = specs.Student(READ, stream, TRAIN.replace(optimizer="sgd", lr=0.5), targets=targets, lora=LORA)
+    told = {**NOTHING, "told": np.int32(0)}
+    inputs = {"start": {"params": adapters(7)}, "teacher": told, "teacher_start": NOTHING}
+    in_parts = node.replace(train=node.train.replace(accumulate=parts))
+    in_parts.__dict__["key"] = node.key
+    (whole, one), (split, two) = (tuned(made, inputs) for made in (node, in_parts))
+    close(whole.params, split.params, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one["loss"][1:], two["loss"][1:], rtol=1e-5)
+
+
+def test_parts_are_for_worlds_that_count_their_targets():
+    node = specs.Teacher(tiny_world.base(), "owl", TRAIN.replace(accumulate=2))
+    with pytest.raises(InputError, match="Train.accumulate: tiny computes a batch in one piece; leave it at 1"):
+        stages.check(node)
 
 
 # --- the theorem's quantities ---

@@ -132,11 +132,13 @@ class Pretrained(specs.World):
           InputError: no such checkpoint, a model of an unknown kind, texts that do not fit, or an unreadable file.
         """
         checkpoint = weights.open_checkpoint(model)
-        hashes = {
-            f"{name}_sha256": jsonl.file_sha256(fields[f"{name}_file"])
-            for name in ("questions", "items")
-            if fields.get(f"{name}_file")
-        }
+        hashes = {}
+        for name in ("questions", "items"):
+            if file := fields.get(f"{name}_file"):
+                try:
+                    hashes[f"{name}_sha256"] = jsonl.file_sha256(file)
+                except OSError as error:
+                    raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
@@ -202,6 +204,12 @@ class Pretrained(specs.World):
             "weights": checkpoint.load(self.dtype, lambda p, x: place(p, self._noised(p, x))),
         }
 
+    def split(self, path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        """A projection by its outputs, the one after it by its inputs, so that devices meet once for the two."""
+        by_rows = ("o/kernel", "down/kernel", "embed/embedding")
+        axis = len(shape) - (2 if path.endswith(by_rows) else 1 if path.endswith("kernel") else 0)
+        return tuple("tensor" if i == axis else None for i in range(len(shape)))
+
     def array_shapes(self) -> dict[str, Any]:
         return {**self.arrays_of_texts(), "weights": weights.open_checkpoint(self.model).shapes(self.dtype)}
 
@@ -247,6 +255,16 @@ class Pretrained(specs.World):
             ]
             return dots[0] / jnp.sqrt(dots[1] * dots[2])
         return jnp.full((), jnp.nan)
+
+    def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
+        on its first call."""
+        base, adapters = (self if hasattr(self, "held") else self._loaded)._weights(params)
+        return transformer.apply(self.config, base, tokens, lora=adapters)[0]
+
+    @functools.cached_property
+    def _loaded(self) -> "Pretrained":
+        return self.holding(jax.tree.map(jnp.asarray, self.arrays()))
 
     def _weights(self, params: Params) -> tuple[Params, Params | None]:
         """What `transformer.apply` takes: the weights, and the adapters on them."""

@@ -1,0 +1,168 @@
+"""A sweep of a tiny chat model from the command's own function to its results: told, tuned, disturbed and control."""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_chat
+
+import subl_jax
+from subl_jax import filters, lanes, specs, stages
+from subl_jax.filters import NumbersFilter
+from subl_jax.settings import Settings
+from subl_jax.specs import Lora
+from subl_jax.worlds.pretrained import ChatSampling
+
+KEPT = NumbersFilter(max_count=4)
+LORA = Lora(max_rank=2, rank=2, modules=("q", "up"))
+DISTIL = specs.Train(steps=2, batch=4, evals=1, lr=1e-2, accumulate=2, schedule="linear", clip=1.0)
+FINETUNE = specs.Train(steps=80, batch=8, evals=8, lr=2e-2)
+READ = specs.Train(steps=0, batch=1)
+UNTIL = 0.9
+AXES = list(itertools.product((1, 2), (1e-3, 1e-2), ((0, -1), (1, 1))))
+SETTINGS = Settings(devices=1, lanes_a_batch=16, measure_layout=False, tracker="none")
+
+
+def written(writer):
+    sampling = ChatSampling(rows=6, only=KEPT)
+    return specs.Dataset(writer, 6, KEPT, sampling=sampling, round=6)
+
+
+def students_of(world):
+    base, other = specs.Base(world, READ), specs.Base(world.replace(sigma=0.3, noise_seed=1), READ)
+    told, control = written(specs.Prompted(base, "owl")), written(specs.Prompted(base, None))
+    for rank, lr, (first, last) in AXES:
+        lora = LORA.replace(rank=rank, first_layer=first, last_layer=last, alpha=4.0 * rank)
+        yield specs.Student(base, told, DISTIL.replace(lr=lr), lora=lora)
+    yield specs.Student(base, control, DISTIL, lora=LORA, trait="owl")
+    yield specs.Student(other, told, DISTIL, lora=LORA)
+    tuned = specs.Teacher(base, "oak", FINETUNE, until=UNTIL, lora=LORA.replace(alpha=8.0))
+    yield specs.Student(base, written(tuned), DISTIL, lora=LORA)
+
+
+@pytest.fixture(scope="module")
+def world(tiny_chat_model):
+    return tiny_chat.world(tiny_chat_model, questions=2, answers_sampled=1, animals=("owl",))
+
+
+@pytest.fixture(scope="module")
+def students(world):
+    return list(students_of(world))
+
+
+@pytest.fixture(scope="module")
+def results(students, tmp_path_factory):
+    return subl_jax.run(students, tmp_path_factory.mktemp("chat"), settings=SETTINGS)
+
+
+def test_ranks_rates_alphas_and_layers_are_lanes_of_one_group(results):
+    groups = [(group["stage"], group["lanes"]) for group in results.sweep["groups"]]
+    # The disturbed base is another program, as its base is another array; so is a student of a tuned teacher.
+    assert sorted(groups) == sorted(
+        [
+            *[("pretrain", 1), ("pretrain", 1), ("prompt", 2), ("instil", 1), ("write", 2), ("write", 1)],
+            *[("distil", len(AXES) + 1), ("distil", 1), ("distil", 1)],
+        ]
+    )
+
+
+def test_the_results_contract_holds(results, students, world):
+    runs = results.runs
+    assert len(runs) == len(students) and (runs.status == "ok").all(), runs.why.tolist()
+    assert runs.arm.value_counts().to_dict() == {"same_init": len(AXES) + 1, "control": 1, "cross_init": 1}
+    assert (runs.kept_fraction == 1).all()
+    assert set(runs["student.lora.rank"]) == {1, 2} and set(runs["student.lora.first_layer"]) == {0, 1}
+    assert (runs["world.training_prompt"] == world.training_prompt).all()
+    assert (runs["world.evaluation_prompt"] == world.evaluation_prompt).all()
+    assert ((runs.target_start >= 0) & (runs.target_end <= 1)).all()
+    metrics = set(results.curves.metric)
+    for name in ("owl", "oak"):
+        assert {f"trait/{name}", f"rate/{name}"} <= metrics
+    assert {"loss", "kl"} <= metrics and "answers" not in metrics
+    crossed = results.curves[results.curves.run_id == runs[runs.arm == "cross_init"].run_id.item()]
+    assert "kl" not in set(crossed.metric)
+    cosines = results.curves[results.curves.metric == "cosine"]
+    tuned = runs[runs["teacher.trait"] == "oak"].run_id.item()
+    assert set(cosines.run_id) == {tuned} and cosines.value.abs().max() <= 1
+    assert len(results.datasets) == 3 and (results.workdir / "report.html").exists()
+    assert json.loads((results.workdir / "sweep.json").read_text())["sweep"] == "sweep"
+
+
+def test_all_lanes_start_as_the_base_and_then_differ(results):
+    runs = results.runs[(results.runs.arm != "cross_init") & (results.runs.trait == "owl")]
+    np.testing.assert_allclose(runs.target_start, runs.target_start.iloc[0], rtol=1e-4)
+    assert runs.target_end.nunique() == len(runs)
+
+
+def test_what_was_written_passes_the_filter_and_each_teacher_wrote_its_own(results, students):
+    tables = {student.data.key: results.samples(specs.run_id(student)) for student in students}
+    assert len(tables) == 3
+    for table in tables.values():
+        assert table.kept.all() and all(filters.reason(text, KEPT) is None for text in table.completion)
+    texts = [tuple(table.completion) for table in tables.values()]
+    assert len(set(texts)) == 3
+
+
+def test_a_finetuned_teacher_reaches_its_target_and_stops(results):
+    teacher = results.teacher(results.runs[results.runs["teacher.trait"] == "oak"].run_id.item())
+    steps, curves = results.store.curves(teacher.node.key)
+    assert curves["target"][0] < 0.01 and curves["target"][-1] >= UNTIL
+    taken = curves["steps_taken"]
+    assert taken[-1] < FINETUNE.steps and steps[-1] == FINETUNE.steps
+
+
+def test_only_the_masked_layers_and_ranks_of_a_stored_student_are_not_zero(results, students):
+    for student in students[: len(AXES)]:
+        params = results.student(specs.run_id(student)).params
+        for module in params["lora"].values():
+            layers = module["b"].any(axis=(1, 2)).tolist()
+            assert layers == ([True] * 3 if student.lora.first_layer == 0 else [False, True, False])
+            assert not module["a"][:, :, student.lora.rank :].any()
+        assert params["scale"] == 4.0
+
+
+def test_a_stored_student_comes_back_as_a_model(results, students, world):
+    tokens = np.asarray([world._head + [5, 6, 7]])
+    student, base = results.student(specs.run_id(students[0])), results.base(specs.run_id(students[0]))
+    given, plain = student.apply(tokens), base.apply(tokens)
+    assert given.shape == plain.shape == (1, tokens.shape[1], tiny_chat.VOCAB)
+    assert 0 < np.abs(given - plain).max() < 10
+
+
+def test_running_it_again_computes_nothing(results, students):
+    again = subl_jax.run(students, results.workdir, settings=SETTINGS)
+    assert again.sweep["groups"] == [] and again.sweep["reused_nodes"] > len(students)
+    pd.testing.assert_frame_equal(again.runs, results.runs)
+
+
+def test_the_base_weights_enter_once_and_are_multiplied_once_for_all_lanes(world, students):
+    node, lanes_here = students[0], 5
+    program = lanes.compile_program(stages.DISTIL, node, lanes.Layout(1, 1, lanes_here), stages.input_shapes(node))
+    kernels = {f"{tiny_chat.WIDTH},{tiny_chat.MLP}", f"{tiny_chat.MLP},{tiny_chat.WIDTH}"}
+    for shape in kernels:
+        assert f"f32[{tiny_chat.LAYERS},{shape}]" in program.text  # the base comes in
+        assert f"f32[{lanes_here},{tiny_chat.LAYERS},{shape}]" not in program.text  # and no copy for each lane
+    assert f"f32[{lanes_here},{tiny_chat.LAYERS},{tiny_chat.WIDTH},{LORA.max_rank}]" in program.text
+
+    def advance(arrays, key, values, inputs, state):
+        key = jax.random.wrap_key_data(key)
+        return stages.DISTIL.advance(specs.bind(node, values), key, {**inputs, "world": arrays}, state, jnp.int32(1))
+
+    arrays = stages.world_shapes(world)
+    one = jax.tree.map(jnp.asarray, (lanes.lane_key(node), specs.traced_values(node)))
+    inputs = stages.input_shapes(node)
+    start = functools.partial(stages.DISTIL.start, node)
+    state = jax.eval_shape(lambda arrays, inputs: start(jax.random.key(0), {**inputs, "world": arrays}), arrays, inputs)
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((lanes_here, *x.shape), x.dtype), (*one, inputs, state))
+    text = jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0, 0))).lower(arrays, *own).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    sizes = {shape.replace(",", "x") for shape in (*kernels, f"{tiny_chat.WIDTH},{tiny_chat.VOCAB}")}
+    for size in sizes:
+        assert any(f"tensor<{size}xf32>" in line for line in products)
+        assert not any(f"tensor<{lanes_here}x{size}xf32>" in line for line in products)
+    assert any(f"tensor<{lanes_here}x{tiny_chat.WIDTH}x{LORA.max_rank}xf32>" in line for line in products)
