@@ -1,6 +1,7 @@
 """Object stores: a whole sweep in a bucket, with faults that pass and faults that stay."""
 
 import errno
+import types
 
 import pandas as pd
 import pytest
@@ -122,7 +123,7 @@ def test_a_sweep_in_a_bucket_gives_what_it_gives_on_a_disk(quiet):
 
 def test_a_sweep_in_a_stumbling_bucket_gives_the_same(quiet, monkeypatch):
     pauses = []
-    monkeypatch.setattr(retrying.time, "sleep", pauses.append)
+    monkeypatch.setattr(retrying, "time", types.SimpleNamespace(sleep=pauses.append))
     faults = Stumbling(share=0.4)
     with bucket(faults):
         results = run("gs://lab/tiny")
@@ -133,7 +134,7 @@ def test_a_sweep_in_a_stumbling_bucket_gives_the_same(quiet, monkeypatch):
 
 
 def test_a_bucket_that_may_not_be_written_is_bad_input_at_once(monkeypatch):
-    monkeypatch.setattr(retrying.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr(retrying, "time", types.SimpleNamespace(sleep=lambda _: pytest.fail("waited")))
 
     def faults(operation, path):
         if operation == "write":
@@ -148,7 +149,7 @@ def test_a_bucket_that_may_not_be_written_is_bad_input_at_once(monkeypatch):
     [PermissionError("Forbidden: no permission"), OSError(errno.ENOSPC, "No space left on device"), WithCode(403)],
 )
 def test_a_store_that_may_not_be_written_any_more_is_one_line_at_once(error, monkeypatch):
-    monkeypatch.setattr(retrying.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr(retrying, "time", types.SimpleNamespace(sleep=lambda _: pytest.fail("waited")))
 
     def faults(operation, path):
         if operation == "write":
@@ -160,7 +161,7 @@ def test_a_store_that_may_not_be_written_any_more_is_one_line_at_once(error, mon
 
 
 def test_a_store_that_cannot_be_read_for_now_is_not_called_damaged(monkeypatch):
-    monkeypatch.setattr(retrying.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retrying, "time", types.SimpleNamespace(sleep=lambda _: None))
     with bucket() as objects:
         Store("gs://lab/x").put("distil", [Row("a" * 64, {})], {"w": pd.Series([1.0]).to_numpy()})
         before = dict(objects.store)
