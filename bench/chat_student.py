@@ -87,9 +87,10 @@ class Lanes:
         self.layout = layout
         self.program = lanes.compile_program(stages.DISTIL, nodes[0], layout, stages.input_shapes(nodes[0]))
         one = {"start": {"params": {}}, "data": {"samples": samples}}
-        inputs = jax.tree.map(lambda x: np.broadcast_to(x, (layout.lanes, *x.shape)), one)
-        keys = np.stack([lanes.lane_key(node) for node in nodes])
-        self._arguments = self.program.put(keys, lanes.lane_values(nodes), inputs)
+        own = nodes[self.program.own]
+        inputs = jax.tree.map(lambda x: np.broadcast_to(x, (len(own), *x.shape)), one)
+        keys = np.stack([lanes.lane_key(node) for node in own])
+        self._arguments = self.program.put(keys, lanes.lane_values(own), inputs)
         self._state = self.program.start(self._arguments)
 
     def run(self, steps: int) -> None:
@@ -107,7 +108,6 @@ def torch_model() -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     torch.set_num_threads(measuring.cores())
     path = weights.open_checkpoint(MODEL).path
     return transformers.AutoModelForCausalLM.from_pretrained(

@@ -171,8 +171,8 @@ def tables(data: Data) -> list[Table]:
     head, prompt, completion = data["room"]
     mean = data["tokens_a_call"] / len(data["lengths"])
     note = (
-        f"Batches of {data['batch']} conversations in {data['accumulate']} parts, {data['steps']} updates a call; "
-        f"{mean:.0f} tokens a conversation on average, of the {head} + {prompt} + {completion} there is room for. "
+        f"Batches of {data['batch']} conversations, here in {data['accumulate']} parts, {data['steps']} updates a "
+        f"call; {mean:.0f} tokens a conversation, of the {head} + {prompt} + {completion} there is room for here. "
         f"Losses of two updates differ by {data['agreement']['losses_apart']:.1g} nats at most. × peft is against the "
         "faster of the two. Ratios are of medians, with the range over rounds."
     )
