@@ -17,7 +17,7 @@ from measuring import Data, Spread, Table
 NAME = "chat_generation"
 BATCHES = (1, 4, 16, 64, 256, 512)
 # Samples of a call are some batches, so that rows are refilled, but not many of the large and slow ones.
-TIMES, FEW, MANY = 4, 4, 512
+TIMES, MANY = 4, 512
 OURS, THEIRS = "here", "transformers"
 FREE, CONSTRAINED = "free", "constrained"
 
@@ -35,7 +35,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def samples_of(batch: int, most: int) -> int:
-    return max(batch, min(TIMES * max(batch, FEW // TIMES), most))
+    return max(batch, min(TIMES * batch, most))
 
 
 def measure(options: argparse.Namespace) -> Data:
