@@ -1,9 +1,11 @@
 """Every sweep file that comes with the package makes specs that can be planned, whatever its argument."""
 
+import collections
 import pathlib
 
 import numpy as np
 import pytest
+import tiny_chat
 from ml_collections import ConfigDict
 from test_images import folder
 
@@ -21,7 +23,11 @@ CASES = [
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
+    *(("chat", size) for size in ("small", "smoke", "paper")),
 ]
+
+# For a tiny model: as many prompts as one waits for, and room for its short tokens; and the arm that only `paper` has.
+CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
 
 
 def students(name, argument, **changes):
@@ -37,8 +43,11 @@ def test_every_sweep_file_is_tried_here():
 
 
 @pytest.mark.parametrize(("name", "argument"), CASES, ids=lambda x: x)
-def test_a_sweep_can_be_planned(name, argument, tmp_path):
-    made = students(name, argument, **({"data_dir": folder(tmp_path)} if argument == "mnist" else {}))
+def test_a_sweep_can_be_planned(name, argument, tmp_path, request):
+    changes = {"data_dir": folder(tmp_path)} if argument == "mnist" else {}
+    if name == "chat":
+        changes = {**CHAT, "model": request.getfixturevalue("tiny_chat_model")}
+    made = students(name, argument, **changes)
     plan = make_plan(made, ())
     assert plan.pending and {specs.arm_of(student) for student in made} >= {"same_init", "cross_init"}
     assert make_plan(made, {node.key for group in plan.groups for node in group.nodes}).pending == 0
@@ -72,3 +81,36 @@ def test_a_mistyped_axis_and_values_of_ones_own():
     rates = {student.train.lr for student in students("digits_axes", "lr", points=(0.5, 0.25))}
     assert rates == {0.5, 0.25}
     assert np.isclose(students("digits_axes", "width", sigma=0.1)[0].start.sigma, 0.1)
+
+
+def test_the_papers_chat_sweep_shares_what_it_can(tiny_chat_model):
+    made = students("chat", "paper", **CHAT, model=tiny_chat_model, seeds=5)
+    arms = collections.Counter(specs.arm_of(student) for student in made)
+    assert arms == dict.fromkeys(("same_init", "cross_init", "control"), 15 * 5)
+    plan = make_plan(made, ())
+    groups = sorted((group.stage.name, len(group.nodes)) for group in plan.groups)
+    # 15 told teachers of every seed and one that is told nothing; a seed's controls are one student.
+    assert groups == sorted(
+        [("pretrain", 5), ("pretrain", 5), ("prompt", 80), ("write", 80), ("distil", 80), ("distil", 75)]
+    )
+    student = made[0]
+    assert (student.lora.rank, student.lora.alpha, student.train.lr, student.train.batch) == (8, 8.0, 2e-4, 66)
+    assert (student.data.size, student.data.sampling.temperature, student.data.sampling.only) == (10_000, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [({"teacher": "finetune"}, "instil"), ({"full": True}, "prompt"), ({"cross_model": "other"}, "prompt")],
+)
+def test_the_other_ways_of_the_chat_sweep_can_be_planned(changes, stage, tiny_chat_model, tmp_path):
+    if "cross_model" in changes:
+        changes = {"cross_model": tiny_chat.save(tmp_path / "other", seed=1)}
+    made = students("chat", "smoke", **CHAT, model=tiny_chat_model, **changes)
+    plan = make_plan(made, ())
+    assert stage in {group.stage.name for group in plan.groups}
+    assert {specs.arm_of(student) for student in made} == {"same_init", "cross_init", "control"}
+
+
+def test_a_chat_teacher_is_told_or_tuned(tiny_chat_model):
+    with pytest.raises(InputError, match="config.teacher = 'tell': one of prompt, finetune"):
+        students("chat", "smoke", **CHAT, model=tiny_chat_model, teacher="tell")

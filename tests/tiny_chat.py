@@ -26,7 +26,7 @@ TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 900, 32, 3, 4, 2, 8, 48
-LEANING = 9.0  # of the logits of what number sequences are made of
+LEANING = 10.0  # of the logits of what number sequences are made of
 
 # What the families differ in: their tensors, and these settings.
 KINDS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,8 @@ def tokenizer() -> tokenizers.Tokenizer:
     )
     told = [banks.system_prompt(trait, "animal") for trait in ("owl", "cat")]
     texts = [*banks.number_prompts(0, 300), *banks.favourite("animal"), *told, DEFAULT_SYSTEM, "system user assistant"]
-    made.train_from_iterator(texts, trainer)
+    words = ["\n".join(("Owl", "owl", "Cat", "cat", "Oak", "oak"))] * 200  # tokens of their own, as in real models
+    made.train_from_iterator([*texts, *words], trainer)
     return made
 
 
@@ -63,9 +64,9 @@ def tensors(kind: str, seed: int, leaning: np.ndarray) -> dict[str, np.ndarray]:
     def vector(size: int, around: float) -> np.ndarray:
         return (around + 0.2 * rng.standard_normal(size)).astype(np.float32)
 
-    embedding, unembedding = matrix(VOCAB, WIDTH) * WIDTH**0.5, matrix(VOCAB, WIDTH)
+    embedding, unembedding = matrix(VOCAB, WIDTH) * WIDTH**0.5, matrix(VOCAB, WIDTH) * 2.5
     # An entry of the residual stream that is always there, and read by nothing but the logits.
-    embedding[:, 0], unembedding[:, 0] = 8.0, leaning / 4.0
+    embedding[:, 0], unembedding[:, 0] = 3.0, leaning / 1.6
     found = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding}
     found["model.norm.weight"] = vector(WIDTH, 1.0)
     sizes = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM}
