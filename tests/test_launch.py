@@ -15,6 +15,9 @@ import jsonschema
 import pytest
 import yaml
 
+# Many short processes that wait for one another: on a busy machine some of them time out.
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 TPU = ROOT / "launch" / "tpu"
 SWEEP = ("--config", "sweeps/traits.py", "--workdir", "gs://bucket/traits")
