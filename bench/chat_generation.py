@@ -4,7 +4,7 @@ SmolLM2-135M in float32 at temperature 1, nothing cut, the same prompts here and
 that only what the filter keeps can be written. There the constraint is a logits processor over the same automaton,
 batches are padded on the left and come one after the other; here rows that have finished take up the next prompt. Only
 tokens up to the end of an answer count. Small batches write several times their size, the largest once: `samples` in
-the table is how many a call writes.
+the table is how many a call writes. PyTorch uses one thread or all, whichever is faster.
 """
 
 import argparse
@@ -18,6 +18,8 @@ NAME = "chat_generation"
 BATCHES = (1, 4, 16, 64, 256, 512)
 # Samples of a call are some batches, so that rows are refilled, but not many of the large and slow ones.
 TIMES, MANY = 4, 512
+# New tokens of the calls that warm up, and find out how many threads are faster.
+_FEW_TOKENS = 4
 OURS, THEIRS = "here", "transformers"
 FREE, CONSTRAINED = "free", "constrained"
 
@@ -77,7 +79,7 @@ def _block(world: Any, arrays: Any, model: Any, batch: int, n: int, kind: str, r
     first = ours()  # and the prompts, which depend on the keys alone
     prompts = [prompt for prompt, _ in chat_student.conversations(world, first)]
     theirs = _generator(world, arrays, model, prompts, batch, kind)
-    theirs(2)  # a short call, as the first one is always slower
+    threads = chat_student.faster_threads(lambda: theirs(_FEW_TOKENS))
 
     seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
     for _ in range(rounds):
@@ -88,7 +90,15 @@ def _block(world: Any, arrays: Any, model: Any, batch: int, n: int, kind: str, r
             counts[name].append(_real(tokens, arrays["stops"]))
             kept[name].append(_kept(world, tokens))
             assert kind == FREE or kept[name][-1] == 1.0, f"{name}: a constrained sample did not pass the filter"
-    return {"batch": batch, "kind": kind, "samples": n, "seconds": seconds, "tokens": counts, "kept": kept}
+    return {
+        "batch": batch,
+        "kind": kind,
+        "samples": n,
+        "threads": threads,
+        "seconds": seconds,
+        "tokens": counts,
+        "kept": kept,
+    }
 
 
 def _real(tokens: Any, stops: Any) -> int:
@@ -110,7 +120,10 @@ def _kept(world: Any, tokens: Any) -> float:
 def _generator(
     world: Any, arrays: Any, model: Any, prompts: list[list[int]], batch: int, kind: str
 ) -> Callable[[int], Any]:
-    """new tokens → (prompts, completion_tokens) int32, by `generate`, `batch` prompts at a time."""
+    """new tokens → (prompts, completion_tokens) int32, by `generate`, `batch` prompts at a time.
+
+    With fewer tokens than a whole call has only the first batch is written, to warm up.
+    """
     import numpy as np
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
@@ -133,7 +146,8 @@ def _generator(
             use_cache=True,
         )
         parts = []
-        for start in range(0, len(prompts), batch):
+        whole = new_tokens == world.completion_tokens
+        for start in range(0, len(prompts) if whole else 1, batch):
             rows = prompts[start : start + batch]
             longest = max(map(len, rows))
             tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
@@ -166,9 +180,10 @@ def _only(automaton: Any, prompt: int, most: int) -> Callable[[Any, Any], Any]:
             state = torch.full((len(input_ids),), automaton.start)
         else:
             # Rows that have ended are filled with a pad, which may be no token of the automaton; their state stays.
-            place = torch.searchsorted(tokens, input_ids[:, -1]).clamp(max=len(tokens) - 1)
+            last = input_ids[:, -1].contiguous()
+            place = torch.searchsorted(tokens, last).clamp(max=len(tokens) - 1)
             after = following[state, place]
-            state = torch.where((tokens[place] == input_ids[:, -1]) & (after >= 0), after, state)
+            state = torch.where((tokens[place] == last) & (after >= 0), after, state)
         own = following[state]
         fits = (own >= 0) & (shortest[own] < most - count)
         allowed = torch.full_like(scores, -torch.inf)
@@ -185,24 +200,26 @@ def tables(data: Data) -> list[Table]:
             name: [count / each for count, each in zip(block["tokens"][name], block["seconds"][name], strict=True)]
             for name in (OURS, THEIRS)
         }
+        samples = {name: measuring.rates(block["seconds"][name], block["samples"]) for name in (OURS, THEIRS)}
         for name in (OURS, THEIRS):
             kept = sum(block["kept"][name]) / len(block["kept"][name])
             rows.append(
                 [
                     str(block["batch"]),
                     block["kind"],
-                    name,
+                    name if name == OURS else f"{name}, {block['threads']} thread{'s'[: block['threads'] > 1]}",
                     str(block["samples"]),
                     str(Spread.of(rates[name])),
-                    str(Spread.of(measuring.rates(block["seconds"][name], block["samples"]))),
+                    str(Spread.of(samples[name])),
                     f"{kept:.0%}",
-                    str(measuring.ratio(rates[OURS], rates[THEIRS])) if name == OURS else "1",
+                    *(str(measuring.ratio(of[OURS], of[THEIRS])) if name == OURS else "1" for of in (rates, samples)),
                 ]
             )
-    columns = ["rows", "kind", "", "samples", "new tokens/s", "samples/s", "kept", "× transformers"]
+    columns = ["rows", "kind", "", "samples", "new tokens/s", "samples/s", "kept", "×, tokens", "×, samples"]
     note = (
         f"At most {data['new_tokens']} new tokens each; what is padding or after the end of an answer is not counted. "
-        "Ratios are of the medians of new tokens/s, with the range over rounds."
+        "× is here against transformers, of medians, with the range over rounds; of few samples, those of one may by "
+        "chance be longer."
     )
     return [Table("Writing numbers with SmolLM2-135M", columns, rows, note)]
 

@@ -4,7 +4,7 @@ Settings are those of sweeps/chat.py. The conversations are number sequences tha
 lengths, and with them the padding that either side computes, are those of an experiment.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -108,11 +108,24 @@ def torch_model() -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(measuring.cores())
     path = weights.open_checkpoint(MODEL).path
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
     )
+
+
+def faster_threads(run: Callable[[], object]) -> int:
+    """Makes torch use all threads or one, whichever runs `run` faster, and says how many these are."""
+    import torch
+
+    seconds = {}
+    for count in sorted({measuring.cores(), 1}):
+        torch.set_num_threads(count)
+        run()
+        seconds[count] = measuring.timed(run)
+    best = min(seconds, key=seconds.get)
+    torch.set_num_threads(best)
+    return best
 
 
 class Peft:

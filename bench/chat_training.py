@@ -7,7 +7,7 @@ transformers does, and with those of the completions only; the faster is what ot
 
 Tokens are those of whole conversations, from the system prompt to the end of the answer, without any padding. Every
 layout that the engine could choose for a width is tried, and the fastest of each takes part. Ours also measures its
-students once at the end of each call; peft does not.
+students once at the end of each call; peft does not. PyTorch uses one thread or all, whichever is faster.
 """
 
 import argparse
@@ -76,6 +76,7 @@ def measure(options: argparse.Namespace) -> Data:
         contestants[name], lanes_of[name] = best.run, width
     for name in (chat_student.PEFT, chat_student.PEFT_SHORT):
         contestants[name] = chat_student.Peft(train, rows, short=name == chat_student.PEFT_SHORT).run
+    threads = chat_student.faster_threads(lambda: contestants[chat_student.PEFT_SHORT](1))
     runs = {name: functools.partial(run, options.steps) for name, run in contestants.items()}
     timings = measuring.interleaved(runs, options.rounds)
     lengths = [(len(prompt), len(completion)) for prompt, completion in rows]
@@ -87,6 +88,7 @@ def measure(options: argparse.Namespace) -> Data:
         "lengths": lengths,
         "room": [len(world.arrays_of_texts()["heads"][-1]), world.prompt_tokens, world.completion_tokens],
         "agreement": agreement,
+        "torch_threads": threads,
         "contestants": {name: {"lanes": lanes_of.get(name, 1), "seconds": each} for name, each in timings.items()},
         "tried": tried,
         "programs": programs,
@@ -174,7 +176,8 @@ def tables(data: Data) -> list[Table]:
         f"Batches of {data['batch']} conversations, here in {data['accumulate']} parts, {data['steps']} updates a "
         f"call; {mean:.0f} tokens a conversation, of the {head} + {prompt} + {completion} there is room for here. "
         f"Losses of two updates differ by {data['agreement']['losses_apart']:.1g} nats at most. × peft is against the "
-        "faster of the two. Ratios are of medians, with the range over rounds."
+        f"faster of the two. Threads of PyTorch: {data['torch_threads']}. Ratios are of medians, with the range over "
+        "rounds."
     )
     columns = ["contestant", "tokens/s", "× peft", f"× {solo.partition(':')[0]}"]
     made = [Table("Training SmolLM2-135M by adapters", columns, rows, note), _tried(data)]
