@@ -116,7 +116,7 @@ def test_every_step_equals_that_of_transformers(name, reference):
     assert_close(first["attention_norm"]["__call__"][0].reshape(shape), expected.steps["norm"])
     assert_close(first["attention"]["__call__"][0][0].reshape(shape), expected.steps["attention"])
     for i in range(config.layers):
-        assert_close(seen[f"layers_{i}"]["__call__"][0][0].reshape(shape), expected.steps[f"block {i}"])
+        assert_close(seen[f"layers_{i}"]["__call__"][0][0][0].reshape(shape), expected.steps[f"block {i}"])
     assert_close(logits, expected.logits)
 
 

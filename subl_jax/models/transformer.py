@@ -312,6 +312,20 @@ def attention(
     return mixed.reshape(*grouped, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
 
+def _remembered(
+    cache: Cache, new: Cache, layer: jax.Array | None, slot: jax.Array | int
+) -> tuple[Cache, list[jax.Array]]:
+    """The cache with `new` in it from `slot` on, and the keys and values of this layer.
+
+    Of a stacked cache only the new slots are written: it is carried through the layers, and never copied.
+    """
+    if layer is None:
+        cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=2) for name in "kv"}
+        return cache, [cache[name] for name in "kv"]
+    cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], (layer, 0, 0, slot, 0)) for name in "kv"}
+    return cache, [jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False) for name in "kv"]
+
+
 class Attention(nn.Module):
     """Takes and gives (batch * length, width): a CPU multiplies matrices twice as fast without the batch axis."""
 
@@ -327,6 +341,7 @@ class Attention(nn.Module):
         cache_slot: jax.Array | int,
         prefix: Cache | None,
         packed: Packing | None,
+        layer: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
         cfg = self.config
         length = mask.shape[-2]
@@ -344,9 +359,7 @@ class Attention(nn.Module):
             q, k = rope(q, angles), rope(k, angles)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache["k"], k, cache_slot, axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(cache["v"], v, cache_slot, axis=2)
-            cache = {"k": k, "v": v}
+            cache, (k, v) = _remembered(cache, {"k": k, "v": v}, layer, cache_slot)
         mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
         mixed = mixed.reshape(batch * length, -1)
         mixed = mixed if packed is None else _rows(mixed, packed.places, packed.slots)
@@ -371,23 +384,24 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        cache: Cache | None,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array | None,
         prefix: Cache | None,
         local: jax.Array | None,
         views: tuple[View, ...],
         cache_slot: jax.Array | int,
         packed: Packing | None,
-    ) -> tuple[jax.Array, Cache | None]:
-        cfg = self.config
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        """The cache is that of all layers, and `layer` which of them this is; or the layer's own, and None."""
+        cfg, (x, cache) = self.config, carry
         angles, mask = views[0] if local is None else jax.tree.map(lambda *two: jnp.where(local, *two), *views)
         normed = _norm(cfg, "attention_norm")(x)
-        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix, packed)
+        mixed, cache = Attention(cfg, name="attention")(normed, angles, mask, cache, cache_slot, prefix, packed, layer)
         if cfg.post_norms:
             mixed = _norm(cfg, "attention_post_norm")(mixed)
         before, x = x, x + mixed
         hidden = MLP(cfg, name="mlp")(_norm(cfg, "mlp_norm")(before if cfg.parallel else x))
-        return x + (_norm(cfg, "mlp_post_norm")(hidden) if cfg.post_norms else hidden), cache
+        return (x + (_norm(cfg, "mlp_post_norm")(hidden) if cfg.post_norms else hidden), cache), None
 
 
 class Transformer(nn.Module):
@@ -474,13 +488,15 @@ class Transformer(nn.Module):
             )
             mixed = len(set(local)) > 1
             kinds = (jnp.asarray(local), (views[True], views[False])) if mixed else (None, (views[local[0]],))
-            x, cache = layers(cfg, name="layers")(x, cache, prefix, *kinds, cache_slot, packed)
+            layer = None if cache is None else jnp.arange(cfg.layers)
+            (x, cache), _ = layers(cfg, name="layers")((x, cache), layer, prefix, *kinds, cache_slot, packed)
         else:
             caches = [None] * cfg.layers if cache is None else list(cache)
             prefixes = [None] * cfg.layers if prefix is None else prefix
             for i in range(cfg.layers):
                 layer = block(cfg, name=f"layers_{i}")
-                x, caches[i] = layer(x, caches[i], prefixes[i], None, (views[local[i]],), cache_slot, packed)
+                own = (None, prefixes[i], None, (views[local[i]],), cache_slot, packed)
+                (x, caches[i]), _ = layer((x, caches[i]), *own)
             cache = None if cache is None else tuple(caches)
 
         if logits_at is not None or packed is not None:
