@@ -4,6 +4,7 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
+    --profile                   also write jax's profiler trace of one round of the largest group
     --prune                     remove from the workdir what this sweep does not need any more, compute nothing
     --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
@@ -33,7 +34,7 @@ from ml_collections import ConfigDict, config_flags
 
 from subl_jax import cluster, devices, specs
 from subl_jax.cluster import PREEMPTED, RESUME
-from subl_jax.errors import FleetError, InputError, PeerLost, Preempted, StorageError
+from subl_jax.errors import FleetError, InputError, OutOfMemory, PeerLost, Preempted, StorageError
 from subl_jax.settings import Settings
 
 _OVERRIDABLE = (int, float, bool, str, tuple)
@@ -47,6 +48,7 @@ class Command(NamedTuple):
     workdir: str
     dry_run: bool
     prune: bool
+    profile: bool
     fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
     cluster: cluster.Options
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         return cluster.leave(_execute(command(file, module, rest)))
     except InputError as error:
         return cluster.leave(_said(f"error: {error}", 2))
-    except (FleetError, StorageError) as error:
+    except (FleetError, OutOfMemory, StorageError) as error:
         return cluster.leave(_said(f"error: {error}", 1))
     except PeerLost as error:
         return cluster.abandon(_said(f"preempted: {error}; {RESUME}", PREEMPTED))
@@ -112,6 +114,7 @@ def _execute(command: Command) -> int:
         config=command.config,
         progress=Progress(console) if cluster.peers().leads else None,
         fleet=Fleet.parsed(*command.fleet) if command.fleet else None,
+        profile=command.profile,
     )
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
@@ -197,7 +200,8 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     workdir = values.workdir or f"runs/{name}"
     joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
     fleet = _fleet(values)
-    return Command(name, students, settings, config.to_dict(), workdir, values.dry_run, values.prune, fleet, joined)
+    kinds = (values.dry_run, values.prune, values.profile)
+    return Command(name, students, settings, config.to_dict(), workdir, *kinds, fleet, joined)
 
 
 def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
@@ -252,6 +256,7 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
     flags.DEFINE_bool("prune", False, "Remove what is not needed, compute nothing.", flag_values=values)
+    flags.DEFINE_bool("profile", False, "Write a profiler trace of one round.", flag_values=values)
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)

@@ -5,7 +5,7 @@ import os
 
 import jax
 
-from subl_jax.layouts import cache_folder
+from subl_jax import machine_cache
 
 # Compiling less than this is faster than looking it up.
 _WORTH_CACHING_SECONDS = 0.5
@@ -21,7 +21,7 @@ def prepare() -> None:
         with contextlib.suppress(RuntimeError):  # jax has started
             jax.config.update("jax_num_cpu_devices", _cores())
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(machine_cache.folder() / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_CACHING_SECONDS)
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import pathlib
 import signal
 import threading
 import time
@@ -16,16 +18,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from subl_jax import channel, cluster, lanes, layouts, specs, tables
+from subl_jax import ceiling, channel, cluster, lanes, layouts, memory, specs, tables
 from subl_jax.checkpoint import Checkpoints, interrupted
-from subl_jax.errors import PeerLost, Preempted, StorageError
+from subl_jax.errors import OutOfMemory, PeerLost, Preempted, StorageError
 from subl_jax.plan import Group, Plan, droppable, inputs, make_plan
 from subl_jax.progress import Progress
 from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.stages import input_shapes
 from subl_jax.store import Row, Store
-from subl_jax.tracking import RunInfo, Tracker
+from subl_jax.tracking import RunInfo, SweepRun, Tracker
 from subl_jax.writer import Writer
 
 # Any machine does more than this; groups that are short even so are not worth timing.
@@ -37,20 +39,28 @@ Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
 
 @dataclasses.dataclass
 class GroupTiming:
-    """What a group took. `waited_seconds`: the part of `run_seconds` that the host spent in, or awaiting, programs."""
+    """What a group took.
+
+    waited_seconds: the part of `run_seconds` that the host spent in, or awaiting, programs.
+    flops_per_second: of the work as it is counted on paper; ceiling_percent: of what a matrix product reaches on all
+    the devices there are (ceiling.py).
+    bytes_needed: of each device, as the compiled program reports; bytes_peak: what was in use at most so far.
+    """
 
     stage: str
     lanes: int
     layout: str
-    batches: int
-    lane_steps: int
-    compile_seconds: float
-    layout_seconds: float
-    run_seconds: float
-    waited_seconds: float
-    lane_steps_per_second: float
-    flops_per_second: float
-    bytes_needed: int
+    batches: int = 0
+    lane_steps: int = 0
+    compile_seconds: float = 0.0
+    layout_seconds: float = 0.0
+    run_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    lane_steps_per_second: float = 0.0
+    flops_per_second: float = 0.0
+    ceiling_percent: float = 0.0
+    bytes_needed: int = 0
+    bytes_peak: int = 0
 
 
 # Computes groups on other machines, and calls back with the nodes that it finds stored: (groups, stored) → timings.
@@ -71,6 +81,7 @@ class Engine:
     Args:
       sweep: the name under which students are tracked.
       preempted: asked between rounds; true makes the engine save what runs and raise `Preempted`.
+      profile: where to write jax's trace of one round of the group that has the most to compute.
     """
 
     def __init__(
@@ -82,6 +93,7 @@ class Engine:
         tracker: Tracker,
         progress: Progress,
         preempted: Callable[[], bool] = lambda: False,
+        profile: pathlib.Path | None = None,
     ) -> None:
         self._workdir = workdir
         self._sweep = sweep
@@ -97,6 +109,9 @@ class Engine:
         self._fresh: dict[str, Row] = {}  # of batches that have been computed, and may not be on the disk yet
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
+        self._most: dict[str, lanes.Layout] = {}  # of forms that memory was too small for: the largest to try
+        self._profile = profile
+        self._profiled = ""  # the form of the group to trace
 
     def compute(self, plan: Plan, elsewhere: Elsewhere | None = None) -> list[GroupTiming]:
         """Computes every pending node, in this process or `elsewhere`.
@@ -113,15 +128,23 @@ class Engine:
         self._left = collections.Counter(
             parent.key for group in plan.groups for node in group.nodes for parent in inputs(node)
         )
+        record = SweepRun(self._tracker, self._sweep, self._settings) if self._peers.leads and plan.groups else None
         if elsewhere is not None:
             timings = elsewhere(plan.groups, self._finished)
+            for timing in timings:
+                record.add(dataclasses.asdict(timing))
         else:
             self._progress.plan(len(plan.groups))
+            self._profiled = max(plan.groups, key=lambda group: group.flops).form if plan.groups else ""
             with self.writing():
                 timings = []
                 for group in plan.groups:
                     timings.append(self.run_group(group))
+                    if record:
+                        record.add(dataclasses.asdict(timings[-1]))
                     self._let_go(group.nodes)
+        if record:
+            record.finish()
         self._let_go(())
         # What is left there belongs to batches that came to be cut in another way after an interruption.
         if self._peers.leads:
@@ -152,46 +175,110 @@ class Engine:
             self._share(lambda: self._store.put(group.stage.name, rows) if self._peers.leads else None)
             if self._peers.leads:
                 self._deliver([node for node in group.nodes if node.key in lost])
-        layout = self._default_layout(max(len(alive), 1))
+        layout = self._default_layout(max(len(alive), 1), group.form)
         self._progress.begin(group.stage.name, len(group.nodes), work(group) * len(alive), str(layout))
         if not alive:
             self._progress.end("none of its inputs are there")
-            return GroupTiming(group.stage.name, len(group.nodes), "none", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+            return GroupTiming(group.stage.name, len(group.nodes), "none")
 
         self._progress.compiling()
-        began = time.perf_counter()
-        program = self._program(group, alive)
-        # Programs can take as long to compile as a machine has left.
-        if self._peers.any(self._preempted()):
-            raise Preempted
-        layout, ready = program.layout, time.perf_counter()
-        self._progress.advance(0)
-        waited = 0.0
-        batches = self._batches(group, alive, layout.lanes)
-        for batch in batches:
-            if self._store.has_batch([node.key for node in batch]):  # by another machine, which died after it
-                continue
-            wide = program
-            if len(batch) > layout.lanes:
-                wide = self._compiled(group, batch[0], self._default_layout(len(batch)))
-            waited += _Batch(self, group, wide, batch).run()
-        seconds = time.perf_counter() - ready
-        lane_steps = work(group) * len(alive)
-        self._progress.end()
-        return GroupTiming(
+        began, compiling, getting, waited, batches = time.perf_counter(), 0.0, 0.0, 0.0, 0
+        left = {node.key: node for node in alive}
+        while left:
+            asked = time.perf_counter()
+            program = self._fitting_program(group, list(left.values()))
+            # Programs can take as long to compile as a machine has left.
+            if self._peers.any(self._preempted()):
+                raise Preempted
+            compiling, getting = compiling + program.compile_seconds, getting + time.perf_counter() - asked
+            self._progress.advance(0)
+            try:
+                for batch in self._batches(group, list(left.values()), program.layout.lanes):
+                    # It may have been stored by another machine, which died after it.
+                    if not self._store.has_batch([node.key for node in batch]):
+                        waited += self._run_batch(group, program, batch)
+                        batches += 1
+                    for node in batch:
+                        del left[node.key]
+            except OutOfMemory as error:
+                self._narrow(group, program.layout, error)
+        seconds = time.perf_counter() - began - getting
+        lane_steps, flops = work(group) * len(alive), group.flops / len(group.nodes) * len(alive) / seconds
+        timing = GroupTiming(
             stage=group.stage.name,
             lanes=len(alive),
-            layout=str(layout),
-            batches=len(batches),
+            layout=str(program.layout),
+            batches=batches,
             lane_steps=lane_steps,
-            compile_seconds=program.compile_seconds,
-            layout_seconds=ready - began - program.compile_seconds,
+            compile_seconds=compiling,
+            layout_seconds=getting - compiling,
             run_seconds=seconds,
             waited_seconds=waited,
             lane_steps_per_second=lane_steps / seconds,
-            flops_per_second=group.flops / len(group.nodes) * len(alive) / seconds,
+            flops_per_second=flops,
+            ceiling_percent=100 * flops / ceiling.flops_a_second(self._dtype(group)),
             bytes_needed=program.bytes_needed,
+            bytes_peak=memory.peak(),
         )
+        shares = [f"{timing.ceiling_percent:.0f} % of the ceiling"] if flops else []
+        self._progress.end(", ".join([*shares, f"{timing.bytes_peak / 2**30:.1f} GiB in use"]))
+        return timing
+
+    def _dtype(self, group: Group) -> str:
+        """What matrices are multiplied in."""
+        own = getattr(group.nodes[0].world, "dtype", "float32")
+        bfloat16 = lanes.precision(self._settings.matmul) == lanes.precision("bfloat16")
+        return "bfloat16" if bfloat16 else own
+
+    def _run_batch(self, group: Group, program: lanes.Program, batch: list[specs.Node]) -> float:
+        if len(batch) > program.layout.lanes:
+            program = self._compiled(group, batch[0], self._default_layout(len(batch), group.form))
+        return _Batch(self, group, program, batch).run()
+
+    def _fitting_program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
+        """The group's program in a layout that there is memory for, as far as can be known before it runs."""
+        while True:
+            program, error = None, None
+            try:
+                program = self._program(group, nodes)
+                layout, wanted = program.layout, program.bytes_needed - program.bytes_there
+                there = memory.free(layout.devices * layout.tensor // self._peers.count)
+                if wanted > there and lanes.narrower(layout):
+                    error = OutOfMemory(f"it needs {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} GiB are there")
+            except OutOfMemory as full:
+                layout, error = self._default_layout(len(nodes), group.form), full
+            said = self._peers.gather(error and [str(error), error.final])
+            worst = next((each for each in said if each), None)
+            if worst is None:
+                return program
+            program = None  # before the next one is made
+            self._narrow(group, layout, OutOfMemory(*worst))
+
+    def _narrow(self, group: Group, layout: lanes.Layout, error: OutOfMemory) -> None:
+        """From here on, batches of the group have half as many lanes as in `layout`.
+
+        Raises:
+          OutOfMemory: there is but one lane left.
+        """
+        narrower = None if error.final else lanes.narrower(layout)
+        if narrower is None:
+            raise OutOfMemory(
+                f"{group.stage.name}: not even {layout} fits into memory ({error}); split the model over devices "
+                "(config.engine.tensor), or make a batch or its parts smaller"
+            ) from None
+        self._progress.warn(f"{group.stage.name}: {layout} does not fit into memory; going on with {narrower}")
+        self._programs = {key: program for key, program in self._programs.items() if key[0] != group.form}
+        self._most[group.form] = narrower
+
+    def _traced(self, group: Group, round: Callable[[], Tree]) -> Tree:
+        """`round()`, traced if it is the one that a profile was asked of."""
+        if self._profile is None or group.form != self._profiled:
+            return round()
+        folder, self._profile = self._profile, None
+        with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+            done = jax.block_until_ready(round())
+        self._progress.say(f"{group.stage.name}: a round is traced in {folder} (for ui.perfetto.dev or TensorBoard)")
+        return done
 
     def _batches(self, group: Group, nodes: list[specs.Node], most: int) -> list[list[specs.Node]]:
         """The nodes in batches: first those that were interrupted, as they were cut then, so that they can go on."""
@@ -199,7 +286,7 @@ class Engine:
         saved = interrupted(self._workdir / "checkpoints") if self._peers.leads else None
         for meta in self._peers.first(saved):
             keys = meta["nodes"]
-            can_hold = max(most, self._default_layout(len(keys)).lanes) >= len(keys)
+            can_hold = max(most, self._default_layout(len(keys), group.form).lanes) >= len(keys)
             if meta["form"] == group.form and left.keys() >= set(keys) and can_hold:
                 batches.append([left.pop(key) for key in keys])
         rest = list(left.values())
@@ -251,8 +338,10 @@ class Engine:
 
     # --- programs ---
 
-    def _default_layout(self, count: int) -> lanes.Layout:
-        settings = self._settings
+    def _default_layout(self, count: int, form: str) -> lanes.Layout:
+        settings, most = self._settings, self._most.get(form)
+        if most is not None:
+            return lanes.default_layout(count, most.devices * most.tensor, most.width, most.lanes, most.tensor)
         devices = lanes.all_devices(settings.devices)
         return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch, settings.tensor)
 
@@ -260,7 +349,7 @@ class Engine:
         known = self._programs.get((group.form, layout))
         if known is not None:
             return dataclasses.replace(known, compile_seconds=0.0)
-        program = lanes.compile_program(group.stage, node, layout, input_shapes(node))
+        program = lanes.compile_program(group.stage, node, layout, input_shapes(node), self._settings.matmul)
         self._programs[group.form, layout] = program
         return program
 
@@ -270,16 +359,22 @@ class Engine:
         def compiled(layout: lanes.Layout) -> lanes.Program:
             return self._compiled(group, nodes[0], layout)
 
-        settings, default = self._settings, self._default_layout(len(nodes))
-        fixed = settings.width or settings.lanes_a_batch or not settings.measure_layout
+        settings, default = self._settings, self._default_layout(len(nodes), group.form)
+        fixed = settings.width or settings.lanes_a_batch or not settings.measure_layout or group.form in self._most
         surely_short = group.flops < settings.measure_above * _FLOPS_A_SECOND_AT_LEAST
         if fixed or surely_short or default.lanes == 1:
             return compiled(default)
 
-        def timed(layout: lanes.Layout) -> tuple[float, lanes.Program]:
-            program = compiled(layout)
+        def timed(layout: lanes.Layout) -> tuple[float, lanes.Program | None]:
+            program, seconds = None, math.inf
+            with contextlib.suppress(OutOfMemory):  # a layout that there is no room for is never the fastest
+                program = compiled(layout)
+            if self._peers.any(program is None):
+                return math.inf, None
             arguments = self._peers.together(lambda: self._arguments(group, nodes, program))
-            return self._peers.first(lanes.seconds_per_lane_step(program, arguments, steps)), program
+            with contextlib.suppress(OutOfMemory), memory.noticed():
+                seconds = lanes.seconds_per_lane_step(program, arguments, steps)
+            return max(self._peers.gather(seconds)), program
 
         # A round that draws samples draws all of them, however few its steps.
         longest = max(group.stage.rounds(nodes[0]), default=0)
@@ -371,6 +466,8 @@ class _Batch:
         self._told = 0  # rounds whose metrics the leading process has had
         self._kept = 0  # samples, of all processes
         self._waited = 0.0
+        self._shown = 0  # work that the display has been told of
+        self._full: OutOfMemory | None = None
         self._live = [node for node in nodes if node.key in engine._runs]
 
     @property
@@ -392,8 +489,10 @@ class _Batch:
             waited = self._run()
         except PeerLost:
             raise  # a save that runs waits for the process that is gone
-        except BaseException:
+        except BaseException as error:
             self._close()
+            if isinstance(error, OutOfMemory):
+                self._show(-self._shown)  # it is done again, by fewer lanes at a time
             raise
         self._close()
         return waited
@@ -410,8 +509,13 @@ class _Batch:
                 for student in engine._runs[node.key]:
                     if specs.run_id(student) not in engine._tracker.delivered():
                         engine._tracker.start(run_info(engine._sweep, student))
-        arguments = self._peers.together(lambda: engine._arguments(self._group, self._nodes, program))
-        first, state = self._resumed() or (0, program.start(arguments))
+        with self._noticing():
+            arguments = self._peers.together(lambda: engine._arguments(self._group, self._nodes, program))
+        self._agree()
+        first, state = self._resumed() or (0, None)
+        if state is None:
+            with self._noticing():
+                state = program.start(arguments)
         saved = time.monotonic()
         running: Tree | None = None  # the record of the round that the device is busy with
         enough = self._agree().enough
@@ -419,12 +523,17 @@ class _Batch:
             if enough:
                 break
             began = time.perf_counter()
-            # On a CPU the call itself computes, or waits until the round before is done.
-            state, record = program.advance(arguments, state, self._rounds[i])
-            self._waited += time.perf_counter() - began
-            if running is not None:
-                self._fetch(running)
-            running = record
+            with self._noticing():
+                # On a CPU the call itself computes, or waits until the round before is done.
+                state, record = engine._traced(
+                    self._group, lambda s=state, n=self._rounds[i]: program.advance(arguments, s, n)
+                )
+                self._waited += time.perf_counter() - began
+                if running is not None:
+                    self._fetch(running)
+                running = record
+            if self._full:
+                self._agree()
             if self._collectors and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
                 # This round may be the last one needed, and another costs more than the wait.
                 self._fetch(running)
@@ -451,9 +560,26 @@ class _Batch:
     def _fetch(self, record: Tree) -> None:
         """Brings a round's record to the host, which waits for the device to finish it."""
         began = time.perf_counter()
-        record = lanes.own_rows(record)
+        with self._noticing():
+            record = lanes.own_rows(record)
         self._waited += time.perf_counter() - began
+        if self._full:
+            return
         self._take(self._nodes[0].world.read(record))
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """A full device is for all processes to act on: `_agree` raises it."""
+        try:
+            with memory.noticed():
+                yield
+        except OutOfMemory as error:
+            self._full = error
+
+    def _show(self, done: int) -> None:
+        if done:
+            self._shown += done
+            self._engine._progress.advance(done)
 
     def _take(self, record: Record) -> None:
         self._history.append(record)
@@ -469,16 +595,19 @@ class _Batch:
             {
                 "preempted": engine._preempted(),
                 "due": due,
+                "full": self._full and str(self._full),
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
                 "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],
             }
         )
+        full = next((each["full"] for each in said if each["full"]), None)
+        if full:
+            raise OutOfMemory(full)
         kept, self._kept = self._kept, sum(each["kept"] for each in said)
         writes = self._group.stage.artefact is None
         done = self._kept - kept if writes else sum(self._rounds[before : self._told]) * len(self._nodes)
-        if done:
-            engine._progress.advance(done)
+        self._show(done)
         if self._peers.leads:
             for i in range(len(news)):
                 parts = [each["metrics"][i] for each in said if len(each["metrics"][i]["loss"])]
@@ -521,7 +650,7 @@ class _Batch:
         # They were tracked when they were computed.
         self._told = done
         if self._group.stage.artefact is not None:
-            self._engine._progress.advance(sum(self._rounds[:done]) * len(self._nodes))
+            self._show(sum(self._rounds[:done]) * len(self._nodes))
         return done, state
 
     # --- results ---

@@ -19,3 +19,14 @@ class StorageError(OSError):
 
 class FleetError(Exception):
     """Other machines cannot compute what they were given. Exit status 1; nothing stored is lost."""
+
+
+class OutOfMemory(Exception):
+    """A program does not fit on its devices. Exit status 1 where not even one lane does; nothing stored is lost.
+
+    final: fewer lanes would need as much.
+    """
+
+    def __init__(self, line: str, final: bool = False) -> None:
+        super().__init__(line)
+        self.final = final

@@ -28,7 +28,7 @@ from rich.console import Console
 from subl_jax import __version__, devices, lanes, specs
 from subl_jax.atomic import is_local
 from subl_jax.engine import Engine, GroupTiming, preemption_notice, work
-from subl_jax.errors import FleetError, InputError, Preempted, StorageError
+from subl_jax.errors import FleetError, InputError, OutOfMemory, Preempted, StorageError
 from subl_jax.plan import Group, inputs
 from subl_jax.progress import Progress
 from subl_jax.settings import Settings
@@ -198,7 +198,9 @@ class Cluster:
                 if ended is not None:
                     progress.say(
                         f"{ended.stage}: {ended.lanes:,} lanes in {ended.batches:,} batches, "
-                        f"{ended.run_seconds:.1f} s of machines' time, {ended.lane_steps_per_second:,.0f} lane-steps/s"
+                        f"{ended.run_seconds:.1f} s of machines' time, "
+                        f"{ended.lane_steps_per_second:,.0f} lane-steps/s, "
+                        f"{ended.ceiling_percent:.0f} % of the ceiling, {ended.bytes_peak / 2**30:.1f} GiB in use"
                     )
         progress.end()
         store.remove_leftovers()
@@ -385,6 +387,8 @@ def _result(ref: Any) -> _Done:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError | StorageError):
             raise error.cause from None
+        if isinstance(error.cause, OutOfMemory):
+            raise FleetError(str(error.cause)) from None
         if isinstance(error.cause, Preempted):
             raise FleetError(
                 f"a batch was preempted {_RETRIES + 1} times; run the same command again to go on"
@@ -411,7 +415,9 @@ def _summed(parts: Sequence[GroupTiming]) -> GroupTiming:
         waited_seconds=waited,
         lane_steps_per_second=sums["lane_steps"] / seconds if seconds else 0.0,
         flops_per_second=flops / seconds if seconds else 0.0,
+        ceiling_percent=sum(part.ceiling_percent * part.run_seconds for part in parts) / seconds if seconds else 0.0,
         bytes_needed=max(part.bytes_needed for part in parts),
+        bytes_peak=max(part.bytes_peak for part in parts),
         **sums,
     )
 
@@ -472,7 +478,7 @@ class _Worker:
         nodes = tuple(specs.from_json(form) for form in task.nodes)
         keys = [node.key for node in nodes]
         if self._store.has_batch(keys):  # its machine died just after it had stored the batch
-            timing = GroupTiming(stage_of(nodes[0]).name, 0, "stored", 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+            timing = GroupTiming(stage_of(nodes[0]).name, 0, "stored")
         else:
             _adopt(self._store, task.inputs, task.workdir)
             with self._engine.writing():

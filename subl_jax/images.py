@@ -166,9 +166,9 @@ def _fetched() -> str:
     """The folder with MNIST's four files, downloaded once to the user's cache and checked."""
     import pooch
 
-    from subl_jax.layouts import cache_folder
+    from subl_jax import machine_cache
 
-    folder = cache_folder() / "mnist"
+    folder = machine_cache.folder() / "mnist"
     try:
         for file in _NAMES.values():
             pooch.retrieve(f"{_MIRROR}{file}.gz", known_hash=None, fname=f"{file}.gz", path=folder)

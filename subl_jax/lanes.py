@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from subl_jax import specs
+from subl_jax import memory, specs
 from subl_jax.errors import InputError
 from subl_jax.stages import Stage
 
@@ -145,7 +145,8 @@ class Program:
     sharding: NamedSharding
     state: Tree  # the shapes of a batch's state, with shardings
     compile_seconds: float
-    bytes_needed: int  # of device memory, as the compiled program reports
+    bytes_needed: int  # of each device's memory, as the compiled program reports
+    bytes_there: int  # of these, what is on each device already: the world's arrays
     text: str  # the compiled program of `advance`
     arrays: Tree
     _start: Any
@@ -179,8 +180,21 @@ class Program:
         return self._advance((np.int32(steps), self.arrays), *arguments, state)
 
 
-def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree) -> Program:
-    """Compiles `stage` for the group of `spec`. inputs: the shapes of ONE lane's inputs (`jax.ShapeDtypeStruct`s)."""
+def precision(matmul: str) -> str | None:
+    """What jax calls the way to multiply float32 matrices that `config.engine.matmul` asks for; None: its own way."""
+    if matmul == "auto":
+        matmul = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if matmul == "bfloat16":
+        return "BF16_BF16_F32"
+    return None if jax.default_backend() == "cpu" else "highest"
+
+
+def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree, matmul: str = "auto") -> Program:
+    """Compiles `stage` for the group of `spec`. inputs: the shapes of ONE lane's inputs (`jax.ShapeDtypeStruct`s).
+
+    Raises:
+      OutOfMemory: it does not fit on the devices.
+    """
     began = time.perf_counter()
     mesh = lane_mesh(layout.devices, layout.tensor)
     sharding = NamedSharding(mesh, PartitionSpec("lane"))
@@ -204,18 +218,22 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         inputs,
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    arrays = _placed(spec.world, mesh)
+    with memory.noticed(final=True):
+        arrays = _placed(spec.world, mesh)
     state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = batched(one)
-    compiled_start = spread(start, layout, mesh).lower(arrays, *arguments).compile()
-    compiled_advance = spread(advance, layout, mesh, donate=(4,)).lower((steps, arrays), *arguments, state).compile()
+    with memory.noticed(), jax.default_matmul_precision(precision(matmul)):
+        compiled_start = spread(start, layout, mesh).lower(arrays, *arguments).compile()
+        of_advance = spread(advance, layout, mesh, donate=(4,)).lower((steps, arrays), *arguments, state)
+        compiled_advance = of_advance.compile()
     return Program(
         layout=layout,
         sharding=sharding,
         state=state,
         compile_seconds=time.perf_counter() - began,
         bytes_needed=_bytes_needed(compiled_advance),
+        bytes_there=sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(arrays)),
         text=compiled_advance.as_text(),
         arrays=arrays,
         _start=compiled_start,
@@ -295,6 +313,17 @@ def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0, tens
     most = most or max(devices, lanes_a_batch(platform))
     width = width or (1 if platform == "cpu" else math.ceil(most / devices))
     return dataclasses.replace(fit(lanes, devices, width, most, processes), tensor=tensor)
+
+
+def narrower(layout: Layout) -> Layout | None:
+    """A layout of half the lanes, or None where there are none to give up."""
+    if layout.width > 1:
+        return dataclasses.replace(layout, width=math.ceil(layout.width / 2))
+    if layout.sequential > 1:
+        return dataclasses.replace(layout, sequential=math.ceil(layout.sequential / 2))
+    processes = jax.process_count()
+    fewer = math.ceil(layout.devices / 2 / processes) * processes
+    return dataclasses.replace(layout, devices=fewer) if fewer < layout.devices else None
 
 
 def all_devices(of_each: int = 0) -> int:

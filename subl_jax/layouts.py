@@ -1,28 +1,16 @@
 """The layout of a group, measured once per machine and shape, and remembered in the user's cache folder."""
 
-import hashlib
-import json
 import math
-import os
-import pathlib
-import platform
 from collections.abc import Callable, Sequence
 
-import jax
-import platformdirs
-
-from subl_jax import __version__, cluster
+from subl_jax import cluster, machine_cache
 from subl_jax.lanes import Layout, Program
 
 # Steps of the short rounds that layouts are timed on: enough for the steps to outweigh the measurement at their end.
 TIMED_STEPS = 12
+_FILE = "layouts.json"
 # A layout must be this much faster to be worth its compilation.
 _WORTHWHILE = 0.97
-
-
-def cache_folder() -> pathlib.Path:
-    """Where what is known of this machine is kept; `SUBL_JAX_CACHE` moves it."""
-    return pathlib.Path(os.environ.get("SUBL_JAX_CACHE") or platformdirs.user_cache_dir("subl_jax"))
 
 
 def choose(
@@ -30,7 +18,7 @@ def choose(
     candidates: Sequence[Layout],
     total_steps: int,
     measure_above: float,
-    timed: Callable[[Layout], tuple[float, Program]],
+    timed: Callable[[Layout], tuple[float, Program | None]],
     compiled: Callable[[Layout], Program],
 ) -> Program:
     """The program in the layout to use.
@@ -40,7 +28,7 @@ def choose(
       candidates: the default layout first, then others in the order of how far they are from it.
       total_steps: lane-steps of the whole group.
       measure_above: only a group that would take longer, in seconds with the default layout, is worth measuring.
-      timed: layout → (seconds per lane-step, the same in every process; program).
+      timed: layout → (seconds per lane-step, the same in every process; program); infinite, and None, without room.
       compiled: layout → program.
     """
     # The cache folder and the clock of one process decide for all.
@@ -49,6 +37,8 @@ def choose(
     if place is not None:
         return compiled(candidates[place])
     seconds, best = timed(candidates[0])
+    if best is None:
+        return compiled(candidates[0])  # which says why not
     if seconds * total_steps < measure_above:
         return best
     measured = {str(candidates[0]): seconds}
@@ -61,35 +51,10 @@ def choose(
     return best
 
 
-def _path() -> pathlib.Path:
-    return cache_folder() / "layouts.json"
-
-
-def _key(form: str) -> str:
-    kinds = sorted({device.device_kind for device in jax.local_devices()})
-    machine = [
-        platform.machine(),
-        platform.processor(),
-        os.cpu_count(),
-        kinds,
-        jax.local_device_count(),
-        jax.process_count(),
-    ]
-    return hashlib.sha256(json.dumps([__version__, jax.__version__, machine, form]).encode()).hexdigest()[:32]
-
-
-def _read() -> dict[str, dict]:
-    try:
-        entries = json.loads(_path().read_text())
-        return entries if isinstance(entries, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
 def _known(form: str, candidates: Sequence[Layout]) -> Layout | None:
     """The candidate that is like the remembered layout; for another number of lanes it is not quite the same."""
     try:
-        entry = _read()[_key(form)]
+        entry = machine_cache.recall(_FILE, form)
         devices, width = int(entry["devices"]), int(entry["width"])
     except (KeyError, TypeError, ValueError):
         return None
@@ -103,11 +68,4 @@ def _known(form: str, candidates: Sequence[Layout]) -> Layout | None:
 
 def _remember(form: str, layout: Layout, measured: dict[str, float]) -> None:
     entry = {"devices": layout.devices, "width": layout.width, "seconds_per_lane_step": measured}
-    path = _path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp-{os.getpid()}")
-        temporary.write_text(json.dumps({**_read(), _key(form): entry}, indent=1))
-        temporary.replace(path)
-    except OSError:
-        return  # a cache that cannot be written costs the measurement again, no more
+    machine_cache.remember(_FILE, form, entry)

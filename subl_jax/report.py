@@ -410,6 +410,9 @@ _TIMINGS = {
     "run_seconds": "run s",
     "lane_steps_per_second": "lane-steps/s",
     "flops_per_second": "FLOP/s",
+    "ceiling_percent": "% of ceiling",
+    "bytes_needed": "bytes a device",
+    "bytes_peak": "peak bytes",
 }
 
 

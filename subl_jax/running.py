@@ -31,7 +31,7 @@ from subl_jax.results import Results, load
 from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
 from subl_jax.store import Store, lock, open_workdir
-from subl_jax.tracking import make_tracker
+from subl_jax.tracking import local_folder, make_tracker
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections", "wandb")
 
@@ -57,17 +57,22 @@ def run(
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
     fleet: Fleet | None = None,
+    profile: bool = False,
 ) -> Outcome:
     """Computes what is missing of `students` in `workdir`, and writes the results contract there.
 
-    With a `fleet` its machines compute, and this process plans and writes the tables.
+    With a `fleet` its machines compute, and this process plans and writes the tables. `profile` writes jax's trace of
+    one round of the largest group to the folder `profile` of the workdir.
 
     Raises:
       InputError: before anything is computed: bad specs, an unusable workdir, another sweep running in it, no fleet.
       Preempted: SIGTERM or ctrl-C came; run it again to go on.
       StorageError: results could not be written.
       FleetError: the machines of the fleet cannot compute what is left.
+      OutOfMemory: not even one lane of a group fits on the devices.
     """
+    if profile and fleet:
+        raise InputError("--profile: a round is traced on this machine; give it without --launcher=ray")
     students = specs.checked(students)
     settings = settings or Settings(tracker="none")
     peers = cluster.peers()
@@ -93,7 +98,9 @@ def run(
             machines.compute, workdir=workdir, settings=settings, store=store, progress=progress, preempted=preempted
         )
         try:
-            timings = Engine(workdir, name, store, settings, tracker, progress, preempted).compute(plan, elsewhere)
+            traces = local_folder(workdir) / "profile" if profile and peers.leads else None
+            engine = Engine(workdir, name, store, settings, tracker, progress, preempted, traces)
+            timings = engine.compute(plan, elsewhere)
         finally:
             lines = tracker.close()
         sweep = {
@@ -125,19 +132,20 @@ def opened(
     tidy: bool = True,
 ) -> tuple[Store, Plan]:
     """The store and the plan of what is left. One process tidies up and reads the store, for all."""
-    found: list[Store] = []
 
-    def open_first() -> None:
-        if peers.leads:
-            remove_leftovers(workdir)
-            found.append(Store(workdir, warn=progress.warn, tidy=tidy))
-            plan_of(students, found[0])
+    def open_first() -> tuple[Store, Plan] | None:
+        if not peers.leads:
+            return None
+        remove_leftovers(workdir)
+        store = Store(workdir, warn=progress.warn, tidy=tidy)
+        return store, plan_of(students, store)
 
-    peers.together(open_first)
-    if peers.count > 1:
-        entries = peers.first(found[0].entries() if found else None)
-        found = found or [Store(workdir, warn=progress.warn, entries=entries)]
-    return found[0], make_plan(students, found[0].done(), found[0].bare())
+    first = peers.together(open_first)
+    entries = peers.first(first and peers.count > 1 and first[0].entries())
+    if first:
+        return first
+    store = Store(workdir, warn=progress.warn, entries=entries)
+    return store, make_plan(students, store.done(), store.bare())
 
 
 def check_shared(peers: cluster.Peers, workdir: epath.Path) -> None:

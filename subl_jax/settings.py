@@ -1,4 +1,4 @@
-"""How a sweep is run, as opposed to what it computes. Nothing here changes a result."""
+"""How a sweep is run, as opposed to what it computes. Nothing here changes a result, but for rounding (`matmul`)."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,17 @@ class Settings(Spec):
     devices, width, lanes_a_batch: the layout of lanes; 0 means that the engine chooses. `measure_layout` times a few
     layouts for groups estimated to run longer than `measure_above` seconds, and keeps the answer for this machine.
     `tensor` devices hold one copy of a checkpoint's weights between them, for models that one device has no room for.
-    `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose parameters stay once nothing
-    is left to compute from them: of all models, of those that others build on (`teachers`), or of none (`curves`).
+    `matmul`: float32 matrices are multiplied in float32, or rounded to bfloat16 first and added up in float32; auto is
+    the latter on accelerators. `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose
+    parameters stay once nothing is left to compute from them: of all models, of those that others build on
+    (`teachers`), or of none (`curves`).
     """
 
     devices: int = static(0, ge=0)
     width: int = static(0, ge=0)
     lanes_a_batch: int = static(0, ge=0)
     tensor: int = static(1, ge=1)
+    matmul: str = static("auto", choices=("auto", "float32", "bfloat16"))
     measure_layout: bool = static(True)
     measure_above: float = static(600.0, ge=0.0)
     checkpoint_seconds: float = static(120.0, gt=0.0)

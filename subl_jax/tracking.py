@@ -1,7 +1,11 @@
-"""Weights & Biases, one run per student; or nothing. A fault of the tracker never stops or slows a sweep."""
+"""Weights & Biases, one run per student and one of the sweep's own; or nothing.
+
+A fault of the tracker never stops or slows a sweep.
+"""
 
 import atexit
 import contextlib
+import dataclasses
 import hashlib
 import importlib
 import os
@@ -11,13 +15,14 @@ import shlex
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from subl_jax.errors import InputError
+from subl_jax.settings import Settings
 
 STEP = "student/step"
 
@@ -35,7 +40,7 @@ _MODES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RunInfo:
     """One student as a run. `sweep` becomes the W&B group, `arm` its job type, `config` its whole lineage (nested)."""
 
@@ -65,6 +70,30 @@ class Tracker(Protocol):
 
     def close(self) -> list[str]:
         """Waits a limited time for what is still queued. Returns the lines to show at the end of the sweep."""
+
+
+class SweepRun:
+    """The sweep itself as a run: what each group took, a row each, and the sums."""
+
+    def __init__(self, tracker: Tracker, sweep: str, settings: Settings) -> None:
+        self._tracker = tracker
+        self._id = f"sweep-{uuid.uuid4().hex[:12]}"
+        self._count = 0
+        self._sums: dict[str, float] = {}
+        config = {"settings": dataclasses.asdict(settings)}
+        tracker.start(RunInfo(self._id, f"{sweep}: groups", sweep, "sweep", "", None, config))
+
+    def add(self, timing: Mapping[str, float | str]) -> None:
+        """timing: of a group, as in sweep.json."""
+        numbers = {name: float(value) for name, value in timing.items() if not isinstance(value, str)}
+        rows = {f"{timing['stage']}/{name}": np.asarray([value]) for name, value in numbers.items()}
+        self._tracker.log(self._id, [self._count], rows)
+        self._count += 1
+        for name in ("lanes", "lane_steps", "compile_seconds", "run_seconds"):
+            self._sums[name] = self._sums.get(name, 0.0) + numbers[name]
+
+    def finish(self) -> None:
+        self._tracker.finish(self._id, self._sums)
 
 
 class NoTracker:

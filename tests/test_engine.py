@@ -4,6 +4,7 @@ Where layouts are not the matter, lanes run one at a time: one program per stage
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -18,9 +19,9 @@ from etils import epath
 from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
-from subl_jax import channel, lanes, specs
+from subl_jax import channel, engine, lanes, specs
 from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
-from subl_jax.errors import InputError, Preempted, StorageError
+from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
 from subl_jax.lanes import Layout
 from subl_jax.plan import make_plan
 from subl_jax.progress import Progress
@@ -110,10 +111,11 @@ def compiled_once():
     """Engines of different tests share programs, as one engine does within a sweep."""
     programs, compile_program = {}, lanes.compile_program
 
-    def shared(stage, spec, layout, inputs):
-        form = json.dumps([specs.static_form(spec), dataclasses.astuple(layout), str(inputs)])
+    @functools.wraps(compile_program)
+    def shared(stage, spec, layout, inputs, matmul):
+        form = json.dumps([specs.static_form(spec), dataclasses.astuple(layout), str(inputs), matmul])
         if form not in programs:
-            programs[form] = compile_program(stage, spec, layout, inputs)
+            programs[form] = compile_program(stage, spec, layout, inputs, matmul)
         return programs[form]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -599,21 +601,133 @@ def test_a_model_damaged_behind_a_finished_student_is_computed_again(sweep, undi
     same(Store(tmp_path), undisturbed.store, lineage(sweep[:6]))
 
 
+# --- memory ---
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."
+
+
+def full_above(monkeypatch, most, method="advance"):
+    """Programs of more than `most` lanes have no room; the calls that had."""
+    fits, calls = getattr(lanes.Program, method), []
+
+    def call(self, *arguments):
+        if self.layout.lanes > most:
+            raise jax.errors.JaxRuntimeError(FULL)
+        calls.append(self.layout.lanes)
+        return fits(self, *arguments)
+
+    monkeypatch.setattr(lanes.Program, method, call)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["start", "advance"])
+def test_batches_that_do_not_fit_are_halved(method, sweep, tmp_path, monkeypatch):
+    alone = compute(sweep, tmp_path / "alone")
+    calls = full_above(monkeypatch, 2, method)
+    done = compute(sweep, tmp_path / "halved", devices=1, width=8, lanes_a_batch=8)
+    assert max(calls) == 2
+    assert done.statuses(sweep) == ["ok"] * len(sweep)
+    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+    assert "distil: 1 device × 1 in turn × 5 wide does not fit into memory; going on with" in done.text
+    assert done.computed == alone.computed
+    assert {timing.layout for timing in done.timings} <= {f"1 device × 1 in turn × {width} wide" for width in (1, 2)}
+
+
+def test_what_was_done_before_memory_ran_out_is_not_done_again(tmp_path, monkeypatch):
+    students = [specs.Student(tiny_world.base(i), written(tiny_world.base(i)), LONG, trait="owl") for i in range(4)]
+    calls, advance = [], lanes.Program.advance
+
+    def second_batch(self, arguments, state, steps):
+        calls.append(self.layout.lanes)
+        if len(calls) == rounds + 3:
+            raise jax.errors.JaxRuntimeError(FULL)
+        return advance(self, arguments, state, steps)
+
+    # What they build on is there, so that all that is computed is theirs.
+    compute([student.replace(train=TRAIN) for student in students], tmp_path, devices=1, lanes_a_batch=2)
+    rounds = LONG.evals + 1
+    monkeypatch.setattr(lanes.Program, "advance", second_batch)
+    done = compute(students, tmp_path, devices=1, lanes_a_batch=2)
+    assert done.statuses(students) == ["ok"] * 4
+    # A batch of two, two rounds of the second and the one that failed, and its two lanes one by one.
+    assert calls == [2] * (rounds + 3) + [1] * (2 * rounds)
+
+
+def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monkeypatch):
+    alone = compute(sweep, tmp_path / "alone")
+    there, needed, advance = 24_000, [], lanes.Program.advance
+    monkeypatch.setattr(engine.memory, "free", lambda devices: there)
+
+    def call(self, *arguments):
+        needed.append((self.layout.lanes, self.bytes_needed - self.bytes_there))
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(lanes.Program, "advance", call)
+    done = compute(sweep, tmp_path / "paper", devices=1, width=8, lanes_a_batch=8)
+    assert "does not fit into memory; going on with" in done.text
+    assert max(lanes for lanes, _ in needed) > 1 and all(size <= there for _, size in needed)
+    # One lane is tried whatever is said of it: that is an estimate.
+    there = 1
+    assert compute(sweep[:1], tmp_path / "estimate", devices=1, width=8).statuses(sweep[:1]) == ["ok"]
+    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+
+
+def test_one_lane_that_does_not_fit_is_one_line(sweep, tmp_path, monkeypatch):
+    full_above(monkeypatch, 0)
+    with pytest.raises(
+        OutOfMemory, match="^pretrain: not even 1 device × 1 in turn × 1 wide fits .*RESOURCE_EXHAUSTED"
+    ):
+        compute(sweep, tmp_path, devices=1, width=4)
+
+
+def test_weights_that_do_not_fit_are_loaded_once(sweep, tmp_path, monkeypatch):
+    loads = []
+
+    def placed(world, mesh):
+        loads.append(1)
+        raise jax.errors.JaxRuntimeError(FULL)
+
+    monkeypatch.setattr(lanes, "_placed", placed)
+    monkeypatch.setattr(lanes, "compile_program", lanes.compile_program.__wrapped__)
+    with pytest.raises(OutOfMemory, match="config.engine.tensor"):
+        compute(sweep, tmp_path, devices=1, width=8)
+    assert loads == [1]
+
+
+def test_another_error_of_a_program_is_not_taken_for_a_full_device(sweep, tmp_path, monkeypatch):
+    def broken(self, *arguments):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(lanes.Program, "advance", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        compute(sweep, tmp_path)
+
+
 # --- tracking ---
 
 
 class FakeTracker:
     def __init__(self, delivered=()):
         self.runs, self.points, self.finished, self._delivered = {}, {}, {}, set(delivered)
+        self.sweeps, self.groups, self.sums = [], [], None
 
     def start(self, run):
-        self.runs[run.run_id] = run
+        if run.arm == "sweep":
+            self.sweeps.append(run)
+        else:
+            self.runs[run.run_id] = run
 
     def log(self, run_id, steps, metrics):
+        if run_id not in self.runs:
+            self.groups.append((*steps, {name: float(values[0]) for name, values in metrics.items()}))
+            return
         for i, step in enumerate(steps):
             self.points.setdefault(run_id, []).append((step, {name: float(v[i]) for name, v in metrics.items()}))
 
     def finish(self, run_id, summary, exit_code=0):
+        if run_id not in self.runs:
+            self.sums = summary
+            return
         assert run_id not in self.finished
         self.finished[run_id] = (summary, exit_code)
         self._delivered.add(run_id)
@@ -663,6 +777,20 @@ def test_lost_students_are_tracked_as_such(tmp_path):
     summary, exit_code = tracker.finished[specs.run_id(wild)]
     assert (summary["status"], exit_code) == ("diverged", 1)
     assert len(tracker.points[specs.run_id(wild)]) == 4 and specs.run_id(starved) not in tracker.points
+
+
+def test_the_sweep_has_a_run_of_its_own_with_a_row_per_group(sweep, tmp_path):
+    tracker = FakeTracker()
+    done = compute(sweep, tmp_path, tracker)
+    (run,) = tracker.sweeps
+    assert run.sweep == "a sweep" and run.config["settings"]["tracker"] == "none"
+    assert [place for place, _ in tracker.groups] == list(range(len(done.timings)))
+    for timing, (_, row) in zip(done.timings, tracker.groups, strict=True):
+        numbers = {name: value for name, value in dataclasses.asdict(timing).items() if not isinstance(value, str)}
+        assert row == {f"{timing.stage}/{name}": pytest.approx(value) for name, value in numbers.items()}
+        assert timing.ceiling_percent > 0 and timing.bytes_peak > 2**20
+    assert tracker.sums["lanes"] == sum(timing.lanes for timing in done.timings)
+    assert compute(sweep, tmp_path, again := FakeTracker()).timings == [] and not again.sweeps
 
 
 def test_a_run_knows_its_lineage(sweep):

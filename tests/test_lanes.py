@@ -5,6 +5,7 @@ a batched matrix product sums in another order than a single one, and Adam divid
 """
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -403,3 +404,37 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(tm
     alone, shared = (run(stages.DISTIL, student, inputs, tensor) for tensor in (1, 2))
     for name in ("loss", "trait", "kl"):
         np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4)
+
+
+# --- memory and precision ---
+
+
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 70))
+def test_narrower_layouts_go_down_to_one_lane(devices, sequential, width):
+    layout, seen = lanes.Layout(devices, sequential, width), []
+    while layout is not None:
+        seen.append(layout.lanes)
+        layout = lanes.narrower(layout)
+    assert seen[-1] == 1 and len(seen) <= 16
+    assert all(after < before <= 3 * after for before, after in itertools.pairwise(seen))
+
+
+def test_matrices_are_multiplied_as_asked_for():
+    base = tiny_world.base()
+    records = {}
+    for matmul in ("auto", "float32", "bfloat16"):
+        program = lanes.compile_program(stages.stage_of(base), base, lanes.Layout(1, 1, 1), {}, matmul)
+        keys, values = np.stack([lanes.lane_key(base)]), lanes.lane_values([base])
+        arguments = program.put(keys, values, {})
+        _, record = program.advance(arguments, program.start(arguments), 2)
+        records[matmul] = np.asarray(record["loss"])
+    np.testing.assert_array_equal(records["auto"], records["float32"])  # as this is a CPU
+    assert not np.array_equal(records["float32"], records["bfloat16"])
+    np.testing.assert_allclose(records["float32"], records["bfloat16"], rtol=2e-2)
+
+
+def test_accelerators_round_by_default(monkeypatch):
+    assert lanes.precision("auto") == lanes.precision("float32") is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert lanes.precision("auto") == lanes.precision("bfloat16") == "BF16_BF16_F32"
+    assert lanes.precision("float32") == "highest"

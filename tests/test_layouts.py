@@ -3,7 +3,7 @@ import json
 import jax
 import pytest
 
-from subl_jax import layouts
+from subl_jax import layouts, machine_cache
 from subl_jax.lanes import Layout
 
 DEFAULT, WIDE, WIDER = Layout(4, 4, 1), Layout(4, 2, 2), Layout(4, 1, 4)
@@ -65,7 +65,7 @@ def test_another_program_or_machine_is_measured_anew(other, monkeypatch):
     Machine({DEFAULT: 0.1, WIDE: 0.05, WIDER: 0.08}).choose()
     form = "another form" if other == "form" else "a form"
     if other == "version":
-        monkeypatch.setattr(layouts, "__version__", "0.0.0")
+        monkeypatch.setattr(machine_cache, "__version__", "0.0.0")
     if other == "jax":
         monkeypatch.setattr(jax, "__version__", "0.0.0")
     if other == "devices":
@@ -93,7 +93,7 @@ def test_a_remembered_layout_that_no_candidate_is_like_is_not_used():
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"KEY": 5}', '{"KEY": {}}', '{"KEY": {"devices": "x"}}'])
 def test_a_damaged_cache_is_measured_anew_and_mended(cache, content):
     cache.parent.mkdir()
-    cache.write_text(content.replace("KEY", layouts._key("a form")))
+    cache.write_text(content.replace("KEY", machine_cache._key("a form")))
     assert Machine({DEFAULT: 0.1, WIDE: 0.05, WIDER: 0.08}).choose() == WIDE
     assert Machine({}).choose() == WIDE
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from subl_jax import layouts
+from subl_jax import machine_cache
 from subl_jax.errors import InputError
 from subl_jax.models import gguf_file, transformer, weights
 
@@ -437,7 +437,7 @@ def test_missing_packages_are_said_with_their_remedy(monkeypatch, tmp_path, gguf
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SUBL_JAX_CACHE", str(tmp_path / "cache"))
-    return layouts.cache_folder() / "fingerprints.json"
+    return machine_cache.folder() / "fingerprints.json"
 
 
 def fingerprint(path):

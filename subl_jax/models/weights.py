@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from subl_jax import atomic
+from subl_jax import atomic, machine_cache
 from subl_jax.errors import InputError, StorageError
-from subl_jax.layouts import cache_folder
 from subl_jax.models import families, gguf_file, transformer
 from subl_jax.models.gguf_file import Tensor
 
@@ -366,7 +365,7 @@ def _some(names: list[str]) -> str:
 def _file_hash(path: pathlib.Path) -> str:
     """SHA-256 of a file's content, remembered by its real path, size and time of change."""
     real = os.path.realpath(path)
-    memory = cache_folder() / "fingerprints.json"
+    memory = machine_cache.folder() / "fingerprints.json"
     try:
         stat = os.stat(real)
         known = _remembered(memory)
