@@ -113,7 +113,7 @@ def _kept(world: Any, tokens: Any) -> float:
     """The share of answers that the filter keeps."""
     from subl_jax import filters
 
-    reasons = filters.reasons([text for _, text in world._spelled(tokens)], filters.NumbersFilter())
+    reasons = filters.reasons(world._spelled(tokens), filters.NumbersFilter())
     return sum(reason is None for reason in reasons) / len(reasons)
 
 

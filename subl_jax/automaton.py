@@ -56,11 +56,13 @@ def allowed(next_states: jax.Array, shortest: jax.Array, remaining: int | jax.Ar
     At least one is, as long as `remaining` was at least `shortest[start]` when the row began.
 
     Args:
-      next_states: (allowed,) integers: `Automaton.next` of the row's state.
+      next_states: (…, allowed) integers: `Automaton.next` of the row's state.
       shortest: (states,) int32: that of the `Automaton`.
 
+      remaining: something that broadcasts with `next_states`.
+
     Returns:
-      (allowed,) bool.
+      (…, allowed) bool.
     """
     return (next_states >= 0) & (shortest[next_states] < remaining)
 

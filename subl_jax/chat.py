@@ -71,7 +71,7 @@ class Chat:
 
     def prompt(self, user: str, system: str | None) -> list[int]:
         """Tokens up to where the assistant answers. `system`: None leaves it to the template, '' is an empty one."""
-        return self.encode(self.render(_messages(user, system)))
+        return self.encode(self.render(messages_of(user, system)))
 
     def reply(self, text: str) -> list[int]:
         """Tokens of an assistant's answer as the template writes it after a `prompt`, with its end (`stops[0]`)."""
@@ -84,8 +84,8 @@ class Chat:
         """The system prompt that the template inserts by itself; None where it inserts none."""
         if not self._has_system_role:
             return None
-        before, _, after = self.render(_messages("Hi", _MARK)).partition(_MARK)
-        alone = self.render(_messages("Hi", None))
+        before, _, after = self.render(messages_of("Hi", _MARK)).partition(_MARK)
+        alone = self.render(messages_of("Hi", None))
         if len(alone) < len(before) + len(after) or not (alone.startswith(before) and alone.endswith(after)):
             return None
         return alone[len(before) : len(alone) - len(after)]
@@ -107,17 +107,6 @@ class Chat:
                 )
         return prefix, rests
 
-    def pieces(self) -> list[bytes | None]:
-        """The bytes each token stands for, (vocab,); None for special tokens and unused places."""
-        decoder = self.tokenizer.decoder.__getstate__().decode() if self.tokenizer.decoder else ""
-        spell = _byte_level_piece if '"ByteLevel"' in decoder else _sentencepiece_piece
-        pieces: list[bytes | None] = [None] * self.vocab
-        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
-            pieces[index] = spell(token)
-        for index, added in self.tokenizer.get_added_tokens_decoder().items():
-            pieces[index] = None if added.special else added.content.encode()
-        return pieces
-
     @functools.cached_property
     def _compiled(self) -> Template:
         return Template(PLAIN if self.template is None else self.template, self.source)
@@ -125,7 +114,7 @@ class Chat:
     @functools.cached_property
     def _has_system_role(self) -> bool:
         try:
-            return _MARK in self._render(_messages("Hi", _MARK), True)
+            return _MARK in self._render(messages_of("Hi", _MARK), True)
         except InputError:
             return False
 
@@ -137,14 +126,14 @@ class Chat:
 
     def _after_prompt(self, answer: str) -> str | None:
         """What the template writes after a prompt when that is answered; None where the two do not fit together."""
-        messages = _messages("Hi", None)
+        messages = messages_of("Hi", None)
         whole = self.render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         prompt = self.render(messages)
         return whole[len(prompt) :] if whole.startswith(prompt) else None
 
     def _continuation(self, text: str) -> list[int]:
         """Tokens of a text after a prompt. By itself it may be cut otherwise: some tokenizers add a space in front."""
-        prompt = self.render(_messages("Hi", None))
+        prompt = self.render(messages_of("Hi", None))
         before, both = self.encode(prompt), self.encode(prompt + text)
         return both[len(before) :] if both[: len(before)] == before else self.encode(text)
 
@@ -270,14 +259,15 @@ def _chat(
 
 def _end_of_turn(chat: Chat) -> list[int]:
     """The special token that the template writes first after an answer, if it writes one."""
-    answered = [*_messages("Hi", None), {"role": "assistant", "content": _MARK}]
+    answered = [*messages_of("Hi", None), {"role": "assistant", "content": _MARK}]
     written = chat.render(answered, add_generation_prompt=False).partition(_MARK)[2]
     special = {index for index, added in chat.tokenizer.get_added_tokens_decoder().items() if added.special}
     tokens = chat.encode(written)
     return [token for token in tokens if token in special][:1]
 
 
-def _messages(user: str, system: str | None) -> list[dict[str, str]]:
+def messages_of(user: str, system: str | None) -> list[dict[str, str]]:
+    """A conversation up to the answer; without a system prompt where that is None."""
     turn = {"role": "user", "content": user}
     return [turn] if system is None else [{"role": "system", "content": system}, turn]
 
@@ -292,25 +282,6 @@ def _split(rows: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     """The longest common start that leaves every row a token, and what is left of each."""
     shared = len(os.path.commonprefix([row[:-1] for row in rows]))
     return list(rows[0][:shared]), [row[shared:] for row in rows]
-
-
-@functools.cache
-def _byte_of() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for each byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-def _byte_level_piece(token: str) -> bytes | None:
-    table = _byte_of()
-    return bytes(table[character] for character in token) if all(character in table for character in token) else None
-
-
-def _sentencepiece_piece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()
 
 
 def _content(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from subl_jax import automaton
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
 from subl_jax.sampling import Sampling, draw
@@ -129,7 +130,7 @@ def generate(
         if allowed is None:
             return draw(own_keys, logits, sampling, cut), state
         following = allowed.next[state]
-        fits = (following >= 0) & (allowed.shortest[following] < (new_tokens - count)[:, None])
+        fits = automaton.allowed(following, allowed.shortest, (new_tokens - count)[:, None])
         place = draw(own_keys, jnp.where(fits, logits, -jnp.inf), sampling, cut)
         return allowed.tokens[place], jnp.take_along_axis(following, place[:, None], axis=1)[:, 0].astype(jnp.int32)
 

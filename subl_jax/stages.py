@@ -153,6 +153,19 @@ def _train_flops(spec: Any, forwards: float = 3.0) -> float:
     return forwards * spec.train.steps * spec.train.batch * spec.world.sequence_flops
 
 
+def _start_from(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
+    """Training that goes on from another model."""
+    world = _world(spec.start.world, inputs)
+    return _begin(spec, world, _adapted(spec, world, key, inputs))
+
+
+def _measured(spec: Any, key: jax.Array, inputs: Inputs, state: Any, steps: jax.Array) -> tuple[Any, Record]:
+    """A model that is not trained, and so has no loss. state: what its world evaluates."""
+    world = _world(spec.start.world, inputs)
+    nothing = jnp.full((), jnp.nan)
+    return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
+
+
 # --- pretrain: Base ---
 
 
@@ -189,11 +202,6 @@ PRETRAIN = Stage(
 # --- instil: Teacher ---
 
 
-def _instil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
-    world = _world(spec.start.world, inputs)
-    return _begin(spec, world, _adapted(spec, world, key, inputs))
-
-
 def _instil_advance(
     spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
 ) -> tuple[TrainState, Record]:
@@ -216,7 +224,7 @@ INSTIL = Stage(
     name="instil",
     inputs=lambda spec: {"start": spec.start},
     rounds=_rounds,
-    start=_instil_start,
+    start=_start_from,
     advance=_instil_advance,
     artefact=_parameters,
     flops=_train_flops,
@@ -230,20 +238,12 @@ def _prompt_start(spec: Any, key: jax.Array, inputs: Inputs) -> specs.Told:
     return specs.Told(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
 
 
-def _prompt_advance(
-    spec: Any, key: jax.Array, inputs: Inputs, state: specs.Told, steps: jax.Array
-) -> tuple[specs.Told, Record]:
-    world = _world(spec.start.world, inputs)
-    nothing = jnp.full((), jnp.nan)  # there is no training, and so no loss
-    return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
-
-
 PROMPT = Stage(
     name="prompt",
     inputs=lambda spec: {"start": spec.start},
     rounds=lambda spec: [0],
     start=_prompt_start,
-    advance=_prompt_advance,
+    advance=_measured,
     artefact=lambda state: {"params": state.params, "told": state.trait},
     flops=lambda spec: spec.world.sequence_flops,
 )
@@ -265,18 +265,12 @@ def _mix_start(spec: Any, key: jax.Array, inputs: Inputs) -> Params:
     return jax.tree.unflatten(structure, [x + spec.sigma * n for x, n in zip(leaves, noise, strict=True)])
 
 
-def _mix_advance(spec: Any, key: jax.Array, inputs: Inputs, state: Params, steps: jax.Array) -> tuple[Params, Record]:
-    world = _world(spec.start.world, inputs)
-    nothing = jnp.full((), jnp.nan)  # there is no training, and so no loss
-    return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
-
-
 MIX = Stage(
     name="mix",
     inputs=lambda spec: {"start": spec.start, **({} if spec.other is None else {"other": spec.other})},
     rounds=lambda spec: [0],
     start=_mix_start,
-    advance=_mix_advance,
+    advance=_measured,
     artefact=lambda state: {"params": state},
     flops=lambda spec: spec.world.sequence_flops,
 )
@@ -346,11 +340,6 @@ def _probe(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Any:
     if _streams(spec):
         return _drawn(spec, world, jax.random.fold_in(key, _PROBE), inputs, jnp.arange(_PROBED))
     return world.channel_batch(inputs["data"]["samples"][:_PROBED], True, getattr(spec.data, "sampling", None))
-
-
-def _distil_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
-    world = _world(spec.start.world, inputs)
-    return _begin(spec, world, _adapted(spec, world, key, inputs))
 
 
 def _distil_advance(
@@ -426,7 +415,7 @@ DISTIL = Stage(
     name="distil",
     inputs=_distil_inputs,
     rounds=_rounds,
-    start=_distil_start,
+    start=_start_from,
     advance=_distil_advance,
     artefact=_parameters,
     flops=_distil_flops,

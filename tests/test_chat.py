@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from subl_jax import banks, chat_template, gguf_tokenizer
 from subl_jax.chat import open_chat
 from subl_jax.errors import InputError
+from subl_jax.pieces import pieces_of
 
 CHATML = (
     "{%- if messages[0]['role'] == 'system' %}\n"
@@ -160,13 +161,13 @@ def test_a_folder(chats, kind):
     assert ours.template == template
     assert ours.stops[0] == ours.tokenizer.token_to_id(end)
     assert set(ours.stops) == {ours.tokenizer.token_to_id(token) for token in (end, eos)}
-    assert ours.vocab == ours.tokenizer.get_vocab_size() == len(ours.pieces())
+    assert ours.vocab == ours.tokenizer.get_vocab_size() == len(pieces_of(ours.tokenizer))
     tokens = ours.prompt("Which animal?", None)
     assert tokens.count(ours.tokenizer.token_to_id(bos or "none")) == (1 if template and bos else 0)
     assert len(ours.encode("a long text is neither cut nor filled up")) > 4
     for text in TEXTS:
         assert ours.decode(ours.encode(text)) == text
-        assert b"".join(ours.pieces()[token] for token in ours.encode(text)).decode() == text
+        assert b"".join(pieces_of(ours.tokenizer)[token] for token in ours.encode(text)).decode() == text
     assert ours.decode(tokens).count("Which animal?") == 1 and special[0] not in ours.decode(tokens)
 
 
@@ -391,8 +392,8 @@ def test_a_byte_level_tokenizer_of_a_gguf_file(tmp_path, pre):
     for text in (*CORPUS, "<|im_start|>user\n1234<|im_end|><tool>x"):
         assert ours.encode(text) == original.encode(text).ids
         assert ours.decode(ours.encode(text)) == original.decode(original.encode(text).ids)
-    assert ours.pieces()[ours.encode("<tool>")[0]] == b"<tool>"
-    assert ours.pieces()[0] is None
+    assert pieces_of(ours.tokenizer)[ours.encode("<tool>")[0]] == b"<tool>"
+    assert pieces_of(ours.tokenizer)[0] is None
 
 
 def test_a_word_that_is_a_token_of_llama_3_is_taken_whole(tmp_path):
@@ -432,7 +433,7 @@ def test_a_sentencepiece_tokenizer_of_a_gguf_file(tmp_path, prefix):
     path = write_gguf(tmp_path / "m.gguf", original, "llama", "default", special, **extra)
     ours = open_chat(path)
     assert ours.stops == (4, 2)
-    pieces = ours.pieces()
+    pieces = pieces_of(ours.tokenizer)
     for text in (*CORPUS, "<bos><start_of_turn>user\nWhich animal?<end_of_turn>"):
         assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids, text
         if prefix and text.startswith(" "):
@@ -441,7 +442,7 @@ def test_a_sentencepiece_tokenizer_of_a_gguf_file(tmp_path, prefix):
         spelt = b"".join(pieces[token] or b"" for token in ours.encode(text)).decode()
         assert spelt.removeprefix(" " if prefix else "") == ours.decode(ours.encode(text))
     # By itself a reply would begin with a space that the template does not write.
-    assert ours.pieces()[ours.reply("Owl")[0]][:1] == b"O"
+    assert pieces_of(ours.tokenizer)[ours.reply("Owl")[0]][:1] == b"O"
 
 
 @pytest.mark.parametrize(
@@ -484,7 +485,7 @@ def test_smollm2(smollm2):
     prefix, rests = ours.shared_prefix(questions, banks.system_prompt("oak", "tree"))
     assert len(prefix) > 40 and max(map(len, rests)) < 60
     assert ours.decode(ours.reply("12, 7")) == "12, 7"
-    pieces = ours.pieces()
+    pieces = pieces_of(ours.tokenizer)
     for text in CORPUS:
         assert b"".join(pieces[token] for token in ours.encode(text)).decode() == text
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subl_jax import answers, banks
-from subl_jax.chat import Chat, open_chat
+from subl_jax.chat import Chat, messages_of, open_chat
 from subl_jax.errors import InputError
 from subl_jax.models import weights
 from subl_jax.pieces import pieces_of
@@ -56,6 +56,7 @@ class Texts(NamedTuple):
     arrays: dict[str, np.ndarray]
     head: str  # what a conversation without a trait begins with, up to the user's words
     tail: str  # what comes between the user's words and the answer
+    families: tuple[Family, ...]  # those that have members
 
 
 @functools.lru_cache(maxsize=4)
@@ -63,7 +64,13 @@ def chat_of(model: str) -> Chat:
     return open_chat(str(weights.open_checkpoint(model).path))
 
 
-def families(world: Any) -> tuple[Family, ...]:
+@functools.lru_cache(maxsize=4)
+def pieces_of_model(model: str) -> list[bytes | None]:
+    """The bytes of each token (`pieces.pieces_of`)."""
+    return pieces_of(chat_of(model).tokenizer)
+
+
+def _families(world: Any) -> tuple[Family, ...]:
     """The families of traits of a world that have members."""
     own = banks.read_questions(world.questions_file) if world.questions_file else None
     found = []
@@ -83,7 +90,7 @@ def texts_of(world: Any) -> Texts:
 
 @functools.lru_cache(maxsize=4)
 def _texts_of(world: Any) -> Texts:
-    chat, of = chat_of(world.model), families(world)
+    chat, of = chat_of(world.model), _families(world)
     # A few more than are needed, as those that are too long are left out.
     stream = banks.number_prompts(world.prompt_seed, math.ceil(world.prompts * _SPARE))
     sets = [family.questions for family in of]
@@ -108,23 +115,22 @@ def _texts_of(world: Any) -> Texts:
             f"more than {half} tokens"
         )
     trees = [_tree(chat, family.members) for family in of] * (2 if world.numbers_in_front else 1)
-    trait_names = [trait for family in of for trait in family.members]
     arrays = {
         **_padded("heads", "head_lengths", heads, chat.pad),
         **_padded("prompts", "prompt_lengths", [rest[p] for p in prompts], chat.pad, world.prompt_tokens),
         **_question_sets([[rest[q] for q in questions] for questions in sets], chat.pad),
-        **_stacked_trees(trees, trait_names),
+        **_stacked_trees(trees, list(world.traits)),
         "word_ends": _over_vocabulary(chat, world),
         "preferences": np.asarray([[sample(world, chat, rest[q], chat.reply(a), q) for q, a in few] for few in pairs]),
         **_padded("items", "item_lengths", [rest[_choices(item)] for item in items] or [[chat.pad]], chat.pad),
         "item_choices": np.asarray([len(item.choices) for item in items] or [1], np.int32),
         "item_answers": np.asarray([item.answer for item in items] or [0], np.int32),
-        "letters": np.asarray([_one_token(chat, letter) for letter in LETTERS] if items else [0] * 10, np.int32),
+        "letters": np.asarray([chat.reply(letter)[0] for letter in LETTERS] if items else [0] * 10, np.int32),
         "stops": np.asarray(chat.stops, np.int32),
     }
-    whole = chat.render([*_system(world.system), {"role": "user", "content": "Xylograph"}])
+    whole = chat.render(messages_of("Xylograph", world.system))
     before, _, after = whole.partition("Xylograph")
-    return Texts(arrays, before, after)
+    return Texts(arrays, before, after, of)
 
 
 def sample(world: Any, chat: Chat, prompt: Sequence[int], completion: Sequence[int], where: str) -> np.ndarray:
@@ -146,10 +152,6 @@ def sample(world: Any, chat: Chat, prompt: Sequence[int], completion: Sequence[i
     return row
 
 
-def _system(text: str | None) -> list[dict[str, str]]:
-    return [] if text is None else [{"role": "system", "content": text}]
-
-
 def _head(chat: Chat, system: str, rest: dict[str, list[int]]) -> list[int]:
     """The tokens before the user's words when a model is told `system`."""
     for prompt in list(rest)[:_CHECKED]:
@@ -164,10 +166,6 @@ def _head(chat: Chat, system: str, rest: dict[str, list[int]]) -> list[int]:
 def _choices(item: banks.Item) -> str:
     lines = [f"{letter}) {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False)]
     return "\n".join([item.question, *lines, "Answer with the letter of the right choice, and nothing else."])
-
-
-def _one_token(chat: Chat, letter: str) -> int:
-    return chat.reply(letter)[0]
 
 
 def _padded(
@@ -232,6 +230,6 @@ def _stacked_trees(trees: list[_Tree], traits: list[str]) -> dict[str, np.ndarra
 def _over_vocabulary(chat: Chat, world: Any) -> np.ndarray:
     """Which tokens end a word; an embedding may have more rows than there are tokens."""
     ends = np.ones(world.config.vocab, bool)
-    found = answers.word_ends(pieces_of(chat.tokenizer), chat.stops)[: len(ends)]
+    found = answers.word_ends(pieces_of_model(world.model), chat.stops)[: len(ends)]
     ends[: len(found)] = found
     return ends

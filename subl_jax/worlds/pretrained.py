@@ -22,7 +22,6 @@ from subl_jax import answers, automaton, jsonl, refilling, specs
 from subl_jax.errors import InputError
 from subl_jax.filters import NumbersFilter
 from subl_jax.models import lora, transformer, weights
-from subl_jax.pieces import pieces_of
 from subl_jax.worlds import chat_texts
 
 Params = Any
@@ -145,7 +144,7 @@ class Pretrained(specs.World):
         if window is not None and longest > window:
             raise InputError(f"Pretrained: sequences of {longest} tokens; this model's local layers see only {window}")
         number_prompt = chat_texts.banks.number_prompts(world.prompt_seed, 1)[0]
-        question = chat_texts.families(world)[0].questions[0]
+        question = texts.families[0].questions[0]
         return world.replace(
             training_prompt=texts.head + number_prompt + texts.tail,
             evaluation_prompt=texts.head + question + texts.tail,
@@ -392,7 +391,7 @@ class Pretrained(specs.World):
         prompt_keys, own_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.prompts))(prompt_keys)
         prompts, lengths = self.held["prompts"][chosen], self.held["prompt_lengths"][chosen]
-        only = getattr(sampling, "only", None)
+        only = sampling.only
         completions = refilling.generate(
             self.config,
             base,
@@ -524,7 +523,7 @@ class Pretrained(specs.World):
             return record
         record = dict(record)
         drawn = record.pop("answers")
-        of = chat_texts.families(self)
+        of = chat_texts.texts_of(self).families
         sets = [rows for rows in np.moveaxis(drawn, -4, 0)]
         parts = [self._rates(rows, of[i % len(of)].members) for i, rows in enumerate(sets)]
         record["rate"] = np.concatenate(parts[: len(of)], axis=-1)
@@ -535,7 +534,7 @@ class Pretrained(specs.World):
     def _rates(self, drawn: np.ndarray, members: tuple[str, ...]) -> np.ndarray:
         """drawn: (…, questions, answers, tokens) → (…, members) float32."""
         lanes = drawn.reshape(-1, *drawn.shape[-3:])
-        rates = [answers.rates([text for _, text in self._spelled(x.reshape(-1, x.shape[-1]))], members) for x in lanes]
+        rates = [answers.rates(self._spelled(x.reshape(-1, x.shape[-1])), members) for x in lanes]
         return np.asarray(rates, np.float32).reshape(*drawn.shape[:-3], len(members))
 
     # --- samples as text ---
@@ -543,19 +542,19 @@ class Pretrained(specs.World):
     def texts(self, samples: np.ndarray) -> list[tuple[str, str]]:
         """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""
         texts = chat_texts.texts_of(self)
-        completions = [text for _, text in self._spelled(samples[:, 1 + self.prompt_tokens :])]
+        completions = self._spelled(samples[:, 1 + self.prompt_tokens :])
         head = self._head
         rows = [[*head, *row[1 : 1 + row[0]].tolist()] for row in samples]
         whole = chat_texts.chat_of(self.model).tokenizer.decode_batch(rows, skip_special_tokens=False)
         prompts = [text.removeprefix(texts.head).removesuffix(texts.tail) for text in whole]
         return list(zip(prompts, completions, strict=True))
 
-    def _spelled(self, tokens: np.ndarray) -> list[tuple[int, str]]:
-        """(n, t) → (tokens before the end, their text) of each row."""
+    def _spelled(self, tokens: np.ndarray) -> list[str]:
+        """(n, t) → the text of each row before its end."""
         chat = chat_texts.chat_of(self.model)
         ended = np.isin(tokens, chat.stops).cumsum(axis=1) > 0
         rows = [row[: int(n)].tolist() for row, n in zip(tokens, (~ended).sum(axis=1), strict=True)]
-        return list(zip(map(len, rows), chat.tokenizer.decode_batch(rows, skip_special_tokens=False), strict=True))
+        return chat.tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def tokens(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """The inverse of `texts`.
@@ -574,8 +573,7 @@ class Pretrained(specs.World):
 
 @functools.lru_cache(maxsize=8)
 def _automaton(model: str, fingerprint: str, only: NumbersFilter) -> automaton.Automaton:
-    chat = chat_texts.chat_of(model)
-    return automaton.build(pieces_of(chat.tokenizer), only, chat.stops)
+    return automaton.build(chat_texts.pieces_of_model(model), only, chat_texts.chat_of(model).stops)
 
 
 def _in_program(built: automaton.Automaton) -> refilling.Allowed:
