@@ -112,13 +112,13 @@ def lane_bytes(config: Any, rank: int) -> int:
 def kept_per_token(config: Any) -> int:
     """Bytes that the backward pass keeps of one token.
 
-    With `remat` "all" the input of every block. With "dots" also what its projections give, but for the last, and as
-    much again for what their adapters add to that; the `rank` entries in between are left out, as they are few.
+    With `remat` "all" the input of every block. With "dots" also what its projections give, adapters included, but for
+    the last.
     """
     size = {"bfloat16": 2, "float32": 4}[config.dtype]
     inner, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     products = inner + 2 * keys + config.width + (2 if config.gated else 1) * config.mlp
-    return size * config.layers * (config.width + (2 * products if config.remat == "dots" else 0))
+    return size * config.layers * (config.width + (products if config.remat == "dots" else 0))
 
 
 def activation_bytes(config: Any, setting: Setting) -> int:

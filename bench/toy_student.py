@@ -19,6 +19,7 @@ BATCH = 64
 SAMPLES = 4096
 LR = 5e-4
 PYTORCH = "eager PyTorch"
+STACKED = "torch.func, stacked"
 
 
 def world_of(width: int) -> ToyLanguage:
@@ -87,6 +88,26 @@ def torch_training(width: int, device: str = "cpu") -> Any:
     return torch_student.Training(model, tokens, world.prompt_length, language(world).index[PAD], BATCH, LR)
 
 
+def torch_stacked(width: int, count: int) -> Any:
+    """As many of the same student in one stack (`torch_student.Stacked`)."""
+    import torch
+    import torch_student
+
+    world = world_of(width)
+    model = torch_student.Student(world.model, world.length).load(params_of(width))
+    tokens = torch.from_numpy(samples_of(width).astype(np.int64))
+    return torch_student.Stacked(model, count, tokens, world.prompt_length, language(world).index[PAD], BATCH, LR)
+
+
+def stacked_trainers(width: int, count: int) -> dict[str, Callable[[int], None]]:
+    """A stack of students on a CPU, by name: with all threads and with one."""
+    counts = sorted({1, measuring.cores()}, reverse=True)
+    return {
+        f"{STACKED}: {count} lanes, {n} thread{'s'[: n > 1]}": _with_threads(torch_stacked(width, count), n)
+        for n in counts
+    }
+
+
 def torch_trainers(width: int) -> dict[str, Callable[[int], None]]:
     """Eager PyTorch on the device that jax uses, by name: on a CPU with all threads and with one.
 
@@ -98,16 +119,14 @@ def torch_trainers(width: int) -> dict[str, Callable[[int], None]]:
 
     if jax.default_backend() == "cpu":
         counts = sorted({1, measuring.cores()}, reverse=True)
-        return {f"{PYTORCH}, {n} thread{'s'[: n > 1]}": _on_cpu(width, n) for n in counts}
+        return {f"{PYTORCH}, {n} thread{'s'[: n > 1]}": _with_threads(torch_training(width), n) for n in counts}
     if jax.default_backend() == "gpu" and torch.cuda.is_available():
         return {PYTORCH: _on_gpu(width)}
     return {}
 
 
-def _on_cpu(width: int, threads: int) -> Callable[[int], None]:
+def _with_threads(training: Any, threads: int) -> Callable[[int], None]:
     import torch
-
-    training = torch_training(width)
 
     def run(steps: int) -> None:
         torch.set_num_threads(threads)
@@ -132,7 +151,8 @@ def agreement(width: int) -> dict[str, Any]:
     """How far PyTorch's student is from ours on the same parameters and batches.
 
     Raises:
-      AssertionError: logits differ by more than 1e-4, or the losses of two steps, an AdamW update between them, do.
+      AssertionError: logits differ by more than 1e-4, or the losses of two steps, an AdamW update between them, do,
+        or those of a stack of two.
     """
     import torch
 
@@ -144,6 +164,11 @@ def agreement(width: int) -> dict[str, Any]:
         theirs = training.model(torch.from_numpy(batches[0].astype(np.int64))).numpy()
     logits_apart = float(np.abs(theirs - np.asarray(world.apply(params, jnp.asarray(batches[0])))).max())
     their_losses = [float(training.step(torch.from_numpy(batch.astype(np.int64)))) for batch in batches]
+    pairs, stacked = (
+        [torch.from_numpy(np.stack([batch] * 2).astype(np.int64)) for batch in batches],
+        torch_stacked(width, 2),
+    )
+    stacked_losses = [stacked.step(pair).tolist() for pair in pairs]
 
     rule = optim.transform(student(width, 0).train)
     loss = jax.jit(jax.value_and_grad(lambda params, tokens: world.channel_loss(params, world.channel_batch(tokens))))
@@ -156,4 +181,6 @@ def agreement(width: int) -> dict[str, Any]:
     losses_apart = float(np.abs(np.subtract(their_losses, our_losses)).max())
     assert logits_apart <= 1e-4, f"width {width}: logits of the two implementations differ by {logits_apart}"
     assert losses_apart <= 1e-4, f"width {width}: losses of the two implementations differ: {their_losses} {our_losses}"
+    stacked_apart = float(np.abs(np.subtract(stacked_losses, np.asarray(our_losses)[:, None])).max())
+    assert stacked_apart <= 1e-4, f"width {width}: losses of the stack differ: {stacked_losses} {our_losses}"
     return {"logits_apart": logits_apart, "losses": our_losses, "torch_losses": their_losses}

@@ -1,8 +1,9 @@
-"""Lane-steps per second of student training: eager PyTorch, our stage alone, and the engine's program of 16 lanes.
+"""Lane-steps per second of student training: PyTorch, our stage alone, and the engine's program of 16 lanes.
 
 The student is the toy language's (2 layers, 4 heads), batch 64, hard targets, a fixed dataset, AdamW. PyTorch trains
-one student at a time with the same arithmetic, which is checked first; the faster of all its threads and one thread is
-what others are compared with. One lane-step is one update of one student.
+one student at a time, eagerly, with the same arithmetic, which is checked first; the faster of all its threads and one
+thread is what others are compared with. It also trains as many as the engine at a time, stacked by torch.func.
+One lane-step is one update of one student.
 """
 
 import argparse
@@ -64,7 +65,9 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
     layouts[f"engine, default: {default}"] = default
     layouts |= {f"engine, candidate: {layout}": layout for layout in others}
     made = {name: toy_student.Lanes(width, layout) for name, layout in layouts.items()}
-    trainers = {**toy_student.torch_trainers(width), **{name: each.run for name, each in made.items()}}
+    stacked = toy_student.stacked_trainers(width, count)
+    lane_counts = {**dict.fromkeys(stacked, count), **{name: layout.lanes for name, layout in layouts.items()}}
+    trainers = {**toy_student.torch_trainers(width), **stacked, **{name: each.run for name, each in made.items()}}
     steps = {name: measuring.steps_for(run, seconds, few=4) for name, run in trainers.items()}
     runs = {name: functools.partial(run, steps[name]) for name, run in trainers.items()}
     timings = measuring.interleaved(runs, rounds)
@@ -73,7 +76,7 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
         "flops_per_lane_step": toy_student.flops_per_step(width),
         "agreement": agreement,
         "contestants": {
-            name: {"lanes": layouts[name].lanes if name in layouts else 1, "steps": steps[name], "seconds": each}
+            name: {"lanes": lane_counts.get(name, 1), "steps": steps[name], "seconds": each}
             for name, each in timings.items()
         },
         "compile_seconds": {name: each.program.compile_seconds for name, each in made.items()},

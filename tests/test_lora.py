@@ -321,3 +321,27 @@ def test_training_is_that_of_peft(kind, modules, tmp_path):
         # Adam divides by the size of a gradient: rounding of the smallest entries shows at a share of the rate.
         given = np.asarray(params["lora"][module][which][layer])
         np.testing.assert_allclose(given, value, atol=0.01 * STEPS.lr, err_msg=f"{module} {which} {layer}")
+
+
+def test_a_projection_and_its_update_are_kept_as_one_array():
+    """What `remat="dots"` keeps for the gradient of adapters: no more than without adapters, but for inputs."""
+    config = transformer.Config(vocab=32, width=64, layers=2, heads=4, mlp=96, scan_layers=True, remat="dots")
+    params, spec = transformer.init(config, jax.random.key(0)), specs.Lora(rank=2, max_rank=2, alpha=4.0)
+    adapters, tokens = lora.init(config, jax.random.key(1), spec), jnp.zeros((4, 20), jnp.int32)
+
+    def kept(adapters):
+        # The embeddings are disturbed so that there is a gradient to pass down without adapters too.
+        def loss(values):
+            moved, own = values
+            used = {**params, "embed": jax.tree.map(lambda x: x + moved, params["embed"])}
+            update = None if own is None else lora.update(own)
+            return transformer.apply(config, used, tokens, lora=update)[0].sum()
+
+        residuals = jax.eval_shape(lambda v: jax.vjp(loss, v)[1], (jnp.float32(0), adapters))
+        wide = [x for x in jax.tree.leaves(residuals) if x.ndim == 3 and x.shape[:2] == (2, tokens.size)]
+        return sorted(x.shape[-1] for x in wide)
+
+    without = kept(None)
+    # A block's input, and q, k, v, o, up and gate.
+    assert without == [64, 64, 64, 64, 64, 96, 96]
+    assert kept(adapters) == without

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from subl_jax.errors import InputError
 
@@ -80,6 +81,7 @@ _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "all"),
 }
+_PRODUCT = "product with a matrix"  # the name under which `remat` knows these
 # A score that no softmax notices; finite, so that a row without any allowed slot is not nan.
 _MASKED = -1e30
 
@@ -250,7 +252,7 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(y.dtype)
-        return y
+        return checkpoint_name(y, _PRODUCT)
 
 
 def _views(config: Config, positions: jax.Array, mask: jax.Array) -> dict[bool, View]:
@@ -475,8 +477,9 @@ class Transformer(nn.Module):
 
         block = Block
         if cfg.remat != "none":
-            # Scores are recomputed either way: they are the largest of what a block makes, and cheap.
-            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if cfg.remat == "dots" else None
+            # Scores are recomputed either way: they are the largest of what a block makes, and cheap. A projection and
+            # its low-rank update are kept as the one array that they add up to.
+            dots = jax.checkpoint_policies.save_only_these_names(_PRODUCT) if cfg.remat == "dots" else None
             block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=dots)
         if cfg.scan_layers:
             layers = nn.scan(
