@@ -1,8 +1,8 @@
 """Writes the tables of all measured benchmarks into docs/benchmarks.md, between the markers of each.
 
 A benchmark NAME has its JSON in bench/results/NAME.json and its place between `<!-- begin NAME -->` and
-`<!-- end NAME -->`. What has not been measured says so. What is worked out rather than measured (sizing.py) has its
-place in docs/models.md, and no JSON.
+`<!-- end NAME -->`. What has not been measured says so. What is worked out rather than measured (sizing.py,
+fleet_on_paper.py) has a place on one of the pages too, and no JSON.
 """
 
 import argparse
@@ -19,7 +19,7 @@ MEASURED = (
     *("chat_training", "chat_generation", "chat_accelerator"),
 )
 # Page → whose tables it has.
-PAGES = {"benchmarks.md": MEASURED, "models.md": ("sizing",)}
+PAGES = {"benchmarks.md": (*MEASURED, "fleet_on_paper"), "models.md": ("sizing",)}
 
 
 def section(name: str, results: pathlib.Path) -> str:
