@@ -16,7 +16,7 @@ import measuring
 from measuring import Data, Spread, Table
 
 NAME = "planning"
-COUNTS = (1_000, 10_000)
+COUNTS = (1_000, 10_000, 100_000)
 ROUNDS = 5
 PARTS = ("specs", "check", "plan", "run ids", "lineage")
 

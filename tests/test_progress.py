@@ -245,6 +245,15 @@ def test_comparison():
     assert lines[5] == "P(trait) after training: mean [95 % interval] over n bases; p paired, Holm"
 
 
+def test_small_probabilities_keep_two_digits():
+    small = summary_of()
+    for name in small.select_dtypes("float"):
+        if not name.startswith("p_"):
+            small[name] *= 1e-3
+    text = "\n".join(table_lines(comparison_table(small), width=160))
+    assert "8.0e-4 [7.5e-4,8.5e-4]" in text and "+6.8e-4 p=.012 [5.8e-4,7.8e-4]" in text and "0.00" not in text
+
+
 def test_comparison_at_80_columns():
     lines = table_lines(comparison_table(summary_of()), width=80)
     assert all(len(line) <= 80 for line in lines)
