@@ -2,8 +2,9 @@
 
 A model is one teacher and four students (of the same and of another start, on the auxiliary and on all logits), trained
 for the steps of sweeps/digits.py. What is timed is a teacher's step and a student's; the rest follows by counting.
-PyTorch does the same arithmetic one model at a time: the student's batch is fresh noise, its teacher is asked, its loss
-is the KL over the auxiliary logits. Images of MNIST's shape are random here: their content costs nothing.
+PyTorch does the same arithmetic one model at a time, and as many as the engine stacked by torch.func. The student's
+batch is fresh noise, its teacher is asked, its loss is the KL over the auxiliary logits. Images of MNIST's shape are
+random here: their content costs nothing.
 """
 
 import argparse
@@ -50,7 +51,8 @@ def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Da
     layouts |= {f"engine, candidate: {layout}": layout for layout in others[:1]}
     stages = {}
     for stage in ("teacher", "student"):
-        runs: dict[str, Callable[[int], None]] = _torch(world, setting["batch"], stage)
+        stacked = _stacked(world, setting["batch"], stage)
+        runs: dict[str, Callable[[int], None]] = {**_torch(world, setting["batch"], stage), **stacked}
         runs |= {each: _ours(world, setting, stage, layout)[0] for each, layout in layouts.items()}
         # As many steps as the sweep takes between measurements, which ours does after them and PyTorch does not.
         steps = dict.fromkeys(runs, 4 if quick else setting["round"][stage == "student"])
@@ -59,7 +61,7 @@ def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Da
         )
         stages[stage] = {
             each: {
-                "lanes": layouts[each].lanes if each in layouts else 1,
+                "lanes": LANES if each in stacked else layouts[each].lanes if each in layouts else 1,
                 "steps": steps[each],
                 "seconds": timings[each],
             }
@@ -141,16 +143,8 @@ def _torch(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None
     import torch
     import torch.nn.functional as F
 
-    side, classes, outputs = world.images.side, world.images.classes, world.outputs
-
-    def model() -> Any:
-        sizes = (side * side, *world.hidden)
-        layers: list[Any] = []
-        for inputs, width in zip(sizes, sizes[1:], strict=False):
-            layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
-        return torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], outputs))
-
-    own, teacher = model(), model()
+    side, classes = world.images.side, world.images.classes
+    own, teacher = _torch_model(world), _torch_model(world)
     optimizer = torch.optim.Adam(own.parameters(), lr=3e-4, fused=True)
     images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, side * side)
     labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
@@ -174,6 +168,62 @@ def _torch(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None
 
     counts = sorted({1, measuring.cores()}, reverse=True)
     return {f"eager PyTorch, {n} thread{'s'[: n > 1]}": functools.partial(run, n) for n in counts}
+
+
+def _torch_model(world: Any) -> Any:
+    import torch
+
+    sizes = (world.images.side**2, *world.hidden)
+    layers: list[Any] = []
+    for inputs, width in zip(sizes, sizes[1:], strict=False):
+        layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], world.outputs))
+
+
+def _stacked(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None]]:
+    """LANES models in one stack, each with a batch of its own."""
+    import torch
+    import torch.nn.functional as F
+
+    pixels, classes, model = world.images.side**2, world.images.classes, _torch_model(world)
+
+    def stack() -> dict[str, Any]:
+        return torch.func.stack_module_state([_torch_model(world) for _ in range(LANES)])[0]
+
+    own, teacher = {name: x.detach().requires_grad_() for name, x in stack().items()}, stack()
+    optimizer = torch.optim.Adam(own.values(), lr=3e-4, fused=True)
+    images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, pixels)
+    labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
+
+    def logits(params: Any, x: Any) -> Any:
+        return torch.func.functional_call(model, params, (x,))
+
+    def loss(params: Any, x: Any, target: Any) -> Any:
+        if stage == "teacher":
+            return F.cross_entropy(logits(params, x)[:, :classes], target)
+        said = F.log_softmax(logits(params, x)[:, classes:], dim=1)
+        return F.kl_div(said, target, reduction="batchmean", log_target=True)
+
+    gradient = torch.func.vmap(torch.func.grad(loss))
+
+    def batches() -> tuple[Any, Any]:
+        if stage == "teacher":
+            rows = torch.randint(len(images), (LANES, batch))
+            return images[rows].float() * (2 / world.images.peak) - 1, labels[rows]
+        x = torch.rand(LANES, batch, pixels) * 2 - 1
+        with torch.no_grad():
+            return x, F.log_softmax(torch.func.vmap(logits)(teacher, x)[..., classes:], dim=-1)
+
+    def run(threads: int, steps: int) -> None:
+        torch.set_num_threads(threads)
+        for _ in range(steps):
+            gradients = gradient({name: x.detach() for name, x in own.items()}, *batches())
+            for name, x in own.items():
+                x.grad = gradients[name]
+            optimizer.step()
+
+    counts = sorted({1, measuring.cores()}, reverse=True)
+    return {f"torch.func, stacked: {LANES} lanes, {n} thread{'s'[: n > 1]}": functools.partial(run, n) for n in counts}
 
 
 def tables(data: Data) -> list[Table]:

@@ -310,7 +310,8 @@ def test_a_world_may_be_of_the_sweep_file_itself_anywhere(tmp_path):
 def test_tracked_students_are_runs_on_the_disk(tmp_path):
     done = launched("--config", TINY, "--config.traits=owl", "--config.tracker=wandb", "--workdir", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 6
+    runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(runs) == 7 and sum("-sweep-" in name for name in runs) == 1
     assert "wandb sync" in done.stdout
 
 

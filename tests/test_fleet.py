@@ -94,13 +94,27 @@ def test_timings_of_batches_add_up():
     def timing(lanes, seconds, flops):
         steps = 10 * lanes
         return engine.GroupTiming(
-            "distil", lanes, "1 device", 1, steps, 0.5, 0.0, seconds, seconds, steps / seconds, flops, 7 * lanes
+            "distil",
+            lanes,
+            "1 device",
+            1,
+            steps,
+            0.5,
+            0.0,
+            seconds,
+            seconds,
+            steps / seconds,
+            flops,
+            flops,
+            7 * lanes,
+            lanes,
         )
 
     total = fleet._summed([timing(2, 1.0, 3.0), timing(4, 3.0, 1.0)])
     assert (total.lanes, total.batches, total.lane_steps, total.bytes_needed) == (6, 2, 60, 28)
     assert (total.compile_seconds, total.run_seconds, total.waited_seconds) == (1.0, 4.0, 4.0)
-    assert (total.lane_steps_per_second, total.flops_per_second) == (15.0, 1.5)
+    assert (total.lane_steps_per_second, total.flops_per_second, total.ceiling_percent) == (15.0, 1.5, 1.5)
+    assert total.bytes_peak == 4
 
 
 # --- on a cluster ---

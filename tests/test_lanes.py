@@ -420,17 +420,11 @@ def test_narrower_layouts_go_down_to_one_lane(devices, sequential, width):
 
 
 def test_matrices_are_multiplied_as_asked_for():
-    base = tiny_world.base()
-    records = {}
+    base, rounds = tiny_world.base(), {}
     for matmul in ("auto", "float32", "bfloat16"):
-        program = lanes.compile_program(stages.stage_of(base), base, lanes.Layout(1, 1, 1), {}, matmul)
-        keys, values = np.stack([lanes.lane_key(base)]), lanes.lane_values([base])
-        arguments = program.put(keys, values, {})
-        _, record = program.advance(arguments, program.start(arguments), 2)
-        records[matmul] = np.asarray(record["loss"])
-    np.testing.assert_array_equal(records["auto"], records["float32"])  # as this is a CPU
-    assert not np.array_equal(records["float32"], records["bfloat16"])
-    np.testing.assert_allclose(records["float32"], records["bfloat16"], rtol=2e-2)
+        program = lanes.compile_program(stages.stage_of(base), base, Layout(1, 1, 1), {}, matmul)
+        rounds[matmul] = "algorithm=dot_bf16_bf16_f32" in program.text
+    assert rounds == {"auto": False, "float32": False, "bfloat16": True}  # as this is a CPU
 
 
 def test_accelerators_round_by_default(monkeypatch):

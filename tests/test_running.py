@@ -242,7 +242,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 
 
 def test_a_profile_is_of_one_round_of_the_largest_group(tmp_path, capsys):
-    run(tiny_world.students(1)[:1], tmp_path, profile=True)
+    run(list(tiny_world.students(2))[:1], tmp_path, profile=True)
     traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1 and list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
     assert capsys.readouterr().out.count("a round is traced in") == 1
