@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -247,12 +248,12 @@ class Engine:
                     error = OutOfMemory(f"it needs {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} GiB are there")
             except OutOfMemory as full:
                 layout, error = self._default_layout(len(nodes), group.form), full
-            said = self._peers.gather(error and [str(error), error.final])
-            worst = next((each for each in said if each), None)
-            if worst is None:
+            said = self._peers.gather(error and [dataclasses.astuple(layout), str(error), error.final])
+            first = next((each for each in said if each), None)
+            if first is None:
                 return program
             program = None  # before the next one is made
-            self._narrow(group, layout, OutOfMemory(*worst))
+            self._narrow(group, lanes.Layout(*first[0]), OutOfMemory(*first[1:]))
 
     def _narrow(self, group: Group, layout: lanes.Layout, error: OutOfMemory) -> None:
         """From here on, batches of the group have half as many lanes as in `layout`.
@@ -269,6 +270,7 @@ class Engine:
         self._progress.warn(f"{group.stage.name}: {layout} does not fit into memory; going on with {narrower}")
         self._programs = {key: program for key, program in self._programs.items() if key[0] != group.form}
         self._most[group.form] = narrower
+        gc.collect()  # what the error's frames still hold
 
     def _traced(self, group: Group, round: Callable[[], Tree]) -> Tree:
         """`round()`, traced if it is the one that a profile was asked of."""
@@ -467,7 +469,7 @@ class _Batch:
         self._kept = 0  # samples, of all processes
         self._waited = 0.0
         self._shown = 0  # work that the display has been told of
-        self._full: OutOfMemory | None = None
+        self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
 
     @property
@@ -509,8 +511,12 @@ class _Batch:
                 for student in engine._runs[node.key]:
                     if specs.run_id(student) not in engine._tracker.delivered():
                         engine._tracker.start(run_info(engine._sweep, student))
-        with self._noticing():
-            arguments = self._peers.together(lambda: engine._arguments(self._group, self._nodes, program))
+
+        def put() -> Tree:
+            with self._noticing():
+                return engine._arguments(self._group, self._nodes, program)
+
+        arguments = self._peers.together(put)
         self._agree()
         first, state = self._resumed() or (0, None)
         if state is None:
@@ -574,7 +580,7 @@ class _Batch:
             with memory.noticed():
                 yield
         except OutOfMemory as error:
-            self._full = error
+            self._full = str(error)
 
     def _show(self, done: int) -> None:
         if done:
@@ -595,7 +601,7 @@ class _Batch:
             {
                 "preempted": engine._preempted(),
                 "due": due,
-                "full": self._full and str(self._full),
+                "full": self._full,
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
                 "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],

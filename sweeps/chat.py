@@ -43,7 +43,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config.full = False  # train all weights instead
     train = {"optimizer": "adamw", "schedule": "linear", "clip": 1.0}
     config.student = ConfigDict(
-        {"steps": 16, "batch": 16, "accumulate": 4, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
+        {"steps": 12, "batch": 16, "accumulate": 4, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
     )
     config.finetune = ConfigDict(
         {"steps": 24, "batch": 8, "accumulate": 2, "lr": 2e-4, "warmup": 2, "evals": 2, **train}

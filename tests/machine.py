@@ -26,6 +26,7 @@ class Machine:
 
     folder: pathlib.Path
     cache: pathlib.Path
+    sweep: str = SWEEP
 
     @property
     def workdir(self):
@@ -34,7 +35,7 @@ class Machine:
     def start(self, *arguments, log=None):
         """One process; its output goes to pipes, or both kinds of it to the file `log`."""
         # A workdir as people give it, relative; and a cache that a killed process may damage.
-        command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", SWEEP, "--workdir", "out", *arguments]
+        command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", self.sweep, "--workdir", "out", *arguments]
         path = os.pathsep.join([str(ROOT), str(TESTS)])
         env = {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(self.cache)}
         with contextlib.ExitStack() as opened:

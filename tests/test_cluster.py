@@ -10,7 +10,7 @@ import sys
 
 import jax
 import pytest
-from machine import Machine, a_checkpoint, artifacts, assert_complete, ended
+from machine import TESTS, Machine, a_checkpoint, artifacts, assert_complete, ended
 
 from subl_jax import cluster, running
 from subl_jax.errors import InputError, StorageError
@@ -200,6 +200,34 @@ def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, 
     code, out, error = machine.run(*SMALL)
     assert (code, error) == (0, "")
     assert "cannot be used" not in out
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+FULL = """
+import sys
+import jax
+from subl_jax import lanes
+
+advance, rounds = lanes.Program.advance, []
+
+def full(self, *arguments):
+    rounds.append(1)
+    if "--process_id=1" in sys.argv and self.layout.lanes > 2 and len(rounds) % 2 == 0:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+    return advance(self, *arguments)
+
+lanes.Program.advance = full
+"""
+
+
+def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet):
+    file = tmp_path / "tiny_sweep.py"
+    file.write_text((TESTS / "tiny_sweep.py").read_text() + FULL)
+    machine = Machine(tmp_path / "there", quiet.cache, f"{file}:large")
+    machine.folder.mkdir()
+    done = machine.run_all(2, *SMALL, "--config.engine.checkpoint_seconds=600")
+    assert [(code, error) for code, _, error in done] == [(0, "")] * 2
+    assert "distil: 2 devices × 2 in turn × 1 wide does not fit into memory; going on with 2 devices × 1" in done[0][1]
     assert_complete(machine, quiet, **TOLERANCE)
 
 
