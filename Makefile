@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= sweeps/traits.py
 ARGS ?=
 
-.PHONY: sweep test test-slow bench clean
+.PHONY: sweep test test-slow bench bench-chat clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep.py --config $(CONFIG) $(ARGS)
@@ -36,6 +36,12 @@ $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 # Every measurement of docs/benchmarks.md, alone on the machine: about twenty minutes on two cores.
 bench: $(VENV)/installed-test
 	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
+	$(BIN)/python bench/summarise.py
+
+# Chat models against transformers and peft: another half hour.
+bench-chat: $(VENV)/installed-test
+	$(BIN)/python bench/chat_training.py --widths 1 4 --rounds 2 --memory 1 4
+	$(BIN)/python bench/chat_generation.py --batches 4 32 --rounds 2 --most_samples 64
 	$(BIN)/python bench/summarise.py
 
 clean:

@@ -46,3 +46,13 @@ def tiny_chat_model(tmp_path_factory):
     import tiny_chat
 
     return tiny_chat.save(tmp_path_factory.mktemp("tiny-chat") / "llama")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A copy of this session's compiled programs, for processes that may be killed while they write there."""
+    folder = tmp_path_factory.mktemp("programs")
+    known = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if os.path.isdir(known):
+        shutil.copytree(known, folder, dirs_exist_ok=True)
+    return folder

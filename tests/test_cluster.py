@@ -1,8 +1,6 @@
 """Several processes as one: options, exchanges, and whole sweeps on the CPU, with the tables of one process."""
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -145,17 +143,8 @@ def test_processes_of_another_sweep_or_on_other_storage_are_told_so(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    known = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    if os.path.isdir(known):
-        shutil.copytree(known, folder, dirs_exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory, cache):
-    machine = Machine(tmp_path_factory.mktemp("quiet"), cache)
+def quiet(tmp_path_factory, programs):
+    machine = Machine(tmp_path_factory.mktemp("quiet"), programs)
     code, _, error = machine.run(*SMALL, "--config.engine.checkpoint_seconds=600")
     assert (code, error) == (0, "")
     return machine

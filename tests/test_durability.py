@@ -14,17 +14,8 @@ from machine import Machine, a_checkpoint, a_second_stage_in_the_making, a_table
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    known = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    if os.path.isdir(known):
-        shutil.copytree(known, folder, dirs_exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory, cache):
-    machine = Machine(tmp_path_factory.mktemp("quiet"), cache)
+def quiet(tmp_path_factory, programs):
+    machine = Machine(tmp_path_factory.mktemp("quiet"), programs)
     code, _, error = machine.run()
     assert (code, error) == (0, "")
     return machine
