@@ -400,7 +400,7 @@ def _count(line: pd.Series | None) -> str:
 
 def _mean(line: pd.Series | None) -> Text:
     mean = _number(line, "mean")
-    return Text(_NONE) if mean is None else Text(_short(mean) + _bracket(line, "ci_low", "ci_high"))
+    return Text(_NONE) if mean is None else Text(_short(mean) + _bracket(line, mean, "ci_low", "ci_high"))
 
 
 def _difference(line: pd.Series | None, arm: str) -> Text:
@@ -413,20 +413,25 @@ def _difference(line: pd.Series | None, arm: str) -> Text:
     p = _number(line, f"p_{arm}_holm")
     p = _number(line, f"p_{arm}") if p is None else p
     shown = "" if p is None else " p<.001" if p < 0.001 else f" p={p:.3f}".replace("=0.", "=.")
-    return Text(_short(difference, "+") + shown + _bracket(line, f"{name}_low", f"{name}_high"))
+    return Text(_short(difference, "+") + shown + _bracket(line, difference, f"{name}_low", f"{name}_high"))
 
 
-def _bracket(line: pd.Series | None, low: str, high: str) -> str:
-    """No space inside, so that an interval never breaks over two lines."""
+def _bracket(line: pd.Series | None, of: float, low: str, high: str) -> str:
+    """The interval of a number. No space inside, so that it never breaks over two lines."""
     bounds = _number(line, low), _number(line, high)
-    return "" if None in bounds else f" [{_short(bounds[0])},{_short(bounds[1])}]"
+    if None in bounds:
+        return ""
+    # As wide as others are: a column of a narrow terminal would cut it off.
+    return " [" + ",".join(_short(bound, digits=0) if _is_small(of) else f"{bound:.2f}" for bound in bounds) + "]"
 
 
-def _short(value: float, sign: str = "") -> str:
-    """Two decimals; a smaller probability, as a large model has of one word, keeps two digits: 7.1e-4."""
-    if 1e-9 < abs(value) < 0.005:
-        return f"{value:{sign}.1e}".replace("e-0", "e-")
-    return f"{value:{sign}.2f}"
+def _is_small(value: float) -> bool:
+    return 1e-9 < abs(value) < 0.005
+
+
+def _short(value: float, sign: str = "", digits: int = 1) -> str:
+    """Two decimals; a smaller probability, as a large model has of one word, keeps its digits: 7.1e-4."""
+    return f"{value:{sign}.{digits}e}".replace("e-0", "e-") if _is_small(value) else f"{value:{sign}.2f}"
 
 
 def _text(value: Any) -> str:

@@ -251,7 +251,10 @@ def test_small_probabilities_keep_two_digits():
         if not name.startswith("p_"):
             small[name] *= 1e-3
     text = "\n".join(table_lines(comparison_table(small), width=160))
-    assert "8.0e-4 [7.5e-4,8.5e-4]" in text and "+6.8e-4 p=.012 [5.8e-4,7.8e-4]" in text and "0.00" not in text
+    assert "8.0e-4 [8e-4,9e-4]" in text and "+6.8e-4 p=.012 [6e-4,8e-4]" in text and "0.00" not in text
+    assert "…" not in "".join(table_lines(comparison_table(small), width=80))
+    mixed = summary_of().assign(ci_low=-0.003)
+    assert "0.80 [-0.00,0.85]" in "".join(table_lines(comparison_table(mixed)))
 
 
 def test_comparison_at_80_columns():
