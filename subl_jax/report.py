@@ -411,14 +411,19 @@ _TIMINGS = {
     "lane_steps_per_second": "lane-steps/s",
     "flops_per_second": "FLOP/s",
     "ceiling_percent": "% of ceiling",
-    "bytes_needed": "bytes a device",
-    "bytes_peak": "peak bytes",
+    "bytes_needed": "MiB a device",
+    "bytes_peak": "peak MiB",
 }
 
 
 def _timings(groups: list[Mapping[str, Any]]) -> dict[str, Any]:
     names = [name for name in _TIMINGS if any(group.get(name) is not None for group in groups)]
-    body = [[_plain(group.get(name)) for name in names] for group in groups[:_MOST_LINES]]
+
+    def cell(group: Mapping[str, Any], name: str) -> str:
+        value = group.get(name)
+        return _plain(value / 2**20 if name.startswith("bytes") and value is not None else value)
+
+    body = [[cell(group, name) for name in names] for group in groups[:_MOST_LINES]]
     texts = sum(name in ("stage", "layout") for name in names)
     head = [_TIMINGS[name] for name in names]
     return {"head": head, "body": body, "texts": texts, "left_out": len(groups) - len(body)}
