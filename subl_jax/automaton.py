@@ -58,7 +58,6 @@ def allowed(next_states: jax.Array, shortest: jax.Array, remaining: int | jax.Ar
     Args:
       next_states: (…, allowed) integers: `Automaton.next` of the row's state.
       shortest: (states,) int32: that of the `Automaton`.
-
       remaining: something that broadcasts with `next_states`.
 
     Returns:

@@ -517,9 +517,8 @@ class _Batch:
                 return engine._arguments(self._group, self._nodes, program)
 
         arguments = self._peers.together(put)
-        self._agree()
         first, state = self._resumed() or (0, None)
-        if state is None:
+        if state is None and not self._full:
             with self._noticing():
                 state = program.start(arguments)
         saved = time.monotonic()
@@ -550,6 +549,7 @@ class _Batch:
                 if running is not None:
                     self._fetch(running)
                     running = None
+                    self._agree()  # a round whose record is lost must not be saved
                 self._save(i + 1, state)
                 saved = time.monotonic()
                 # The signal may have come while the save was made.
