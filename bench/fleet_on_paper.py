@@ -57,7 +57,7 @@ class Work:
 
 
 def small(name: str, file: str, entries: int, narrowest: int) -> Work:
-    """A student of a sweep file . entries: numbers that its layers give for one sample, in the forward pass."""
+    """A student of a sweep file. entries: numbers that its layers give for one sample, in the forward pass."""
     import jax
 
     from subl_jax import cli, stages
@@ -99,9 +99,9 @@ def mnist() -> Work:
     return Work("MNIST, the paper's setting", flops, moved, 256, 4.0 * parameters)
 
 
-def _rows(fleet: Fleet, host: float) -> list[list[str]]:
+def _rows(fleet: Fleet, students: Sequence[Work], host: float) -> list[list[str]]:
     rows = []
-    for work in works():
+    for work in students:
         idle = min(1.0, work.narrowest / fleet.tile) ** 2
         parts = {
             "operations": work.flops / (fleet.chips.peak * _SMALL_REACHED * idle),
@@ -152,8 +152,8 @@ def host_seconds() -> float:
 
 
 def tables(data: Any = None) -> Sequence[Table]:
-    host = host_seconds()
-    rows = [row for fleet in FLEETS for row in _rows(fleet, host)]
+    host, students = host_seconds(), works()
+    rows = [row for fleet in FLEETS for row in _rows(fleet, students, host)]
     columns = ["fleet", "student", "time on the chips of a copy", "chips a copy", "bottleneck", "students an hour"]
     columns += ["MB/s stored", "host's bookkeeping"]
     note = (
