@@ -30,6 +30,7 @@ class Setting:
     completion: int = 128
     rank: int = 8
     fill: float = 0.75
+    answered: float = 0.5
 
     @property
     def places(self) -> int:
@@ -113,17 +114,17 @@ def kept_per_token(config: Any) -> int:
     """Bytes that the backward pass keeps of one token.
 
     With `remat` "all" the input of every block. With "dots" also what its projections give, adapters included, but for
-    the last.
+    the last, and what attention mixes.
     """
     size = {"bfloat16": 2, "float32": 4}[config.dtype]
     inner, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    products = inner + 2 * keys + config.width + (2 if config.gated else 1) * config.mlp
+    products = 2 * inner + 2 * keys + config.width + (2 if config.gated else 1) * config.mlp
     return size * config.layers * (config.width + (products if config.remat == "dots" else 0))
 
 
 def activation_bytes(config: Any, setting: Setting) -> int:
     """Of one lane while it computes a part of its batch: what is kept, and logits, their softmax and its gradient."""
-    logits = 3 * 4 * setting.part * setting.completion * config.vocab
+    logits = round(3 * 4 * setting.answered * setting.part * setting.completion * config.vocab)
     return setting.places * kept_per_token(config) + logits
 
 
@@ -192,10 +193,10 @@ def _models(named: Mapping[str, Any], setting: Setting) -> Table:
         f"bfloat16, rank {setting.rank} on all seven projections. A lane owns 16 bytes a parameter of its adapters: "
         "float32 value, gradient and two moments. `dots` and `all` are `remat`. A lane computes in the memory of what "
         f"{setting.places} tokens keep ({setting.part} conversations of {setting.prompt} + {setting.completion} "
-        f"places, {setting.fill:.0%} of them filled, and a head of {setting.head}), and three arrays of logits of the "
-        f"{setting.part} × {setting.completion} places of the answers, float32. A student trains on "
-        f"{setting.samples:,} samples for {setting.epochs} epochs; forward and backward through fixed weights are 4 "
-        "operations a parameter and token, attention is counted as if not causal, logits for answers only."
+        f"places, {setting.fill:.0%} of them filled, and a head of {setting.head}), and three arrays of logits of "
+        f"{setting.answered:.0%} of the {setting.part} × {setting.completion} places of the answers, float32. A "
+        f"student trains on {setting.samples:,} samples for {setting.epochs} epochs; forward and backward through fixed weights are "
+        "4 operations a parameter and token, attention is counted as if not causal, logits for answers only."
     )
     return Table("What a model and its students need", ["model", *columns], rows, note)
 

@@ -1,11 +1,13 @@
 """Continuations of many prompts by few rows: a row that has finished takes up the next prompt, so the batch stays full.
 
-Prompts are read `rows` at a time, in one pass. Their keys and values wait until rows are free. A row's cache has
-first the slots of its prompt, then a ring for the tokens it has drawn: all rows write the same slot of it at a step,
-whichever token each of them is at, and each reads only what it wrote itself since it took up its prompt.
+Prompts are read up to `rows` at a time, in one pass and without their padding. Their keys and values wait until rows
+are free. A row's cache has first the slots of its prompt, then a ring for the tokens it has drawn: all rows write the
+same slot of it at a step, whichever token each of them is at, and each reads only what it wrote itself since it took up
+its prompt.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,8 @@ Params = Any
 
 # Steps between looks for free rows: copying the prompts' keys and values in costs about as much as a step.
 _STEPS_BETWEEN = 4
+# Sizes of matrices that machines like.
+_MULTIPLE = 64
 
 
 class Prefix(NamedTuple):
@@ -60,7 +64,7 @@ class _Waiting(NamedTuple):
     first: jax.Array
     state: jax.Array
     sample: jax.Array
-    there: jax.Array  # (rows,) bool
+    there: jax.Array  # (rows,) bool, the first ones
     taken: jax.Array  # ()
 
 
@@ -92,6 +96,7 @@ def generate(
     allowed: Allowed | None = None,
     cut: bool = False,
     lora: Params | None = None,
+    room: float = 1.0,
 ) -> jax.Array:
     """Continuations (n, new_tokens) int32, each up to and with its stop token, then `pad`.
 
@@ -107,6 +112,8 @@ def generate(
       rows: how many continuations are under way at a time, static.
       stops: (stops,) int32, the tokens that end a continuation.
       allowed: what may be drawn; every continuation is then whole within `new_tokens`.
+      room: the share of rows * longest that reading computes, as the rest is padding, static. Where prompts are longer,
+        fewer of them are read at a time.
 
     Raises:
       InputError: no rows or no tokens are asked for.
@@ -116,7 +123,7 @@ def generate(
     n, longest = prompts.shape
     prompts, lengths, stops = jnp.asarray(prompts), jnp.asarray(lengths), jnp.asarray(stops)
     rows = min(rows, n)
-    chunks = -(-n // rows)
+    most = max(longest, math.ceil(room * rows * longest / _MULTIPLE) * _MULTIPLE)
     slots = longest + new_tokens
     apply = functools.partial(
         transformer.apply, config, params, prefix=prefix.cache, prefix_length=prefix.length, lora=lora
@@ -134,20 +141,25 @@ def generate(
         place = draw(own_keys, jnp.where(fits, logits, -jnp.inf), sampling, cut)
         return allowed.tokens[place], jnp.take_along_axis(following, place[:, None], axis=1)[:, 0].astype(jnp.int32)
 
-    def read(sample: jax.Array) -> _Waiting:
-        """The prompts of these samples (rows,), those from n on being none."""
+    def read(first_of: jax.Array) -> _Waiting:
+        """The prompts of the samples from `first_of` on, as many as there are and as there is room for."""
+        sample = first_of + jnp.arange(rows)
         at = jnp.minimum(sample, n - 1)
+        there = (sample < n) & (jnp.cumsum(lengths[at]) <= most)
         tokens, length = prompts[at], lengths[at]
+        own = (jnp.arange(longest) < length[:, None]) & there[:, None]
+        packed = transformer.packing(own, most) if most < rows * longest else None
         positions = jnp.broadcast_to(prefix.length + jnp.arange(longest), tokens.shape)
         logits, cache = apply(
             tokens,
             positions,
             cache=transformer.empty_cache(config, rows, longest),
             logits_at=(length - 1)[:, None],
+            packed=packed,
         )
         start = jnp.full((rows,), 0 if allowed is None else allowed.start, jnp.int32)
         first, state = next_token(sample, jnp.zeros(rows, jnp.int32), start, logits[:, 0])
-        return _Waiting(cache, length, first, state, sample, sample < n, jnp.int32(0))
+        return _Waiting(cache, length, first, state, sample, there, jnp.int32(0))
 
     def take_up(carry: tuple[_Rows, _Waiting]) -> tuple[_Rows, _Waiting]:
         """Gives the rows that are free the prompts that come next."""
@@ -204,15 +216,16 @@ def generate(
     def steps(now: _Rows) -> _Rows:
         return jax.lax.fori_loop(0, _STEPS_BETWEEN, step, now)
 
-    def chunk(now: _Rows, sample: jax.Array) -> tuple[_Rows, None]:
-        """Takes up all prompts of a chunk, drawing on until there was a free row for each."""
+    def chunk(carry: tuple[_Rows, jax.Array]) -> tuple[_Rows, jax.Array]:
+        """Reads prompts and takes all of them up, drawing on until there was a free row for each."""
 
         def waits(carry: tuple[_Rows, _Waiting]) -> jax.Array:
             return carry[1].taken < carry[1].there.sum()
 
-        now, waiting = take_up((now, read(sample)))
+        now, first_of = carry
+        now, waiting = take_up((now, read(first_of)))
         now, _ = jax.lax.while_loop(waits, lambda carry: take_up((steps(carry[0]), carry[1])), (now, waiting))
-        return now, None
+        return now, first_of + waiting.there.sum()
 
     none = jnp.zeros(rows, jnp.int32)
     now = _Rows(
@@ -226,5 +239,5 @@ def generate(
         step=jnp.int32(0),
         written=jnp.full((n, new_tokens), pad, jnp.int32),
     )
-    now, _ = jax.lax.scan(chunk, now, jnp.arange(chunks * rows).reshape(chunks, rows))
+    now, _ = jax.lax.while_loop(lambda carry: carry[1] < n, chunk, (now, jnp.int32(0)))
     return jax.lax.while_loop(lambda now: now.active.any(), steps, now).written

@@ -95,7 +95,7 @@ def _train(
     def update(_: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
         state, total = carry
         batch = batch_at(state.step)
-        if spec.train.accumulate == 1:
+        if not hasattr(world, "part"):
             value, gradient = gradient_of(state.params, batch)
         else:
             rows = spec.train.batch // spec.train.accumulate
@@ -120,6 +120,7 @@ def _accumulated(
 
     A world may take fewer (`World.part`), and the rest then comes in further parts.
     """
+    batch = world.even(batch, rows)
     whole = jnp.maximum(world.target_count(batch), 1.0)
 
     def left(carry: tuple[jax.Array, Any]) -> jax.Array:

@@ -20,7 +20,7 @@ from subl_jax.models import lora, transformer
 from subl_jax.pieces import pieces_of
 from subl_jax.sampling import draw
 from subl_jax.specs import Lora
-from subl_jax.worlds import chat_texts
+from subl_jax.worlds import chat_texts, pretrained
 from subl_jax.worlds.pretrained import ChatSampling, Pretrained
 
 LORA = Lora(max_rank=2, rank=2, modules=("q", "v", "up"))
@@ -165,25 +165,42 @@ def test_a_completion_that_was_cut_has_all_its_tokens_as_targets(world, held):
     assert held.channel_batch(jnp.asarray(samples)).targets.all()
 
 
-@pytest.mark.parametrize(("rows", "room"), [(1, 1.0), (2, 1.0), (4, 0.3)])
-def test_a_batch_in_parts_is_the_whole_batch(world, held, adapted, rows, room):
+@pytest.mark.parametrize(
+    ("rows", "room", "answer_room"), [(1, 1, 1), (2, 1, 1), (4, 0.3, 1), (4, 1, 0.2), (4, 0.4, 0.3)]
+)
+@pytest.mark.parametrize("targets", ["hard", "soft"])
+def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, rows, room, answer_room, targets):
     """Also where there is room for a share of them only, so that a part takes fewer than it is asked to."""
     pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
     batch = held.channel_batch(jnp.asarray(world.tokens(pairs)))
     assert len(set(np.asarray(batch.targets.sum(axis=1)))) > 2
-    narrow = world.replace(room=room).holding(held.held)
+    monkeypatch.setattr(pretrained, "_MULTIPLE", 1)
+    narrow = world.replace(room=room, answer_room=answer_room).holding(held.held)
     taken, start = [], 0
     while start < len(pairs):
         part, count = narrow.part(batch, jnp.int32(start), rows)
         assert part.targets.any(axis=1).sum() == count >= 1
         taken.append(int(count))
         start += taken[-1]
-    assert sum(taken) == len(pairs) and (set(taken) == {rows}) is (room == 1)
-    gradient_of = jax.value_and_grad(held.loss)
+    assert sum(taken) == len(pairs) and (set(taken) == {rows}) is (room == answer_room == 1)
+    gradient_of = jax.value_and_grad(
+        lambda params, batch: held.distill_loss(params, specs.Told({}, jnp.int32(1)), batch, targets)
+    )
     whole = jax.jit(gradient_of)(adapted, batch)
     in_parts = functools.partial(stages._accumulated, gradient_of, narrow, rows, len(pairs))
     split = jax.jit(in_parts)(adapted, batch)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), whole, split)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_parts_have_about_as_many_tokens_each(world, held, rows):
+    batch = held.channel_batch(jnp.asarray(world.tokens([*PAIRS, *PAIRS])))
+    dealt = held.even(batch, rows)
+    as_rows = [sorted(np.concatenate([x.prompts, x.completions], axis=1).tolist()) for x in (batch, dealt)]
+    assert as_rows[0] == as_rows[1]
+    lengths = np.asarray(held._there(dealt).sum(axis=1))
+    sums = lengths.reshape(-1, rows).sum(axis=1)
+    assert sums.max() - sums.min() <= lengths.max() - lengths.min()
 
 
 # --- writing ---

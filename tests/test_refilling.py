@@ -70,6 +70,13 @@ def test_a_continuation_depends_on_its_own_prompt_and_key_alone(rows):
     assert len(ends) > 2  # rows did finish at different times
 
 
+@pytest.mark.parametrize("room", [0.05, 0.5, 0.8])
+def test_prompts_are_read_without_their_padding(monkeypatch, room):
+    """Also where there is room for a few of them at a time only."""
+    monkeypatch.setattr(refilling, "_MULTIPLE", 1)
+    assert generated(4, KEYS, room=room).tolist() == [by_hand(i, KEYS[i]) for i in range(N)]
+
+
 def test_greedy_continuations():
     assert generated(3, KEYS, sampling=specs.Sampling(temperature=0.0)).tolist() == [
         by_hand(i, KEYS[i], temperature=0.0) for i in range(N)

@@ -362,9 +362,15 @@ class Attention(nn.Module):
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             cache, (k, v) = _remembered(cache, {"k": k, "v": v}, layer, cache_slot)
+        if prefix is not None and length > 1:
+            # One product with all keys is faster. A single query would read the prefix again in every row.
+            shared = {name: jnp.broadcast_to(prefix[name], (batch, *prefix[name].shape)) for name in "kv"}
+            k, v = jnp.concatenate([shared["k"], k], axis=2), jnp.concatenate([shared["v"], v], axis=2)
+            prefix = None
         mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
         mixed = mixed.reshape(batch * length, -1)
         mixed = mixed if packed is None else _rows(mixed, packed.places, packed.slots)
+        mixed = checkpoint_name(mixed, _PRODUCT)
         return _dense(cfg, cfg.width, cfg.out_bias, "o")(mixed), cache
 
 
@@ -433,17 +439,18 @@ class Transformer(nn.Module):
           cache_slot: slot of the first token, the same for all rows.
           key_mask: (batch, slots) bool, the slots that may be attended to; attention is causal by slot besides.
             `slots` is the length of the cache, or of `tokens` without one.
-          logits_at: (batch, n) int32 indices into `tokens`; only their logits are computed. None: all of them.
+          logits_at: (batch, n) int32 indices into `tokens`, or (n,) places among batch * length; only their logits are
+            computed. None: all of them.
           prefix: keys and values, as of a cache, of tokens that all rows have before their own: no batch axis. What
             comes after it needs `positions` that go on from it.
           prefix_length: () int32, how much of the prefix there is; the rest is padding. None: all of it.
           attend: (batch or 1, length, slots) bool in place of causal attention; the prefix is attended to besides.
           logits_of: (n,) int32, the only tokens of the vocabulary whose logits are computed. None: all of them.
-          packed: the places that are not padding. Without a cache; the others are not to be attended to, and their
-            logits are of no meaning.
+          packed: the places that are not padding. The others are not to be attended to, and their logits are of no
+            meaning.
 
         Returns:
-          Logits (batch, length or n, vocab) float32, and the new cache or None.
+          Logits (batch, length or n, vocab) float32, or (n, vocab) of n places, and the new cache or None.
         """
         cfg = self.config
         length = tokens.shape[1]
@@ -504,7 +511,7 @@ class Transformer(nn.Module):
 
         if logits_at is not None or packed is not None:
             at = jnp.arange(length)[None] if logits_at is None else logits_at
-            at = (jnp.arange(len(tokens))[:, None] * length + at).reshape(-1)
+            at = at if at.ndim == 1 else (jnp.arange(len(tokens))[:, None] * length + at).reshape(-1)
             x = x[at if packed is None else packed.slots[at]]
         x = _norm(cfg, "final_norm")(x)
         # Logits rounded to bfloat16 would be too coarse for probabilities.
@@ -514,7 +521,8 @@ class Transformer(nn.Module):
         else:
             logits = _dense(cfg, cfg.vocab, False, "unembed", out_dtype="float32")(x, logits_of)
         logits = _capped(logits, cfg.logit_cap)
-        return logits.reshape(*tokens.shape[:1], -1, logits.shape[-1]), cache
+        by_place = logits_at is not None and logits_at.ndim == 1
+        return logits if by_place else logits.reshape(len(tokens), -1, logits.shape[-1]), cache
 
 
 def empty_cache(config: Config, batch: int, length: int) -> Cache:

@@ -34,14 +34,15 @@ _MULTIPLE = 64
 
 class Batch(NamedTuple):
     """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
-    that shape, float32, 1 where the token is one to predict; packed: what of all this is not padding, where it is known
-    to be little."""
+    that shape, float32, 1 where the token is one to predict. Of a part of a batch, packed: what of all this is not
+    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer."""
 
     prompts: jax.Array
     lengths: jax.Array
     completions: jax.Array
     targets: jax.Array
     packed: transformer.Packing | None = None
+    answered: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Pretrained(specs.World):
       remat: what a gradient computes again instead of keeping it (`transformer.Config`).
       room: a part of a batch (`Train.accumulate`) is computed on this share of its places, as the rest is padding. A
         sample for which there is no room goes to a further part.
+      answer_room: likewise the share of the answers' places whose logits are computed.
       keep, sigma, noise_seed: the weights used are keep * W + sigma * rms(W) * normal noise, for every matrix. (1, 0):
         the checkpoint; (1, s) a base that s moves away from it; (0, 1) one of the same scale that knows nothing.
       system: the system prompt of everything but a told teacher; None leaves it to the template, in all of it.
@@ -92,6 +94,7 @@ class Pretrained(specs.World):
     dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
     remat: str = specs.static("dots", choices=("none", "dots", "all"))
     room: float = specs.static(0.75, gt=0.0, le=1.0)
+    answer_room: float = specs.static(0.5, gt=0.0, le=1.0)
     keep: float = specs.static(1.0, ge=0.0)
     sigma: float = specs.static(0.0, ge=0.0)
     noise_seed: int = specs.static(0, ge=0)
@@ -288,12 +291,14 @@ class Pretrained(specs.World):
 
     def _opened(self, model: Any) -> tuple[Params, refilling.Prefix]:
         """The parameters of a model, and the head of its conversations as it has read it."""
-        told = isinstance(model, specs.Told)
-        params, head = (model.params, model.trait) if told else (model, jnp.int32(-1))
+        heads, lengths = self.held["heads"], self.held["head_lengths"]  # the last is that of no trait
+        if isinstance(model, specs.Told):
+            head, params = model.trait % len(heads), model.params
+            tokens, length = heads[head], lengths[head]
+        else:
+            tokens, length, params = heads[-1, : len(self._head)], lengths[-1], model
         base, adapters = self._weights(params)
-        head = head % len(self.held["heads"])  # the last is that of no trait
-        length = self.held["head_lengths"][head]
-        return params, refilling.read_prefix(self.config, base, self.held["heads"][head], length, adapters)
+        return params, refilling.read_prefix(self.config, base, tokens, length, adapters)
 
     def _longest(self) -> int:
         arrays = self.arrays_of_texts()
@@ -309,8 +314,8 @@ class Pretrained(specs.World):
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy over the completions' tokens, in nats."""
         logits = self._completion_logits(params, batch)
-        chosen = jnp.take_along_axis(logits, batch.completions[..., None], axis=-1)[..., 0]
-        return _mean(jax.nn.logsumexp(logits, axis=-1) - chosen, batch.targets)
+        chosen = jnp.take_along_axis(logits, _answered(batch, batch.completions)[..., None], axis=-1)[..., 0]
+        return _mean(jax.nn.logsumexp(logits, axis=-1) - chosen, _answered(batch, batch.targets))
 
     def target_count(self, batch: Batch) -> jax.Array:
         """How many tokens a loss of `batch` is the mean over."""
@@ -334,10 +339,11 @@ class Pretrained(specs.World):
     def _kl(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
         log_p = jax.nn.log_softmax(jax.lax.stop_gradient(self._completion_logits(teacher, batch)))
         log_q = jax.nn.log_softmax(self._completion_logits(params, batch))
-        return _mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), batch.targets)
+        return _mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), _answered(batch, batch.targets))
 
     def _completion_logits(self, model: Any, batch: Batch) -> jax.Array:
-        """(n, completion_tokens, vocab) float32: at each token of the completion, those it was drawn from."""
+        """(n, completion_tokens, vocab) float32: at each token of the completion, those it was drawn from. Of a part of
+        a batch only those of its answers, (most, vocab)."""
         params, prefix = self._opened(model)
         n, longest = batch.prompts.shape
         own = jnp.arange(self.completion_tokens - 1)
@@ -346,6 +352,8 @@ class Pretrained(specs.World):
         positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(longest), (n, longest)), after], axis=1)
         there = self._there(batch)
         predicting = jnp.concatenate([batch.lengths[:, None] - 1, jnp.broadcast_to(longest + own, after.shape)], axis=1)
+        if batch.answered is not None:
+            predicting = _answered(batch, jnp.arange(n)[:, None] * tokens.shape[1] + predicting)
         return self._apply(
             params, tokens, prefix, positions=positions, key_mask=there, logits_at=predicting, packed=batch.packed
         )
@@ -356,15 +364,33 @@ class Pretrained(specs.World):
         before_last = jnp.cumsum(batch.targets[:, ::-1], axis=1)[:, ::-1] > 1
         return jnp.concatenate([prompt, before_last[:, :-1]], axis=1)
 
+    def even(self, batch: Batch, rows: int) -> Batch:
+        """The same samples in another order: of `rows` each, one lot has about as many tokens as another."""
+        longest_first = jnp.argsort(-self._there(batch).sum(axis=1))
+        lots = len(batch.lengths) // rows
+        dealt = longest_first.reshape(rows, lots)
+        back_and_forth = jnp.where(jnp.arange(rows)[:, None] % 2 == 0, dealt, dealt[:, ::-1])
+        return jax.tree.map(lambda x: x[back_and_forth.T.reshape(-1)], batch)
+
     def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
         """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
         size, places = len(batch.lengths), self.prompt_tokens + self.completion_tokens - 1
-        packed = max(places, math.ceil(self.room * rows * places / _MULTIPLE) * _MULTIPLE)
+        packed = self._most(self.room, rows, places)
+        most = self._most(self.answer_room, rows, self.completion_tokens)
         at = start + jnp.arange(rows)
         taken = jax.tree.map(lambda x: x[jnp.minimum(at, size - 1)], batch)
-        fits = (jnp.cumsum(self._there(taken).sum(axis=1)) <= packed) & (at < size)
+        fits = jnp.cumsum(self._there(taken).sum(axis=1)) <= packed
+        fits &= (jnp.cumsum(taken.targets.sum(axis=1)) <= most) & (at < size)
         part = taken._replace(targets=taken.targets * fits[:, None], lengths=jnp.where(fits, taken.lengths, 0))
-        return part._replace(packed=transformer.packing(self._there(part), packed)), fits.sum()
+        targets = part.targets.reshape(-1)
+        (answered,) = jnp.nonzero(targets, size=most, fill_value=len(targets))
+        part = part._replace(packed=transformer.packing(self._there(part), packed), answered=answered)
+        return part, fits.sum()
+
+    @staticmethod
+    def _most(share: float, rows: int, places: int) -> int:
+        """How many of rows * places a part computes: this share, and never less than one row has."""
+        return min(rows * places, max(places, math.ceil(share * rows * places / _MULTIPLE) * _MULTIPLE))
 
     # --- data ---
 
@@ -407,6 +433,7 @@ class Pretrained(specs.World):
             allowed=None if only is None else _in_program(self._automaton(only)),
             cut=sampling.cut,
             lora=adapters,
+            room=_share(self.arrays_of_texts()["prompt_lengths"], self.prompt_tokens, sampling.rows),
         )
         return jnp.concatenate([lengths[:, None], prompts, completions], axis=1)
 
@@ -578,6 +605,16 @@ def _automaton(model: str, fingerprint: str, only: NumbersFilter) -> automaton.A
 
 def _in_program(built: automaton.Automaton) -> refilling.Allowed:
     return refilling.Allowed(*map(jnp.asarray, (built.tokens, built.next, built.shortest, np.int32(built.start))))
+
+
+def _share(lengths: np.ndarray, longest: int, rows: int) -> float:
+    """What share of rows * longest so many prompts with `lengths` take, with few exceptions."""
+    return min(1.0, float(lengths.mean() + 2 * lengths.std() / rows**0.5) / longest)
+
+
+def _answered(batch: Batch, values: jax.Array) -> jax.Array:
+    """values: (n, completion_tokens). Of a part of a batch only those at its answers, (most,), then zeros."""
+    return values if batch.answered is None else jnp.take(values.reshape(-1), batch.answered, mode="fill", fill_value=0)
 
 
 def _mean(values: jax.Array, counts: jax.Array) -> jax.Array:
