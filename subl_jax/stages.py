@@ -95,7 +95,7 @@ def _train(
     def update(_: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
         state, total = carry
         batch = batch_at(state.step)
-        if not hasattr(world, "part"):
+        if spec.train.accumulate == 1:
             value, gradient = gradient_of(state.params, batch)
         else:
             rows = spec.train.batch // spec.train.accumulate
