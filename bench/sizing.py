@@ -196,8 +196,8 @@ def _models(named: Mapping[str, Any], setting: Setting) -> Table:
         f"places, {setting.fill:.0%} of them filled, and a head of {setting.head}), and three arrays of logits of "
         f"{setting.answered:.0%} of the {setting.part} × {setting.completion} places of the answers, float32. A "
         f"student trains on {setting.samples:,} samples for {setting.epochs} epochs; forward and backward through "
-        "fixed weights are "
-        "4 operations a parameter and token, attention is counted as if not causal, logits for answers only."
+        "fixed weights are 4 operations a parameter and token, attention is counted as if not causal, logits for "
+        "answers only."
     )
     return Table("What a model and its students need", ["model", *columns], rows, note)
 

@@ -7,7 +7,6 @@ its prompt.
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +21,6 @@ Params = Any
 
 # Steps between looks for free rows: copying the prompts' keys and values in costs about as much as a step.
 _STEPS_BETWEEN = 4
-# Sizes of matrices that machines like.
-_MULTIPLE = 64
 
 
 class Prefix(NamedTuple):
@@ -123,7 +120,7 @@ def generate(
     n, longest = prompts.shape
     prompts, lengths, stops = jnp.asarray(prompts), jnp.asarray(lengths), jnp.asarray(stops)
     rows = min(rows, n)
-    most = max(longest, math.ceil(room * rows * longest / _MULTIPLE) * _MULTIPLE)
+    most = transformer.room(room, rows, longest)
     slots = longest + new_tokens
     apply = functools.partial(
         transformer.apply, config, params, prefix=prefix.cache, prefix_length=prefix.length, lora=lora

@@ -36,7 +36,8 @@ def get_config(size: str = "small") -> ConfigDict:
     config.world.update(
         {"answers_sampled": 2, "probed": 4, "numbers_in_front": False, "prompts": 1024, "prompt_tokens": 96}
     )
-    config.world.update({"completion_tokens": 56, "questions_file": "", "items_file": "", "told_as": ("",)})
+    config.world.update({"completion_tokens": 56, "room": 0.75, "answer_room": 0.5})
+    config.world.update({"questions_file": "", "items_file": "", "told_as": ("",)})
     config.data = ConfigDict({"size": 64, "round": 64, "budget": 4.0, "temperature": 1.0, "rows": 32})
     config.lora = ConfigDict({"rank": 8, "max_rank": 8, "alpha": 8.0, "modules": specs.PROJECTIONS})
     config.lora.update({"first_layer": 0, "last_layer": -1})
@@ -59,7 +60,7 @@ def get_config(size: str = "small") -> ConfigDict:
         config.seeds, config.traits, config.cross_sigma = 5, PAPER, (0.5,)
         config.constrained = False
         config.world.update({"dtype": "bfloat16", "questions": 50, "numbers_in_front": True, "prompts": 30_000})
-        config.world.update({"prompt_tokens": 144, "completion_tokens": 128})
+        config.world.update({"prompt_tokens": 144, "completion_tokens": 128, "room": 0.55})
         config.data.update({"size": 10_000, "round": 2048, "budget": 3.0, "rows": 512})
         # 10 epochs of 10,000 samples in batches of 66, rounded to whole evaluations.
         config.student.update({"steps": 1520, "batch": 66, "accumulate": 6, "warmup": 5, "evals": 10})

@@ -20,7 +20,7 @@ from subl_jax.models import lora, transformer
 from subl_jax.pieces import pieces_of
 from subl_jax.sampling import draw
 from subl_jax.specs import Lora
-from subl_jax.worlds import chat_texts, pretrained
+from subl_jax.worlds import chat_texts
 from subl_jax.worlds.pretrained import ChatSampling, Pretrained
 
 LORA = Lora(max_rank=2, rank=2, modules=("q", "v", "up"))
@@ -174,7 +174,7 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
     pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
     batch = held.channel_batch(jnp.asarray(world.tokens(pairs)))
     assert len(set(np.asarray(batch.targets.sum(axis=1)))) > 2
-    monkeypatch.setattr(pretrained, "_MULTIPLE", 1)
+    monkeypatch.setattr(transformer, "_MULTIPLE", 1)
     narrow = world.replace(room=room, answer_room=answer_room).holding(held.held)
     taken, start = [], 0
     while start < len(pairs):

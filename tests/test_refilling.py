@@ -73,7 +73,7 @@ def test_a_continuation_depends_on_its_own_prompt_and_key_alone(rows):
 @pytest.mark.parametrize("room", [0.05, 0.5, 0.8])
 def test_prompts_are_read_without_their_padding(monkeypatch, room):
     """Also where there is room for a few of them at a time only."""
-    monkeypatch.setattr(refilling, "_MULTIPLE", 1)
+    monkeypatch.setattr(transformer, "_MULTIPLE", 1)
     assert generated(4, KEYS, room=room).tolist() == [by_hand(i, KEYS[i]) for i in range(N)]
 
 

@@ -24,6 +24,7 @@ A low-rank update of a projection (LoRA) is given beside the parameters, in a tr
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,6 +50,11 @@ class Packing(NamedTuple):
 
     places: jax.Array
     slots: jax.Array
+
+
+def room(share: float, rows: int, places: int) -> int:
+    """How many of rows * places to compute: this share, rounded up, and never less than one row has."""
+    return min(rows * places, max(places, math.ceil(share * rows * places / _MULTIPLE) * _MULTIPLE))
 
 
 def packing(there: jax.Array, packed: int) -> Packing:
@@ -82,6 +88,7 @@ _CHOICES = {
     "remat": ("none", "dots", "all"),
 }
 _PRODUCT = "product with a matrix"  # the name under which `remat` knows these
+_MULTIPLE = 16  # sizes of packed matrices that machines like
 # A score that no softmax notices; finite, so that a row without any allowed slot is not nan.
 _MASKED = -1e30
 
@@ -509,9 +516,10 @@ class Transformer(nn.Module):
                 (x, caches[i]), _ = layer((x, caches[i]), *own)
             cache = None if cache is None else tuple(caches)
 
+        by_place = logits_at is not None and logits_at.ndim == 1
         if logits_at is not None or packed is not None:
             at = jnp.arange(length)[None] if logits_at is None else logits_at
-            at = at if at.ndim == 1 else (jnp.arange(len(tokens))[:, None] * length + at).reshape(-1)
+            at = at if by_place else (jnp.arange(len(tokens))[:, None] * length + at).reshape(-1)
             x = x[at if packed is None else packed.slots[at]]
         x = _norm(cfg, "final_norm")(x)
         # Logits rounded to bfloat16 would be too coarse for probabilities.
@@ -521,7 +529,6 @@ class Transformer(nn.Module):
         else:
             logits = _dense(cfg, cfg.vocab, False, "unembed", out_dtype="float32")(x, logits_of)
         logits = _capped(logits, cfg.logit_cap)
-        by_place = logits_at is not None and logits_at.ndim == 1
         return logits if by_place else logits.reshape(len(tokens), -1, logits.shape[-1]), cache
 
 

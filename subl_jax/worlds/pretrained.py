@@ -10,7 +10,6 @@ model reads the head of the conversation first, once for all rows (`chat_texts.p
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,8 +27,6 @@ Params = Any
 
 # Questions a model answers at a time, and samples two models are compared on: logits are the largest arrays there are.
 _AT_ONCE = 4
-# Sizes of matrices that machines like.
-_MULTIPLE = 64
 
 
 class Batch(NamedTuple):
@@ -375,8 +372,8 @@ class Pretrained(specs.World):
     def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
         """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
         size, places = len(batch.lengths), self.prompt_tokens + self.completion_tokens - 1
-        packed = self._most(self.room, rows, places)
-        most = self._most(self.answer_room, rows, self.completion_tokens)
+        packed = transformer.room(self.room, rows, places)
+        most = transformer.room(self.answer_room, rows, self.completion_tokens)
         at = start + jnp.arange(rows)
         taken = jax.tree.map(lambda x: x[jnp.minimum(at, size - 1)], batch)
         fits = jnp.cumsum(self._there(taken).sum(axis=1)) <= packed
@@ -386,11 +383,6 @@ class Pretrained(specs.World):
         (answered,) = jnp.nonzero(targets, size=most, fill_value=len(targets))
         part = part._replace(packed=transformer.packing(self._there(part), packed), answered=answered)
         return part, fits.sum()
-
-    @staticmethod
-    def _most(share: float, rows: int, places: int) -> int:
-        """How many of rows * places a part computes: this share, and never less than one row has."""
-        return min(rows * places, max(places, math.ceil(share * rows * places / _MULTIPLE) * _MULTIPLE))
 
     # --- data ---
 
