@@ -54,6 +54,7 @@ def groups_table(plan: Plan, settings: Settings) -> Table:
             settings.width,
             settings.lanes_a_batch,
             settings.tensor,
+            settings.fsdp,
         )
         rounds = group.stage.rounds(group.nodes[0])
         table.add_row(

@@ -243,7 +243,7 @@ class Engine:
             try:
                 program = self._program(group, nodes)
                 layout, wanted = program.layout, program.bytes_needed - program.bytes_there
-                there = memory.free(layout.devices * layout.tensor // self._peers.count)
+                there = memory.free(layout.all_devices // self._peers.count)
                 if wanted > there and lanes.narrower(layout):
                     error = OutOfMemory(f"it needs {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} GiB are there")
             except OutOfMemory as full:
@@ -265,7 +265,7 @@ class Engine:
         if narrower is None:
             raise OutOfMemory(
                 f"{group.stage.name}: not even {layout} fits into memory ({error}); split the model over devices "
-                "(config.engine.tensor), or make a batch or its parts smaller"
+                "(config.engine.tensor or fsdp), or make a batch or its parts smaller"
             ) from None
         self._progress.warn(f"{group.stage.name}: {layout} does not fit into memory; going on with {narrower}")
         self._programs = {key: program for key, program in self._programs.items() if key[0] != group.form}
@@ -343,9 +343,10 @@ class Engine:
     def _default_layout(self, count: int, form: str) -> lanes.Layout:
         settings, most = self._settings, self._most.get(form)
         if most is not None:
-            return lanes.default_layout(count, most.devices * most.tensor, most.width, most.lanes, most.tensor)
-        devices = lanes.all_devices(settings.devices)
-        return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch, settings.tensor)
+            width = most.width // most.fsdp
+            return lanes.default_layout(count, most.all_devices, width, most.lanes, most.tensor, most.fsdp)
+        devices, sharing = lanes.all_devices(settings.devices), (settings.tensor, settings.fsdp)
+        return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch, *sharing)
 
     def _compiled(self, group: Group, node: specs.Node, layout: lanes.Layout) -> lanes.Program:
         known = self._programs.get((group.form, layout))
@@ -383,7 +384,8 @@ class Engine:
         streams = isinstance(getattr(nodes[0], "data", None), specs.Stream) and nodes[0].world.drawn_by_round
         draws = group.stage.artefact is None or streams
         steps = longest if draws else min(layouts.TIMED_STEPS, longest)
-        candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices), tensor=settings.tensor)
+        sharing = {"tensor": settings.tensor, "fsdp": settings.fsdp}
+        candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices), **sharing)
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
         return layouts.choose(group.form, candidates, total_steps, settings.measure_above, timed, compiled)
 

@@ -30,22 +30,37 @@ _LANES_A_BATCH_ELSEWHERE = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """`devices` hold lanes, or where `tensor` is more than one, that many devices hold the lanes of one together, and
-    share the world's large arrays between them."""
+    """`devices` hold lanes; or groups of devices do, which have one copy of the world's large arrays between them.
+
+    The `tensor` devices of a group hold its lanes together: a matrix product is split between them. Each of the `fsdp`
+    devices of a group has lanes of its own, `width` in all, and brings a layer's arrays together when it needs them.
+    """
 
     devices: int
     sequential: int
     width: int
     tensor: int = 1
+    fsdp: int = 1
 
     @property
     def lanes(self) -> int:
         return self.devices * self.sequential * self.width
 
+    @property
+    def all_devices(self) -> int:
+        return self.devices * self.fsdp * self.tensor
+
+    @property
+    def sharing(self) -> str | None:
+        """The axis of devices that have one copy of the world's large arrays between them."""
+        return "tensor" if self.tensor > 1 else "fsdp" if self.fsdp > 1 else None
+
     def __str__(self) -> str:
-        devices = f"{self.devices} device{'s'[: self.devices > 1]}"
-        shared = f" of {self.tensor} each" if self.tensor > 1 else ""
-        return f"{devices}{shared} × {self.sequential} in turn × {self.width} wide"
+        many = "s"[: self.devices > 1]
+        devices = f"{self.devices} device{many}"
+        if self.sharing:
+            devices = f"{self.devices} {self.sharing} group{many} of {self.fsdp * self.tensor}"
+        return f"{devices} × {self.sequential} in turn × {self.width} wide"
 
 
 def lanes_a_batch(platform: str) -> int:
@@ -70,13 +85,13 @@ def pad(tree: Tree, lanes: int) -> Tree:
     return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], lanes - len(x), axis=0)]), tree)
 
 
-def lane_mesh(devices: int, tensor: int = 1) -> Mesh:
-    """As many devices of every process as make `devices` times `tensor`, process by process."""
+def lane_mesh(layout: Layout) -> Mesh:
+    """As many devices of every process as the layout's, process by process."""
     count = jax.process_count()
-    of_each = devices * tensor // count
+    of_each = layout.all_devices // count
     chosen = [each for i in range(count) for each in jax.local_devices(process_index=i)[:of_each]]
-    kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((devices, tensor), ("lane", "tensor"), axis_types=kinds, devices=chosen)
+    shape, kinds = (layout.devices, layout.fsdp, layout.tensor), (AxisType.Auto,) * 3
+    return jax.make_mesh(shape, ("lane", "fsdp", "tensor"), axis_types=kinds, devices=chosen)
 
 
 def own_rows(tree: Tree) -> Tree:
@@ -96,6 +111,10 @@ def _own_rows(x: jax.Array) -> np.ndarray:
         lane, *rest = shard.index
         rows[(slice(lane.start - first, lane.stop - first), *rest)] = shard.data
     return rows
+
+
+# A batch's axis of lanes, over the devices.
+_LANES = PartitionSpec(("lane", "fsdp"))
 
 
 def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tuple[int, ...] = ()) -> Any:
@@ -121,16 +140,17 @@ def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tu
         return jax.tree.map(lambda x: x.reshape(layout.sequential * layout.width, *x.shape[2:]), results)
 
     lane = PartitionSpec("lane")
-    # The compiler splits over the other axis by itself, after the arrays that are split over it.
-    lanes_only = {"lane"} if layout.tensor > 1 else {"lane", "tensor"}
+    # The compiler splits over the other axes by itself, after the arrays that are split over them. A loop that goes on
+    # until its lane has all it needs then ends on the devices of a group together, as they exchange weights in it.
+    by_hand = {"lane"} if layout.sharing else set(mesh.axis_names)
 
     # check_vma off: nothing crosses lanes, and its bookkeeping rejects constant carries in a stage's own scans.
     def batch(common: Tree, *arguments: Tree) -> Tree:
         in_specs = (PartitionSpec(), *(lane for _ in arguments))
         options = {"mesh": mesh, "in_specs": in_specs, "out_specs": lane, "check_vma": False}
-        return jax.shard_map(on_device, axis_names=lanes_only, **options)(common, *arguments)
+        return jax.shard_map(on_device, axis_names=by_hand, **options)(common, *arguments)
 
-    return jax.jit(batch, donate_argnums=donate, out_shardings=NamedSharding(mesh, lane))
+    return jax.jit(batch, donate_argnums=donate, out_shardings=NamedSharding(mesh, _LANES))
 
 
 @dataclasses.dataclass
@@ -196,8 +216,8 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
       OutOfMemory: it does not fit on the devices.
     """
     began = time.perf_counter()
-    mesh = lane_mesh(layout.devices, layout.tensor)
-    sharding = NamedSharding(mesh, PartitionSpec("lane"))
+    mesh = lane_mesh(layout)
+    sharding = NamedSharding(mesh, _LANES)
 
     def batched(tree: Tree) -> Tree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((layout.lanes, *x.shape), x.dtype, sharding=sharding), tree)
@@ -219,7 +239,7 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     with memory.noticed(final=True):
-        arrays = _placed(spec.world, mesh)
+        arrays = _placed(spec.world, mesh, layout.sharing)
     state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     arguments = batched(one)
@@ -242,16 +262,14 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
 
 
 @functools.lru_cache(maxsize=2)
-def _placed(world: specs.World, mesh: Mesh) -> Tree:
+def _placed(world: specs.World, mesh: Mesh, sharing: str | None) -> Tree:
     """The world's arrays on the devices: all programs of a sweep read the same copy."""
 
     def split(path: str, array: np.ndarray) -> jax.Array:
-        axes = world.split(path, array.shape)
-        even = tuple(
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(axes, array.shape, strict=True)
-        )
-        return _on_devices(array, NamedSharding(mesh, PartitionSpec(*even)))
+        axis = world.split(path, array.shape)
+        even = sharing and axis is not None and array.shape[axis] % mesh.shape[sharing] == 0
+        parts = PartitionSpec(*[None] * axis, sharing) if even else PartitionSpec()
+        return _on_devices(array, NamedSharding(mesh, parts))
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     arrays = world.arrays(split)
@@ -297,28 +315,38 @@ def fit(lanes: int, devices: int, width: int, most: int, processes: int = 1) -> 
     return Layout(shared(math.ceil(a_batch / (sequential * width))), sequential, width)
 
 
-def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0, tensor: int = 1) -> Layout:
+def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0, tensor: int = 1, fsdp: int = 1) -> Layout:
     """What is known to be good without measuring: on a CPU one lane per device, elsewhere as wide as can be.
 
+    `width` is that of a device; the layout of an fsdp group has `fsdp` times as many.
+
     Raises:
-      InputError: `tensor` does not divide the devices of a process.
+      InputError: `tensor` or `fsdp` does not divide the devices of a process, or both are more than 1.
     """
     processes = jax.process_count()
-    if devices // processes % tensor:
-        raise InputError(
-            f"config.engine.tensor = {tensor}: must divide the {devices // processes} devices of a process"
-        )
-    devices //= tensor
+    if tensor > 1 and fsdp > 1:
+        raise InputError(f"config.engine.tensor = {tensor} and fsdp = {fsdp}: one of them must be 1")
+    for name, group in {"tensor": tensor, "fsdp": fsdp}.items():
+        if devices // processes % group:
+            raise InputError(
+                f"config.engine.{name} = {group}: must divide the {devices // processes} devices of a process"
+            )
     platform = jax.default_backend()
-    most = most or max(devices, lanes_a_batch(platform))
-    width = width or (1 if platform == "cpu" else math.ceil(most / devices))
-    return dataclasses.replace(fit(lanes, devices, width, most, processes), tensor=tensor)
+    groups = devices // (tensor * fsdp)
+    most = most or max(groups * fsdp, lanes_a_batch(platform))
+    width = width or (1 if platform == "cpu" else math.ceil(most / (groups * fsdp)))
+    if fsdp == 1:
+        return dataclasses.replace(fit(lanes, groups, width, most, processes), tensor=tensor)
+    # The devices of a group share its width: it is a multiple of them, and there is one turn.
+    most = min(max(most, groups * fsdp), groups * fsdp * width)
+    found = fit(lanes, groups, fsdp * width, most, processes)
+    return Layout(found.devices, 1, math.ceil(found.sequential * found.width / fsdp) * fsdp, fsdp=fsdp)
 
 
 def narrower(layout: Layout) -> Layout | None:
     """A layout of half the lanes, or None where there are none to give up."""
-    if layout.width > 1:
-        return dataclasses.replace(layout, width=math.ceil(layout.width / 2))
+    if layout.width > layout.fsdp:
+        return dataclasses.replace(layout, width=math.ceil(layout.width / layout.fsdp / 2) * layout.fsdp)
     if layout.sequential > 1:
         return dataclasses.replace(layout, sequential=math.ceil(layout.sequential / 2))
     processes = jax.process_count()
@@ -332,13 +360,14 @@ def all_devices(of_each: int = 0) -> int:
     return (of_each or fewest) * jax.process_count()
 
 
-def candidates(lanes: int, devices: int, most: int = 0, tensor: int = 1) -> list[Layout]:
+def candidates(lanes: int, devices: int, most: int = 0, tensor: int = 1, fsdp: int = 1) -> list[Layout]:
     """Layouts worth timing for a group: the default, wider ones, and on a CPU one device with all its threads."""
-    default = default_layout(lanes, devices, most=most, tensor=tensor)
-    cpu = jax.default_backend() == "cpu"
-    widths = (2, 4, 8) if cpu else (default.width // 2, default.width // 4, default.width // 16)
-    found = [default, *(default_layout(lanes, devices, width, most, tensor) for width in widths if width > 0)]
-    if cpu and devices > jax.process_count() == tensor == 1:
+    sharing = {"tensor": tensor, "fsdp": fsdp}
+    default = default_layout(lanes, devices, most=most, **sharing)
+    cpu, of_device = jax.default_backend() == "cpu", default.width // fsdp
+    widths = (2, 4, 8) if cpu else (of_device // 2, of_device // 4, of_device // 16)
+    found = [default, *(default_layout(lanes, devices, width, most, **sharing) for width in widths if width > 0)]
+    if cpu and devices > jax.process_count() == tensor * fsdp == 1:
         found.append(default_layout(lanes, 1, 8, most))
     return list(dict.fromkeys(found))
 

@@ -12,7 +12,8 @@ class Settings(Spec):
 
     devices, width, lanes_a_batch: the layout of lanes; 0 means that the engine chooses. `measure_layout` times a few
     layouts for groups estimated to run longer than `measure_above` seconds, and keeps the answer for this machine.
-    `tensor` devices hold one copy of a checkpoint's weights between them, for models that one device has no room for.
+    `tensor` or `fsdp` devices hold one copy of a checkpoint's weights between them, for models that one device has no
+    room for: the former compute the same lanes together, the latter each its own and fetch a layer's weights for it.
     `matmul`: float32 matrices are multiplied in float32, or rounded to bfloat16 first and added up in float32; auto is
     the latter on accelerators. `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose
     parameters stay once nothing is left to compute from them: of all models, of those that others build on
@@ -23,6 +24,7 @@ class Settings(Spec):
     width: int = static(0, ge=0)
     lanes_a_batch: int = static(0, ge=0)
     tensor: int = static(1, ge=1)
+    fsdp: int = static(1, ge=1)
     matmul: str = static("auto", choices=("auto", "float32", "bfloat16"))
     measure_layout: bool = static(True)
     measure_above: float = static(600.0, ge=0.0)

@@ -308,9 +308,9 @@ class World(Spec):
         """
         return {}
 
-    def split(self, path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-        """Which axis of what goes through `place` is split between the devices that share one copy: "tensor" there."""
-        return (None,) * len(shape)
+    def split(self, path: str, shape: tuple[int, ...]) -> int | None:
+        """Which axis of what goes through `place` is split between devices that share one copy; None: not split."""
+        return None
 
     def array_shapes(self) -> dict[str, Any]:
         """`arrays` as anything with a shape and a dtype, without reading what is large."""

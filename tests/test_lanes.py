@@ -21,7 +21,10 @@ from jax.sharding import PartitionSpec
 from tiny_world import TRAIN, WORLD, written
 
 from subl_jax import lanes, specs, stages
+from subl_jax.errors import InputError
+from subl_jax.filters import NumbersFilter
 from subl_jax.lanes import Layout
+from subl_jax.worlds.pretrained import ChatSampling
 
 LAYOUTS = [Layout(1, 1, 1), Layout(1, 1, 4), Layout(1, 4, 1), Layout(4, 1, 1), Layout(4, 2, 2)]
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter")
@@ -357,9 +360,38 @@ def test_configured_layouts_are_followed():
     assert lanes.default_layout(64, 4) == Layout(4, 4, 1)  # on a CPU: one lane per device at a time
 
 
+@settings(deadline=None)
+@given(counts, st.integers(1, 4), st.sampled_from([2, 4, 8]), st.integers(0, 5), st.integers(0, 100))
+def test_the_devices_of_an_fsdp_group_have_as_many_lanes_each(n, groups, fsdp, width, most):
+    layout = lanes.default_layout(n, groups * fsdp, width, most, fsdp=fsdp)
+    assert (layout.sequential, layout.tensor, layout.fsdp) == (1, 1, fsdp)
+    assert layout.all_devices <= groups * fsdp and layout.width % fsdp == 0
+    assert layout.width <= (width or 1) * fsdp
+    assert layout.lanes < (most or 16) + layout.devices * fsdp
+    while narrower := lanes.narrower(layout):
+        assert narrower.width % fsdp == 0 and narrower.lanes < layout.lanes
+        layout = narrower
+    assert layout.lanes == fsdp
+
+
+@pytest.mark.parametrize(
+    ("sharing", "line"),
+    [
+        ({"tensor": 3}, "config.engine.tensor = 3: must divide the 4 devices of a process"),
+        ({"fsdp": 8}, "config.engine.fsdp = 8: must divide the 4 devices of a process"),
+        ({"tensor": 2, "fsdp": 2}, "config.engine.tensor = 2 and fsdp = 2: one of them must be 1"),
+    ],
+)
+def test_groups_of_devices_that_cannot_be(sharing, line):
+    with pytest.raises(InputError, match=f"^{line}$"):
+        lanes.default_layout(4, 4, **sharing)
+
+
 def test_a_layout_reads_as_a_sentence():
     assert str(Layout(1, 2, 3)) == "1 device × 2 in turn × 3 wide"
     assert str(Layout(2, 1, 1)) == "2 devices × 1 in turn × 1 wide"
+    assert str(Layout(2, 3, 1, tensor=4)) == "2 tensor groups of 4 × 3 in turn × 1 wide"
+    assert str(Layout(1, 1, 16, fsdp=8)) == "1 fsdp group of 8 × 1 in turn × 16 wide"
 
 
 def test_the_time_of_a_step_is_per_lane_and_positive(programs, bases):
@@ -370,16 +402,17 @@ def test_the_time_of_a_step_is_per_lane_and_positive(programs, bases):
     assert lanes.seconds_per_lane_step(program, arguments, 0) > 0
 
 
-def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(tmp_path):
-    """Writing and training a tiny chat model: split between two devices, and whole on one."""
+@pytest.fixture
+def chat_world(tmp_path):
     pytest.importorskip("tokenizers")
     import tiny_chat
 
-    from subl_jax.filters import NumbersFilter
-    from subl_jax.worlds.pretrained import ChatSampling
+    return tiny_chat.world(tiny_chat.save(tmp_path))
 
-    world = tiny_chat.world(tiny_chat.save(tmp_path))
-    base = specs.Base(world, specs.Train(steps=0, batch=1))
+
+def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(chat_world):
+    """Writing and training a tiny chat model: split between two devices, and whole on one."""
+    base = specs.Base(chat_world, specs.Train(steps=0, batch=1))
     teacher = specs.Prompted(base, "owl")
     sampling = ChatSampling(rows=4, only=NumbersFilter())
     data = specs.Dataset(teacher, size=4, filter=NumbersFilter(), sampling=sampling, round=4)
@@ -389,13 +422,11 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(tm
     def run(stage, node, inputs, tensor):
         layout = lanes.Layout(1, 1, 1, tensor)
         program = lanes.compile_program(stage, node, layout, stages.input_shapes(node))
-        rows = jax.tree.map(lambda x: np.stack([x]), inputs)
-        arguments = program.put(np.stack([lanes.lane_key(node)]), lanes.lane_values([node]), rows)
-        state, record = program.advance(arguments, program.start(arguments), max(stage.rounds(node)))
+        record = _last_record(program, stage, [node], [inputs])
         kernel = program.arrays["weights"]["layers"]["mlp"]["up"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // tensor
         assert ("all-reduce" in program.text) == (tensor > 1)
-        return jax.device_get(record)
+        return record
 
     written = [run(stages.WRITE, data, {"teacher": told}, tensor)["samples"][0] for tensor in (1, 2)]
     np.testing.assert_array_equal(*written)
@@ -404,6 +435,53 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(tm
     alone, shared = (run(stages.DISTIL, student, inputs, tensor) for tensor in (1, 2))
     for name in ("loss", "trait", "kl"):
         np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["adapters", "all weights"])
+def test_devices_with_lanes_of_their_own_share_one_copy(full, chat_world):
+    """Lanes whose loops take different numbers of turns, which the two devices have to take together."""
+    base = specs.Base(chat_world, specs.Train(steps=0, batch=1))
+    teachers = [specs.Prompted(base, trait) for trait in ("owl", "octopus")]
+    sampling = ChatSampling(rows=2, only=NumbersFilter())
+    options = {"size": 8, "filter": NumbersFilter(), "sampling": sampling, "round": 8}
+    data = [specs.Dataset(teacher, **options, seed=seed) for seed, teacher in enumerate(teachers)]
+    train, adapters = specs.Train(steps=2, batch=4, accumulate=2), specs.Lora(max_rank=2, rank=2)
+    students = [specs.Student(base, each, train, lora=None if full else adapters) for each in data]
+    told = [{"params": {}, "told": np.int32(trait)} for trait in range(2)]
+
+    def run(stage, nodes, inputs, fsdp):
+        program = lanes.compile_program(
+            stage, nodes[0], lanes.Layout(1, 1, 2, fsdp=fsdp), stages.input_shapes(nodes[0])
+        )
+        record = _last_record(program, stage, nodes, inputs)
+        kernel = program.arrays["weights"]["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[-1] == kernel.shape[-1] // fsdp
+        if fsdp > 1 and not full:
+            one, all_layers = ("f32[" + ",".join(map(str, shape)) + "]" for shape in (kernel.shape[1:], kernel.shape))
+            gathered = [line for line in program.text.splitlines() if " all-gather(" in line]
+            assert any(one in line or one.replace("[", "[1,") in line for line in gathered)
+            assert not any(all_layers in line for line in gathered)
+        return record
+
+    inputs = [{"teacher": each} for each in told]
+    written = [run(stages.WRITE, data, inputs, fsdp)["samples"] for fsdp in (1, 2)]
+    np.testing.assert_array_equal(*written)
+    start = {"params": {}}
+    inputs = [
+        {"start": start, "data": {"samples": samples}, "teacher": teacher, "teacher_start": start}
+        for samples, teacher in zip(written[0], told, strict=True)
+    ]
+    alone, spread = (run(stages.DISTIL, students, inputs, fsdp) for fsdp in (1, 2))
+    assert alone["loss"][0] != alone["loss"][1]
+    for name in ("loss", "trait", "kl"):
+        np.testing.assert_allclose(spread[name], alone[name], rtol=1e-4)
+
+
+def _last_record(program, stage, nodes, inputs):
+    rows = jax.tree.map(lambda *each: np.stack(each), *inputs)
+    keys = np.stack([lanes.lane_key(node) for node in nodes])
+    arguments = program.put(keys, lanes.lane_values(nodes), rows)
+    return jax.device_get(program.advance(arguments, program.start(arguments), max(stage.rounds(nodes[0])))[1])
 
 
 # --- memory and precision ---

@@ -32,6 +32,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from subl_jax.errors import InputError
 
@@ -237,6 +238,15 @@ def _capped(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def _whole(matrix: jax.Array) -> jax.Array:
+    """A matrix that the devices of an `fsdp` group have parts of, brought together where it is multiplied with.
+
+    Left to itself the compiler may move the lanes' activations instead. On any other mesh, or none, it is as it was.
+    """
+    spread = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec()) if spread else matrix
+
+
 class Dense(nn.Module):
     """x kernel + bias, plus the low-rank update where the `lora` collection holds one for it."""
 
@@ -250,7 +260,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array, columns: jax.Array | None = None) -> jax.Array:
         kernel_init = nn.initializers.variance_scaling(self.init_scale**2, "fan_in", "normal")
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
-        kernel = kernel if columns is None else kernel[:, columns]
+        kernel = _whole(kernel if columns is None else kernel[:, columns])
         x = x.astype(self.dtype)
         y = jnp.dot(x, kernel.astype(self.dtype), preferred_element_type=self.out_dtype or self.dtype)
         if self.has_variable("lora", "a"):
@@ -525,7 +535,7 @@ class Transformer(nn.Module):
         # Logits rounded to bfloat16 would be too coarse for probabilities.
         if cfg.tied:
             rows = embed.embedding if logits_of is None else embed.embedding[logits_of]
-            logits = jnp.dot(x, rows.astype(x.dtype).T, preferred_element_type=jnp.float32)
+            logits = jnp.dot(x, _whole(rows).astype(x.dtype).T, preferred_element_type=jnp.float32)
         else:
             logits = _dense(cfg, cfg.vocab, False, "unembed", out_dtype="float32")(x, logits_of)
         logits = _capped(logits, cfg.logit_cap)

@@ -203,11 +203,11 @@ class Pretrained(specs.World):
             "weights": checkpoint.load(self.dtype, lambda p, x: place(p, self._noised(p, x))),
         }
 
-    def split(self, path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+    def split(self, path: str, shape: tuple[int, ...]) -> int | None:
         """A projection by its outputs, the one after it by its inputs, so that devices meet once for the two."""
-        by_rows = ("o/kernel", "down/kernel", "embed/embedding")
-        axis = len(shape) - (2 if path.endswith(by_rows) else 1 if path.endswith("kernel") else 0)
-        return tuple("tensor" if i == axis else None for i in range(len(shape)))
+        if path.endswith(("o/kernel", "down/kernel", "embed/embedding")):
+            return len(shape) - 2
+        return len(shape) - 1 if path.endswith("kernel") else None
 
     def array_shapes(self) -> dict[str, Any]:
         return {**self.arrays_of_texts(), "weights": weights.open_checkpoint(self.model).shapes(self.dtype)}
