@@ -40,7 +40,7 @@ bench: $(VENV)/installed-test
 
 # Chat models against transformers and peft: another half hour.
 bench-chat: $(VENV)/installed-test
-	$(BIN)/python bench/chat_training.py --widths 1 4 --rounds 2 --memory 1 4
+	$(BIN)/python bench/chat_training.py --widths 1 4 8 --memory 1 4
 	$(BIN)/python bench/chat_generation.py --batches 4 32 --rounds 2 --most_samples 64
 	$(BIN)/python bench/summarise.py
 

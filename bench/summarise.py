@@ -15,7 +15,18 @@ from collections.abc import Sequence
 import measuring
 
 MEASURED = (
-    *("training", "decoding", "sharing", "overhead", "students", "scaling", "planning", "digits", "accelerator"),
+    *(
+        "training",
+        "decoding",
+        "sharing",
+        "overhead",
+        "students",
+        "scaling",
+        "ray_overhead",
+        "planning",
+        "digits",
+        "accelerator",
+    ),
     *("chat_training", "chat_generation", "chat_accelerator"),
 )
 # Page → whose tables it has.

@@ -9,6 +9,7 @@
     --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
     --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
+    --ray_slice=v6e:4x4         what computes a batch together: a TPU slice, or as many machines as the number given
 
 Several processes as one, all started with the same command (on a TPU slice that needs no flag):
     --distributed               find the others as jax does: a SLURM step, Open MPI, Kubernetes
@@ -49,7 +50,7 @@ class Command(NamedTuple):
     dry_run: bool
     prune: bool
     profile: bool
-    fleet: tuple[str, str] | None  # a Ray cluster's address, and the resources of a batch
+    fleet: tuple[str, str, str] | None  # a Ray cluster's address, the resources of a batch, and its slice
     cluster: cluster.Options
 
 
@@ -204,16 +205,16 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     return Command(name, students, settings, config.to_dict(), workdir, *kinds, fleet, joined)
 
 
-def _fleet(values: flags.FlagValues) -> tuple[str, str] | None:
-    """The Ray cluster's address and the resources of a batch, where batches are to be computed on one."""
+def _fleet(values: flags.FlagValues) -> tuple[str, str, str] | None:
+    """The Ray cluster's address, the resources of a batch and its slice, where batches are to be computed on one."""
     ray = values.launcher == "ray"
-    names = ("distributed", "coordinator", "process_id") if ray else ("ray_address", "ray_resources")
+    names = ("distributed", "coordinator", "process_id") if ray else ("ray_address", "ray_resources", "ray_slice")
     given = next((name for name in names if values[name].present), None)
     if given and ray:
         raise InputError(f"--{given}: does not go with --launcher=ray, which starts processes itself; leave it out")
     if given:
         raise InputError(f"--{given}={values[given].value}: is for --launcher=ray; add that, or leave this out")
-    return (values.ray_address, values.ray_resources) if ray else None
+    return (values.ray_address, values.ray_resources, values.ray_slice) if ray else None
 
 
 def _engine_defaults() -> dict[str, Any]:
@@ -260,6 +261,7 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)
+    flags.DEFINE_string("ray_slice", "", "What computes a batch together.", flag_values=values)
     flags.DEFINE_bool("distributed", None, "One of several processes.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "How many processes.", flag_values=values)

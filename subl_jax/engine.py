@@ -196,7 +196,7 @@ class Engine:
             try:
                 for batch in self._batches(group, list(left.values()), program.layout.lanes):
                     # It may have been stored by another machine, which died after it.
-                    if not self._store.has_batch([node.key for node in batch]):
+                    if not self._peers.any(self._store.has_batch([node.key for node in batch])):
                         waited += self._run_batch(group, program, batch)
                         batches += 1
                     for node in batch:

@@ -1,4 +1,5 @@
 """A sweep on a Ray cluster: each batch of lanes is a task. Where it runs, and what if a machine dies, is Ray's to say.
+With a slice (`slices.py`) several machines compute a batch together.
 
 The driver plans, cuts groups into batches, hands in each one as soon as its inputs are stored, and writes the tables.
 A worker reads the inputs from the shared workdir, computes, and stores the batch there; only its timing comes back. A
@@ -25,15 +26,16 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from subl_jax import __version__, devices, lanes, specs
+from subl_jax import __version__, cluster, devices, lanes, slices, specs
 from subl_jax.atomic import is_local
 from subl_jax.engine import Engine, GroupTiming, preemption_notice, work
 from subl_jax.errors import FleetError, InputError, OutOfMemory, Preempted, StorageError
 from subl_jax.plan import Group, inputs
 from subl_jax.progress import Progress
 from subl_jax.settings import Settings
+from subl_jax.slices import Member, Slice
 from subl_jax.stages import stage_of
-from subl_jax.store import Store
+from subl_jax.store import Store, batch_id
 from subl_jax.tracking import NoTracker
 
 # A batch moves to another machine this often before the sweep gives up: spot machines come and go, and a batch whose
@@ -41,8 +43,6 @@ from subl_jax.tracking import NoTracker
 _RETRIES = 20
 # How long a file that another machine has written may take to show here, in seconds: NFS keeps listings for a minute.
 _VISIBLE_WITHIN = 90.0
-# How long tasks have to save what they are at when the driver is told to stop, in seconds of the usual 30.
-_STOP_WITHIN = 20.0
 _CONNECT_WITHIN = 5.0
 _POLL = 0.1
 
@@ -55,13 +55,16 @@ class Fleet:
       address: `HOST:PORT` of its head; `auto` is the cluster that this machine belongs to.
       resources: of each batch, as Ray counts them: `{"TPU": 4}`, `{"GPU": 1, "CPU": 8}`. Empty: all TPUs of a machine,
         or one GPU, or all CPUs, whichever the cluster has.
+      slice: what computes a batch together, if not one machine alone: so many machines, `2`, each with those
+        resources, or a TPU slice, `v6e:4x4`, with all its chips.
     """
 
     address: str = "auto"
     resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    slice: str = ""
 
     @classmethod
-    def parsed(cls, address: str, resources: str) -> Self:
+    def parsed(cls, address: str, resources: str, slice: str = "") -> Self:
         """From text: `resources` as `GPU=1,CPU=8`.
 
         Raises:
@@ -73,7 +76,7 @@ class Fleet:
             if not match or float(match[2]) <= 0:
                 raise InputError(f"--ray_resources={resources}: {part!r} is not NAME=NUMBER, as in GPU=1,CPU=8")
             found[match[1]] = float(match[2])
-        return cls(address, found)
+        return cls(address, found, slice)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["Cluster"]:
@@ -89,7 +92,7 @@ class Fleet:
         # The driver computes nothing, and must not take an accelerator from a batch.
         jax.config.update("jax_platforms", "cpu")
         if ray.is_initialized():
-            yield Cluster(self.resources)
+            yield Cluster(self.resources, self.slice)
             return
         self._check_address()
         try:
@@ -105,7 +108,7 @@ class Fleet:
             reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
             raise InputError(f"--ray_address={self.address}: no cluster to be reached: {reason}") from None
         try:
-            yield Cluster(self.resources)
+            yield Cluster(self.resources, self.slice)
         finally:
             ray.shutdown()
 
@@ -135,6 +138,7 @@ class _Task:
     settings: Settings
     form: str
     nodes: list[dict[str, Any]]
+    keys: list[str]  # of the nodes
     inputs: list[str]  # ids of the stored batches that hold their inputs
     sources: dict[str, str]  # of modules that specs come from and that a worker may not have
 
@@ -145,21 +149,25 @@ class _Done:
 
     timing: GroupTiming
     batches: list[str]
-    machine: str
-    devices: list[str]
+    machines: dict[str, list[str]]  # that computed it, and their devices
     warnings: list[str]
 
 
 class Cluster:
     """A cluster that is connected. `facts` says what a sweep ran on, once it has."""
 
-    def __init__(self, resources: Mapping[str, float]) -> None:
-        self._resources = dict(resources) or _resources_of_a_machine()
+    def __init__(self, resources: Mapping[str, float], slice: str = "") -> None:
+        of_tpu = ":" in slice  # Ray itself knows what a machine of it has
+        self._resources = dict(resources) or ({} if of_tpu else _resources_of_a_machine())
+        self._slice = Slice.parsed(slice, self._resources) if slice else None
+        if self._slice:
+            self._resources = dict(self._slice.resources)
         self._machines: dict[str, dict[str, Any]] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"launcher": "ray", "resources": self._resources, "machines": self._machines}
+        together = {"slice": dataclasses.asdict(self._slice)} if self._slice else {}
+        return {"launcher": "ray", "resources": self._resources, **together, "machines": self._machines}
 
     def compute(
         self,
@@ -185,12 +193,14 @@ class Cluster:
         run = _Run(self, groups, workdir, settings, store)
         total = sum(work(group) * len(group.nodes) for group in groups)
         where = ", ".join(f"{count:g} {name}" for name, count in self._resources.items())
+        where += f" on each of {self._slice.hosts} machines" if self._slice else ""
         progress.begin("fleet", sum(len(group.nodes) for group in groups), total, f"Ray, {where} a batch")
         with run.cancelling():
             for batch, done, ended in run.finished(preempted):
                 _adopt(store, done.batches, workdir)
-                known = self._machines.setdefault(done.machine, {"devices": done.devices, "batches": 0})
-                known["batches"] += 1
+                for machine, devices in done.machines.items():
+                    known = self._machines.setdefault(machine, {"devices": devices, "batches": 0})
+                    known["batches"] += 1
                 for line in done.warnings:
                     progress.warn(line)
                 stored(batch.nodes)
@@ -214,28 +224,36 @@ class Cluster:
         n_devices = settings.devices or next(iter(accelerators.values()), int(self._resources.get("CPU", 1)) or 1)
         most = settings.lanes_a_batch or lanes.lanes_a_batch("elsewhere" if accelerators else "cpu")
         there = ray.cluster_resources()
-        workers = max(1, min(int(there.get(name, 0.0) // n) for name, n in self._resources.items()))
+        hosts = self._slice.hosts if self._slice else 1
+        n_devices *= hosts
+        workers = max(1, min(int(there.get(name, 0.0) // (n * hosts)) for name, n in self._resources.items()))
         share = math.ceil(count / workers / n_devices) * n_devices
         return max(1, min(most, share))
 
-    def remote(self) -> Any:
-        """`_compute` as a task of Ray's."""
+    def remote(self) -> Callable[["_Task"], Any]:
+        """Hands a task in to Ray, and gives what stands for its result."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         others = {name: n for name, n in self._resources.items() if name not in ("CPU", "GPU")}
+        again = {"max_retries": _RETRIES, "retry_exceptions": [Preempted]}
         options: dict[str, Any] = {
             "num_cpus": self._resources.get("CPU", 1),
             "num_gpus": self._resources.get("GPU", 0),
             "resources": others,
-            "max_retries": _RETRIES,
-            "retry_exceptions": [Preempted],
         }
         if "TPU" in others or "GPU" in self._resources:
             options["max_calls"] = 1  # a process holds on to its chips until it ends
         else:
             cores = max(1, int(options["num_cpus"]))
             options["runtime_env"] = {"env_vars": {"JAX_NUM_CPU_DEVICES": str(cores), "JAX_PLATFORMS": "cpu"}}
-        return ray.remote(**options)(_compute)
+        if not self._slice:
+            return ray.remote(**options, **again)(_compute).remote
+        # It waits where the driver is, and so is lost with the driver alone.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        waiting = ray.remote(num_cpus=0, scheduling_strategy=here, **again)(slices.together)
+        computing = functools.partial(waiting.remote, _compute, options, self._slice)
+        return lambda task: computing(f"subl_jax {batch_id(task.keys)}", task)
 
 
 def _resources_of_a_machine() -> dict[str, float]:
@@ -257,19 +275,19 @@ class _Run:
     """One computation of groups: which batches wait, run, and are done."""
 
     def __init__(
-        self, cluster: Cluster, groups: Sequence[Group], workdir: epath.Path, settings: Settings, store: Store
+        self, machines: Cluster, groups: Sequence[Group], workdir: epath.Path, settings: Settings, store: Store
     ) -> None:
         self._workdir = os.path.abspath(workdir) if is_local(workdir) else os.fspath(workdir)
         # Only the driver knows what is left to compute from a model: it lets parameters go.
         self._settings = settings.replace(keep="all")
         self._store = store
-        self._remote = cluster.remote()
+        self._computing = machines.remote()
         self._batches: list[Group] = []
         self._group_of: list[int] = []
         self._timings: list[list[GroupTiming]] = [[] for _ in groups]
         self._cut: list[int] = []  # batches of each group
         for i, group in enumerate(groups):
-            size = cluster.lanes_a_batch(len(group.nodes), settings)
+            size = machines.lanes_a_batch(len(group.nodes), settings)
             for first in range(0, len(group.nodes), size):
                 self._batches.append(dataclasses.replace(group, nodes=group.nodes[first : first + size]))
                 self._group_of.append(i)
@@ -317,7 +335,7 @@ class _Run:
             for ref in self._running:
                 ray.cancel(ref)
             if self._running:
-                ray.wait(list(self._running), num_returns=len(self._running), timeout=_STOP_WITHIN)
+                ray.wait(list(self._running), num_returns=len(self._running), timeout=slices.STOP_WITHIN)
 
     def _ended(self, i: int) -> GroupTiming | None:
         """The timing of group `i`, if all its batches are done."""
@@ -339,10 +357,11 @@ class _Run:
             settings=self._settings,
             form=batch.form,
             nodes=forms,
+            keys=[node.key for node in batch.nodes],
             inputs=sorted(self._store.batches(stored)),
             sources={name: _source(name) for name in sorted(modules) if "." not in name},
         )
-        self._running[self._remote.remote(task)] = i
+        self._running[self._computing(task)] = i
 
 
 def _inputs(batch: Group) -> Iterator[specs.Node]:
@@ -385,7 +404,7 @@ def _result(ref: Any) -> _Done:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError | StorageError):
+        if isinstance(error.cause, FleetError | InputError | StorageError):
             raise error.cause from None
         if isinstance(error.cause, OutOfMemory):
             raise FleetError(str(error.cause)) from None
@@ -443,14 +462,14 @@ def _adopt(store: Store, ids: Sequence[str], workdir: epath.PathLike) -> None:
 # --- a worker ---
 
 
-def _compute(task: _Task) -> _Done:
-    """Computes and stores a batch; runs on a machine of the cluster."""
+def _compute(task: _Task, member: Member | None = None) -> _Done:
+    """Computes and stores a batch, alone or as one of several; runs on a machine of the cluster."""
     if task.version != __version__:
         raise InputError(
             f"{socket.gethostname()} has subl_jax {__version__}, the driver has {task.version}; install the same "
             "version on all machines"
         )
-    with preemption_notice() as preempted:
+    with preemption_notice() as preempted, member.joined() if member else contextlib.nullcontext():
         return _worker(task.workdir, task.settings).compute(task, preempted)
 
 
@@ -476,8 +495,9 @@ class _Worker:
         self._preempted = preempted
         _import(task.sources)
         nodes = tuple(specs.from_json(form) for form in task.nodes)
-        keys = [node.key for node in nodes]
-        if self._store.has_batch(keys):  # its machine died just after it had stored the batch
+        peers = cluster.peers()
+        if peers.any(self._store.has_batch(task.keys)):  # its machine died just after it had stored the batch
+            _adopt(self._store, [batch_id(task.keys)], task.workdir)
             timing = GroupTiming(stage_of(nodes[0]).name, 0, "stored")
         else:
             _adopt(self._store, task.inputs, task.workdir)
@@ -485,9 +505,15 @@ class _Worker:
                 timing = self._engine.run_group(Group(stage_of(nodes[0]), nodes, task.form))
         return _Done(
             timing=timing,
-            batches=sorted(self._store.batches(keys)),
-            machine=f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}",
-            devices=[f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+            batches=sorted(self._store.batches(task.keys)),
+            machines=dict(
+                peers.gather(
+                    [
+                        f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}",
+                        [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
+                    ]
+                )
+            ),
             warnings=self._progress.taken(),
         )
 

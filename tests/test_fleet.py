@@ -150,6 +150,17 @@ class Machines:
         raylet = node.all_processes["raylet"][0].process.pid
         return [pid for pid in _children(raylet) if _title(pid).startswith("ray::_compute")]
 
+    def reservations(self):
+        """Of machines, that are still held or waited for."""
+        import ray
+
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="error")
+        try:
+            table = ray.util.placement_group_table()
+        finally:
+            ray.shutdown()
+        return [group for group in table.values() if group["state"] != "REMOVED"]
+
     def wait_for(self, process, ready, seconds=120):
         deadline = time.monotonic() + seconds
         while not (found := ready()):
@@ -293,6 +304,69 @@ def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, q
     code, out, error = machines.run()
     assert (code, error) == (0, "") and "cannot be used" not in out
     assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_machines_that_compute_together_give_the_tables_of_one(machines, quiet):
+    code, _, error = machines.run("--ray_slice=2")
+    assert (code, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+    facts = machines.facts()
+    assert facts["fleet"]["slice"] == {"hosts": 2, "resources": {"CPU": 1.0}, "tpu": []}
+    one, other = (machine["batches"] for machine in facts["fleet"]["machines"].values())
+    assert one == other == sum(group["batches"] for group in facts["groups"])
+    assert all(group["layout"].startswith("2 devices") for group in facts["groups"])
+    assert machines.reservations() == []
+
+
+@pytest.mark.slow
+def test_of_machines_that_compute_together_one_is_lost(machines, quiet):
+    """A process, then a whole machine: the batch goes on with another one."""
+    machines.nodes.append(machines.cluster.add_node(num_cpus=1))
+    process = machines.start("--ray_slice=2")
+    _, pid = machines.wait_for(process, machines.mid_batch)
+    os.kill(pid, signal.SIGKILL)
+    machines.wait_for(process, lambda: not machines.mid_batch())
+    node, _ = machines.wait_for(process, machines.mid_batch)
+    machines.nodes.remove(node)
+    machines.cluster.remove_node(node, allow_graceful=False)
+    _, error = process.communicate(timeout=300)
+    assert (process.returncode, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_machines_that_compute_together_save_when_the_driver_is_told_to_stop(machines, quiet):
+    process = machines.start("--ray_slice=2")
+    machines.wait_for(process, machines.mid_batch)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=90)
+    assert process.returncode == 75
+    assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
+    code, out, error = machines.run("--ray_slice=2")
+    assert (code, error) == (0, "") and "cannot be used" not in out
+    assert_as_quiet(machines, quiet)
+
+
+@pytest.mark.slow
+def test_a_tpu_slice_is_reserved_by_ray_itself(machines, quiet):
+    """Two machines that say they are of one slice, and one with as many chips that says it is of another."""
+    for node in machines.nodes:
+        machines.cluster.remove_node(node)
+    machines.nodes.clear()
+    for name, worker in (("one", 0), ("one", 1), ("other", 1)):
+        labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(worker), "ray.io/tpu-pod-type": "v4-16"}
+        head = {"TPU-v4-16-head": 1} if worker == 0 else {}
+        options = {"labels": labels, "env_vars": {"TPU_NAME": name, "TPU_WORKER_ID": str(worker)}}
+        added = machines.cluster.add_node(num_cpus=1, resources={"TPU": 4, **head}, **options)
+        machines.nodes.append(added)
+    machines.cluster.wait_for_nodes()
+    code, _, error = machines.run("--ray_slice=v4:2x2x2")
+    assert (code, error) == (0, "")
+    assert_as_quiet(machines, quiet)
+    facts = machines.facts()["fleet"]
+    assert facts["slice"] == {"hosts": 2, "resources": {"CPU": 1, "TPU": 4}, "tpu": ["v4", "2x2x2"]}
+    assert {name.rpartition("/")[2] for name in facts["machines"]} == {node.node_id[:8] for node in machines.nodes[:2]}
 
 
 @pytest.mark.slow
