@@ -683,7 +683,7 @@ def test_one_lane_that_does_not_fit_is_one_line(sweep, tmp_path, monkeypatch):
 def test_weights_that_do_not_fit_are_loaded_once(sweep, tmp_path, monkeypatch):
     loads = []
 
-    def placed(world, mesh):
+    def placed(world, mesh, sharing):
         loads.append(1)
         raise jax.errors.JaxRuntimeError(FULL)
 

@@ -238,7 +238,7 @@ def test_nothing_crosses_lanes(programs, layout):
 
 
 def test_the_search_for_collectives_would_find_one():
-    mesh = lanes.lane_mesh(2)
+    mesh = lanes.lane_mesh(Layout(2, 1, 1))
     summed = jax.shard_map(
         lambda x: jax.lax.psum(x, "lane"), mesh=mesh, in_specs=PartitionSpec("lane"), out_specs=PartitionSpec()
     )
@@ -270,7 +270,7 @@ def test_a_program_says_what_it_took(programs):
 
 def test_common_arguments_have_no_lane_axis():
     layout = Layout(2, 2, 2)
-    mesh = lanes.lane_mesh(2)
+    mesh = lanes.lane_mesh(layout)
     spread = lanes.spread(lambda common, x: common["weight"] * x, layout, mesh)
     result = spread({"weight": jnp.float32(3)}, jnp.arange(8.0))
     np.testing.assert_array_equal(result, 3 * np.arange(8.0))
