@@ -437,7 +437,7 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(ch
         np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["adapters", "all weights"])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["adapters", "all weights"])
 def test_devices_with_lanes_of_their_own_share_one_copy(full, chat_world):
     """Lanes whose loops take different numbers of turns, which the two devices have to take together."""
     base = specs.Base(chat_world, specs.Train(steps=0, batch=1))
