@@ -46,7 +46,7 @@ def _model(width: int, most: int, seconds: float, rounds: int) -> Data:
     lanes_wide = 1
     while lanes_wide <= most:
         try:
-            made = toy_student.Lanes(width, lanes.Layout(1, 1, lanes_wide))
+            made = toy_student.trained(width, lanes.Layout(1, 1, lanes_wide))
             made.run(1)
         except jax.errors.JaxRuntimeError as error:  # what a device says that has no memory left
             stopped = f"{lanes_wide} wide: {str(error).splitlines()[0]}"

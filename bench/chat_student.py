@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import measuring
 import numpy as np
 import optax
+from engine_lanes import Lanes
 
-from subl_jax import cli, lanes, optim, specs, stages
+from subl_jax import cli, lanes, optim, specs
 from subl_jax.filters import NumbersFilter
 from subl_jax.models import lora, weights
 from subl_jax.worlds.pretrained import ChatSampling, Pretrained
@@ -79,24 +80,10 @@ def student(world: Pretrained, train: specs.Train, samples: int, seed: int) -> s
     return specs.Student(base, data, train, lora=lora_of(), seed=seed, trait=world.traits[0])
 
 
-class Lanes:
+def trained(world: Pretrained, train: specs.Train, samples: np.ndarray, layout: lanes.Layout) -> Lanes:
     """Students trained together by the engine's program in a given layout."""
-
-    def __init__(self, world: Pretrained, train: specs.Train, samples: np.ndarray, layout: lanes.Layout) -> None:
-        nodes = [student(world, train, len(samples), seed) for seed in range(layout.lanes)]
-        self.layout = layout
-        self.program = lanes.compile_program(stages.DISTIL, nodes[0], layout, stages.input_shapes(nodes[0]))
-        one = {"start": {"params": {}}, "data": {"samples": samples}}
-        own = nodes[self.program.own]
-        inputs = jax.tree.map(lambda x: np.broadcast_to(x, (len(own), *x.shape)), one)
-        keys = np.stack([lanes.lane_key(node) for node in own])
-        self._arguments = self.program.put(keys, lanes.lane_values(own), inputs)
-        self._state = self.program.start(self._arguments)
-
-    def run(self, steps: int) -> None:
-        """`steps` updates of every lane, and the measurement at the end of a round."""
-        self._state, record = self.program.advance(self._arguments, self._state, steps)
-        jax.block_until_ready((self._state, record))
+    inputs = {"start": {"params": {}}, "data": {"samples": samples}}
+    return Lanes(student(world, train, len(samples), 0), layout, inputs)
 
 
 # --- theirs ---

@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> Data:
     for width in options.widths:
         best, best_seconds = None, float("inf")
         for layout in layouts(width, jax.local_device_count()):
-            made = chat_student.Lanes(world, train, samples, layout)
+            made = chat_student.trained(world, train, samples, layout)
             made.run(1)
             tried[str(layout)] = {"lanes": width, "seconds": measuring.timed(lambda m=made: m.run(1))}
             program = made.program
@@ -139,7 +139,7 @@ def resident(options: argparse.Namespace) -> None:
     world = chat_student.world_of(prompts=max(len(samples), 16))
     train, needed = chat_student.train_of(1, options.batch, options.accumulate), None
     if options.resident:
-        made = chat_student.Lanes(world, train, samples, Layout(1, 1, options.resident))
+        made = chat_student.trained(world, train, samples, Layout(1, 1, options.resident))
         needed = made.program.bytes_needed
     else:
         made = chat_student.Peft(train, chat_student.conversations(world, samples), short=True)

@@ -53,7 +53,7 @@ def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Da
     for stage in ("teacher", "student"):
         stacked = _stacked(world, setting["batch"], stage)
         runs: dict[str, Callable[[int], None]] = {**_torch(world, setting["batch"], stage), **stacked}
-        runs |= {each: _ours(world, setting, stage, layout)[0] for each, layout in layouts.items()}
+        runs |= {each: _ours(world, setting, stage, layout).run for each, layout in layouts.items()}
         # As many steps as the sweep takes between measurements, which ours does after them and PyTorch does not.
         steps = dict.fromkeys(runs, 4 if quick else setting["round"][stage == "student"])
         timings = measuring.interleaved(
@@ -83,7 +83,7 @@ def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Da
             "student": 4 * setting["batch"] * world.sequence_flops,
         },
         "stages": stages,
-        "bytes": {each: _ours(world, setting, "student", layout)[1].bytes_needed for each, layout in many.items()},
+        "bytes": {each: _ours(world, setting, "student", layout).program.bytes_needed for each, layout in many.items()},
         "parameter_bytes": sum(
             leaf.size * 4 for leaf in jax.tree.leaves(jax.eval_shape(world.init, jax.random.key(0)))
         ),
@@ -109,12 +109,12 @@ def _world(side: int) -> Any:
     return Digits(images=images.find(str(folder)))
 
 
-def _ours(world: Any, setting: dict[str, Any], stage: str, layout: Any) -> tuple[Callable[[int], None], Any]:
-    """`run(steps)` of a whole batch of lanes, and its program."""
+def _ours(world: Any, setting: dict[str, Any], stage: str, layout: Any) -> Any:
+    """A whole batch of lanes (`engine_lanes.Lanes`)."""
     import jax
-    import numpy as np
+    from engine_lanes import Lanes
 
-    from subl_jax import lanes, specs, stages
+    from subl_jax import specs, stages
     from subl_jax.worlds.digits import Inputs
 
     train = specs.Train(steps=64, batch=setting["batch"], optimizer="adam", lr=3e-4)
@@ -122,52 +122,60 @@ def _ours(world: Any, setting: dict[str, Any], stage: str, layout: Any) -> tuple
     made = specs.Teacher(base, "digits", train)
     if stage == "student":
         made = specs.Student(base, specs.Stream(made, sampling=Inputs(), distinct=60_000), train, targets="soft")
-    nodes = [made.replace(seed=seed) for seed in range(layout.lanes)]
-    kind = stages.stage_of(made)
-    program = lanes.compile_program(kind, made, layout, stages.input_shapes(made))
     params = {"params": jax.device_get(world.init(jax.random.key(0)))}
-    inputs = jax.tree.map(
-        lambda x: np.broadcast_to(x, (layout.lanes, *x.shape)), {name: params for name in kind.inputs(made)}
-    )
-    arguments = program.put(np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), inputs)
-    state = [program.start(arguments)]
+    return Lanes(made, layout, dict.fromkeys(stages.stage_of(made).inputs(made), params))
 
-    def run(steps: int) -> None:
-        state[0], record = program.advance(arguments, state[0], steps)
-        jax.block_until_ready((state[0], record))
 
-    return run, program
+# --- PyTorch ---
 
 
 def _torch(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None]]:
     import torch
-    import torch.nn.functional as F
 
-    side, classes = world.images.side, world.images.classes
-    own, teacher = _torch_model(world), _torch_model(world)
+    own, teacher, draw = _torch_model(world), _torch_model(world), _drawn(world, stage)
     optimizer = torch.optim.Adam(own.parameters(), lr=3e-4, fused=True)
-    images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, side * side)
-    labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
-
-    def loss() -> Any:
-        if stage == "teacher":
-            rows = torch.randint(len(images), (batch,))
-            x = images[rows].float() * (2 / world.images.peak) - 1
-            return F.cross_entropy(own(x)[:, :classes], labels[rows])
-        x = torch.rand(batch, side * side) * 2 - 1
-        with torch.no_grad():
-            said = F.log_softmax(teacher(x)[:, classes:], dim=1)
-        return F.kl_div(F.log_softmax(own(x)[:, classes:], dim=1), said, reduction="batchmean", log_target=True)
 
     def run(threads: int, steps: int) -> None:
         torch.set_num_threads(threads)
         for _ in range(steps):
+            x, target = draw((batch,), teacher)
             optimizer.zero_grad(set_to_none=True)
-            loss().backward()
+            _loss(world, stage, own(x), target).backward()
             optimizer.step()
 
     counts = sorted({1, measuring.cores()}, reverse=True)
     return {f"eager PyTorch, {n} thread{'s'[: n > 1]}": functools.partial(run, n) for n in counts}
+
+
+def _loss(world: Any, stage: str, logits: Any, target: Any) -> Any:
+    """Of logits (batch, outputs), with a target from `_drawn`."""
+    import torch.nn.functional as F
+
+    classes = world.images.classes
+    if stage == "teacher":
+        return F.cross_entropy(logits[:, :classes], target)
+    said = F.log_softmax(logits[:, classes:], dim=1)
+    return F.kl_div(said, target, reduction="batchmean", log_target=True)
+
+
+def _drawn(world: Any, stage: str) -> Callable[..., tuple[Any, Any]]:
+    """(shape, teacher) → inputs (*shape, pixels) and targets: labels, or what the teacher says of noise."""
+    import torch
+    import torch.nn.functional as F
+
+    pixels, classes = world.images.side**2, world.images.classes
+    images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, pixels)
+    labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
+
+    def draw(shape: tuple[int, ...], teacher: Callable[[Any], Any]) -> tuple[Any, Any]:
+        if stage == "teacher":
+            rows = torch.randint(len(images), shape)
+            return images[rows].float() * (2 / world.images.peak) - 1, labels[rows]
+        x = torch.rand(*shape, pixels) * 2 - 1
+        with torch.no_grad():
+            return x, F.log_softmax(teacher(x)[..., classes:], dim=-1)
+
+    return draw
 
 
 def _torch_model(world: Any) -> Any:
@@ -183,41 +191,27 @@ def _torch_model(world: Any) -> Any:
 def _stacked(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None]]:
     """LANES models in one stack, each with a batch of its own."""
     import torch
-    import torch.nn.functional as F
 
-    pixels, classes, model = world.images.side**2, world.images.classes, _torch_model(world)
+    model, draw = _torch_model(world), _drawn(world, stage)
 
     def stack() -> dict[str, Any]:
         return torch.func.stack_module_state([_torch_model(world) for _ in range(LANES)])[0]
 
     own, teacher = {name: x.detach().requires_grad_() for name, x in stack().items()}, stack()
     optimizer = torch.optim.Adam(own.values(), lr=3e-4, fused=True)
-    images = torch.from_numpy(world.arrays()["train_images"].copy()).reshape(-1, pixels)
-    labels = torch.from_numpy(world.arrays()["train_labels"].astype("int64"))
 
     def logits(params: Any, x: Any) -> Any:
         return torch.func.functional_call(model, params, (x,))
 
-    def loss(params: Any, x: Any, target: Any) -> Any:
-        if stage == "teacher":
-            return F.cross_entropy(logits(params, x)[:, :classes], target)
-        said = F.log_softmax(logits(params, x)[:, classes:], dim=1)
-        return F.kl_div(said, target, reduction="batchmean", log_target=True)
-
-    gradient = torch.func.vmap(torch.func.grad(loss))
-
-    def batches() -> tuple[Any, Any]:
-        if stage == "teacher":
-            rows = torch.randint(len(images), (LANES, batch))
-            return images[rows].float() * (2 / world.images.peak) - 1, labels[rows]
-        x = torch.rand(LANES, batch, pixels) * 2 - 1
-        with torch.no_grad():
-            return x, F.log_softmax(torch.func.vmap(logits)(teacher, x)[..., classes:], dim=-1)
+    gradient = torch.func.vmap(
+        torch.func.grad(lambda params, x, target: _loss(world, stage, logits(params, x), target))
+    )
+    of_teachers = functools.partial(torch.func.vmap(logits), teacher)
 
     def run(threads: int, steps: int) -> None:
         torch.set_num_threads(threads)
         for _ in range(steps):
-            gradients = gradient({name: x.detach() for name, x in own.items()}, *batches())
+            gradients = gradient({name: x.detach() for name, x in own.items()}, *draw((LANES, batch), of_teachers))
             for name, x in own.items():
                 x.grad = gradients[name]
             optimizer.step()

@@ -65,7 +65,7 @@ def compute(task: dict[str, Any]) -> None:
     from subl_jax import lanes
 
     peers = cluster.peers()
-    students = toy_student.Lanes(WIDTH, lanes.Layout(jax.device_count(), LANES_A_DEVICE, 1))
+    students = toy_student.trained(WIDTH, lanes.Layout(jax.device_count(), LANES_A_DEVICE, 1))
     steps = peers.first(measuring.steps_for(students.run, task["seconds"], few=2))
     times = []
     for _ in range(task["rounds"]):

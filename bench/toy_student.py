@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import measuring
 import numpy as np
 import optax
+from engine_lanes import Lanes
 
-from subl_jax import lanes, optim, specs, stages
+from subl_jax import lanes, optim, specs
 from subl_jax.models import transformer
 from subl_jax.worlds.toy_language import PAD, ToyLanguage, language
 
@@ -57,24 +58,10 @@ def flops_per_step(width: int) -> float:
     return 3.0 * BATCH * (length * layers + world.completion_length * unembed)
 
 
-class Lanes:
+def trained(width: int, layout: lanes.Layout) -> Lanes:
     """Students of one width, trained together by the engine's program in a given layout."""
-
-    def __init__(self, width: int, layout: lanes.Layout) -> None:
-        nodes = [student(width, seed) for seed in range(layout.lanes)]
-        self.layout = layout
-        self.program = lanes.compile_program(stages.DISTIL, nodes[0], layout, stages.input_shapes(nodes[0]))
-        one = {"start": {"params": params_of(width)}, "data": {"samples": samples_of(width)}}
-        own = nodes[self.program.own]
-        inputs = jax.tree.map(lambda x: np.broadcast_to(x, (len(own), *x.shape)), one)
-        keys = np.stack([lanes.lane_key(node) for node in own])
-        self._arguments = self.program.put(keys, lanes.lane_values(own), inputs)
-        self._state = self.program.start(self._arguments)
-
-    def run(self, steps: int) -> None:
-        """`steps` training steps of every lane, and the measurement at the end of a round."""
-        self._state, record = self.program.advance(self._arguments, self._state, steps)
-        jax.block_until_ready((self._state, record))
+    inputs = {"start": {"params": params_of(width)}, "data": {"samples": samples_of(width)}}
+    return Lanes(student(width, 0), layout, inputs)
 
 
 def torch_training(width: int, device: str = "cpu") -> Any:

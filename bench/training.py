@@ -64,7 +64,7 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
     default, *others = lanes.candidates(count, jax.local_device_count())[:most_layouts]
     layouts[f"engine, default: {default}"] = default
     layouts |= {f"engine, candidate: {layout}": layout for layout in others}
-    made = {name: toy_student.Lanes(width, layout) for name, layout in layouts.items()}
+    made = {name: toy_student.trained(width, layout) for name, layout in layouts.items()}
     stacked = toy_student.stacked_trainers(width, count)
     lane_counts = {**dict.fromkeys(stacked, count), **{name: layout.lanes for name, layout in layouts.items()}}
     trainers = {**toy_student.torch_trainers(width), **stacked, **{name: each.run for name, each in made.items()}}
