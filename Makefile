@@ -13,7 +13,8 @@ sweep: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q $(ARGS)
+# Side by side, as compiling takes one core; the tests of a file stay together.
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 # Scientific checks that take minutes.
 test-slow: $(VENV)/installed-test
