@@ -18,7 +18,7 @@ from subl_jax.errors import FleetError, InputError, PeerLost, Preempted
 
 # How long tasks have to save what they are at when the driver is told to stop, in seconds of the usual 30.
 STOP_WITHIN = 20.0
-# A process that has lost another one notices within this (`cluster.py`), in seconds.
+# A process that has lost another one notices within this (`cluster.py`), in seconds; one that is to stop has less.
 _NOTICED_WITHIN = 30.0
 
 
@@ -148,7 +148,7 @@ def together(compute: Callable[..., Any], options: dict[str, Any], machines: Sli
         finally:
             # The others notice that one is gone, or have been told to save; what still runs then is stuck.
             if left:
-                _, stuck = ray.wait(left, num_returns=len(left), timeout=max(STOP_WITHIN, _NOTICED_WITHIN))
+                _, stuck = ray.wait(left, num_returns=len(left), timeout=_NOTICED_WITHIN)
                 for ref in stuck:
                     ray.cancel(ref, force=True)
         return ray.get(members[0])

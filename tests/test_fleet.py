@@ -291,9 +291,11 @@ def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(machines, quie
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, quiet, number):
-    process = machines.start()
+@pytest.mark.parametrize(
+    ("number", "together"), [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, ("--ray_slice=2",))]
+)
+def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, quiet, number, together):
+    process = machines.start(*together)
     machines.wait_for(process, machines.mid_batch)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
@@ -301,7 +303,7 @@ def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, q
     assert error == "preempted: what was computed is stored; run the same command again to go on\n"
     assert not any(machines.computing(node) for node in machines.nodes)
     assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
-    code, out, error = machines.run()
+    code, out, error = machines.run(*together)
     assert (code, error) == (0, "") and "cannot be used" not in out
     assert_as_quiet(machines, quiet)
 
@@ -332,19 +334,6 @@ def test_of_machines_that_compute_together_one_is_lost(machines, quiet):
     machines.cluster.remove_node(node, allow_graceful=False)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
-    assert_as_quiet(machines, quiet)
-
-
-@pytest.mark.slow
-def test_machines_that_compute_together_save_when_the_driver_is_told_to_stop(machines, quiet):
-    process = machines.start("--ray_slice=2")
-    machines.wait_for(process, machines.mid_batch)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=90)
-    assert process.returncode == 75
-    assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
-    code, out, error = machines.run("--ray_slice=2")
-    assert (code, error) == (0, "") and "cannot be used" not in out
     assert_as_quiet(machines, quiet)
 
 
