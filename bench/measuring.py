@@ -7,7 +7,6 @@ them again from the stored JSON.
 import argparse
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -129,11 +128,7 @@ def machine() -> Data:
     from subl_jax import running
 
     facts = running.machine()
-    for name in ("torch", "scipy", "pandas"):
-        try:
-            facts["versions"][name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    facts["versions"] |= running.installed("torch", "transformers", "peft", "scipy", "pandas")
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {**facts, "cpu": _cpu(), "cores": cores(), "memory_gib": round(pages / 2**30, 1), "os": platform.platform()}
 

@@ -215,12 +215,20 @@ def base_rates(students: Sequence[specs.Student]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Versions, devices and git revision: what one needs to know to repeat a sweep."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
-        "versions": {"subl_jax": __version__, "python": platform.python_version(), **versions},
+        "versions": {"subl_jax": __version__, "python": platform.python_version(), **installed(*_PACKAGES)},
         "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
         "git": _git_revision(),
     }
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """The versions of those packages that there are."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _git_revision() -> str | None:
