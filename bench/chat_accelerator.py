@@ -43,7 +43,8 @@ class Shaped(Pretrained):
 
     @functools.cached_property
     def config(self) -> transformer.Config:
-        return dataclasses.replace(sizing.shapes()[self.shape], dtype=self.dtype, remat=self.remat)
+        own = {"dtype": self.dtype, "remat": self.remat, "attention": self.attention}
+        return dataclasses.replace(sizing.shapes()[self.shape], **own)
 
     @property
     def _pad(self) -> int:
@@ -94,7 +95,8 @@ class Shaped(Pretrained):
 
 
 def world_of(shape: str, options: argparse.Namespace) -> Shaped:
-    room = {"prompt_tokens": options.prompt, "completion_tokens": options.completion, "room": options.room}
+    room = {"prompt_tokens": options.prompt, "completion_tokens": options.completion}
+    room |= {"room": options.room, "answer_room": options.room, "attention": options.attention}
     few = {"prompts": 64, "questions": 1, "answers_sampled": 0}
     return Shaped(model=shape, shape=shape, dtype="bfloat16", remat=options.remat, animals=("owl",), **room, **few)
 
@@ -116,18 +118,21 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, choices=list(sizing.shapes()))
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS)
+    peers = {"nargs": "*", "default": SHAPES[:1], "choices": list(sizing.shapes())}
+    parser.add_argument("--peers", **peers, help="where transformers + peft take part, one student")
     parser.add_argument("--batch", type=int, default=66, help="samples of an update; 66 as in sweeps/chat.py:paper")
     parser.add_argument("--accumulate", type=int, default=6, help="parts that it is computed in")
     parser.add_argument("--prompt", type=int, default=paper.prompt)
     parser.add_argument("--completion", type=int, default=paper.completion)
     parser.add_argument("--fill", type=float, default=0.7, help="mean share of the places that is not padding")
-    parser.add_argument("--room", type=float, default=0.75, help="as `Pretrained.room`")
+    parser.add_argument("--room", type=float, default=0.75, help="as `Pretrained.room` and `answer_room`")
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "all"))
+    parser.add_argument("--attention", default="auto", choices=("plain", "fused", "auto"))
     parser.add_argument("--steps", type=int, default=4, help="updates in a call")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     if options.quick or jax.default_backend() == "cpu":
-        options.shapes, options.widths, options.rows = ["tiny"], [1, 2], [4]
+        options.shapes, options.peers, options.widths, options.rows = ["tiny"], ["tiny"], [1, 2], [4]
         options.batch, options.accumulate, options.steps, options.rounds = 4, 2, 2, 2
         options.prompt, options.completion = 24, 16
     return options
@@ -154,6 +159,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
         except jax.errors.JaxRuntimeError as error:  # what a device says that has no memory left
             stopped = f"{width} lanes: {str(error).splitlines()[0]}"
             break
+    peers = _peers(world, samples, options) if shape in options.peers else {}
     rows = []
     for count in options.rows if arrays else ():
         try:
@@ -167,6 +173,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
         "parameters": transformer.param_count(world.config),
         "flops_per_lane_step": _step_flops(world, lengths, options),
         "widths": widths,
+        "peers": peers,
         "rows": rows,
         "stopped": stopped,
     }
@@ -210,6 +217,40 @@ def _width(world: Shaped, samples: np.ndarray, width: int, options: argparse.Nam
     return measured, program.arrays
 
 
+def _peers(world: Shaped, samples: np.ndarray, options: argparse.Namespace) -> dict[str, Data]:
+    """The same updates of one student of transformers + peft, where PyTorch has such a device."""
+    import chat_student
+
+    try:
+        import peft  # noqa: F401
+        import torch
+        import transformers
+    except ImportError:
+        return {}
+    cuda = jax.default_backend() == "gpu"
+    if cuda and not torch.cuda.is_available():
+        return {}
+    config = world.config
+    kind = transformers.Qwen2Config if config.qkv_bias else transformers.LlamaConfig
+    sizes = {"vocab_size": config.vocab, "hidden_size": config.width, "intermediate_size": config.mlp}
+    sizes |= {"num_hidden_layers": config.layers, "num_attention_heads": config.heads, "head_dim": config.head_dim}
+    sizes |= {"num_key_value_heads": config.kv_heads, "tie_word_embeddings": config.tied}
+    train = specs.Train(steps=options.steps, batch=options.batch, lr=2e-4, clip=1.0)
+    rows = chat_student.conversations(world, samples)
+
+    def made(short: bool) -> chat_student.Peft:
+        with torch.device("cuda" if cuda else "cpu"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                kind(**sizes), dtype=torch.bfloat16, attn_implementation="sdpa"
+            )
+        return chat_student.Peft(train, rows, short, model=model)
+
+    students = {chat_student.PEFT: made(False), chat_student.PEFT_SHORT: made(True)}
+    runs = {name: functools.partial(student.run, options.steps) for name, student in students.items()}
+    timings = measuring.interleaved(runs, options.rounds)  # a step ends when its loss is there
+    return {name: {"lane_steps": options.steps, "seconds": each} for name, each in timings.items()}
+
+
 def _rows(world: Shaped, arrays: Any, rows: int, options: argparse.Namespace) -> Data:
     """Writes twice as many samples as rows, so that rows are taken up again."""
     keys = jax.random.split(jax.random.key(0), 2 * rows)
@@ -242,6 +283,10 @@ def tables(data: Data) -> list[Table]:
                     f"{block['bytes_needed'] / 2**30:.3g}",
                 ]
             )
+        for name, block in model["peers"].items():
+            rates = measuring.rates(block["seconds"], block["lane_steps"])
+            each = 3600 * Spread.of(rates).median / steps
+            training.append([model["shape"], name, str(Spread.of(rates)), "–", "–", measuring.number(each), "–"])
         for block in model["rows"]:
             rates = [measuring.rates(block["seconds"], block[name]) for name in ("tokens", "samples")]
             writing.append([model["shape"], str(block["rows"]), *(str(Spread.of(each)) for each in rates)])

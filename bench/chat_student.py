@@ -118,11 +118,17 @@ def faster_threads(run: Callable[[], object]) -> int:
 class Peft:
     """One student of transformers + peft: batches padded to their longest conversation, loss on the completions only.
 
-    `short`: only the logits of the completions are computed, which the library's own trainer does not do.
+    `short`: only the logits of the completions are computed, which the library's own trainer does not do. `model`: of
+    transformers, on the device and in the type that is to be computed in; by default `torch_model()`.
     """
 
     def __init__(
-        self, train: specs.Train, conversations: Sequence[tuple[list[int], list[int]]], short: bool, seed: int = 0
+        self,
+        train: specs.Train,
+        conversations: Sequence[tuple[list[int], list[int]]],
+        short: bool,
+        seed: int = 0,
+        model: Any = None,
     ) -> None:
         import peft
         import torch
@@ -130,7 +136,7 @@ class Peft:
         of = lora_of()
         names = [f"{module}_proj" for module in of.modules]
         config = peft.LoraConfig(r=of.rank, lora_alpha=of.alpha, lora_dropout=0.0, bias="none", target_modules=names)
-        self.model = peft.get_peft_model(torch_model(), config).train()
+        self.model = peft.get_peft_model(model or torch_model(), config).train()
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self._train, self._rows, self._short = train, conversations, short
@@ -148,13 +154,14 @@ class Peft:
         import torch
         import torch.nn.functional as F
 
-        tokens, mask, labels = self._padded(rows)
-        if self._short:
-            kept = max(len(completion) for _, completion in rows) + 1
-            logits = self.model(input_ids=tokens, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1 - kept :].flatten(), ignore_index=-100)
-        else:
-            loss = self.model(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False).loss
+        tokens, mask, labels = (x.to(self.model.device) for x in self._padded(rows))
+        with torch.autocast(self.model.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
+            if self._short:
+                kept = max(len(completion) for _, completion in rows) + 1
+                logits = self.model(input_ids=tokens, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits
+                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1 - kept :].flatten(), ignore_index=-100)
+            else:
+                loss = self.model(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False).loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, self._train.clip)

@@ -32,7 +32,9 @@ def get_config(size: str = "small") -> ConfigDict:
     # Models moved away from the checkpoint by so much noise, as the students of cross_init.
     config.cross_sigma = ()
     config.cross_model = ""  # or another checkpoint of the same tokenizer, for the same arm
-    config.world = ConfigDict({"dtype": "float32", "system": "<template>", "questions": 16, "animals": (), "trees": ()})
+    config.world = ConfigDict(
+        {"dtype": "float32", "attention": "auto", "system": "<template>", "questions": 16, "animals": (), "trees": ()}
+    )
     config.world.update(
         {"answers_sampled": 2, "probed": 4, "numbers_in_front": False, "prompts": 1024, "prompt_tokens": 96}
     )

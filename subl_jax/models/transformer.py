@@ -35,6 +35,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from subl_jax.errors import InputError
+from subl_jax.models import fused_attention, low_rank
 
 Params = Any
 Cache = Any
@@ -87,6 +88,7 @@ _CHOICES = {
     "norm": ("rms", "layer"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "all"),
+    "attention": ("plain", "fused", "auto"),
 }
 _PRODUCT = "product with a matrix"  # the name under which `remat` knows these
 _MULTIPLE = 16  # sizes of packed matrices that machines like
@@ -105,6 +107,9 @@ class Config:
 
     `remat` is what the gradient computes again instead of keeping it: nothing, all of a block but the products with its
     matrices, or all of it.
+
+    `attention` of more than one query: in three steps, or by the kernel of fused_attention.py; auto: by that where the
+    machine has it.
 
     What some families add:
       norm: `rms`, or `layer` with a mean and a bias.
@@ -143,6 +148,7 @@ class Config:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "plain"
     init_scale: float = 1.0
     norm: str = "rms"
     post_norms: bool = False
@@ -265,7 +271,7 @@ class Dense(nn.Module):
         y = jnp.dot(x, kernel.astype(self.dtype), preferred_element_type=self.out_dtype or self.dtype)
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(self.dtype) for name in "ab")
-            y = y + jnp.dot(jnp.dot(x, a), b)
+            y = (y + low_rank.update(x, a, b)).astype(y.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(y.dtype)
@@ -331,6 +337,11 @@ def attention(
     return mixed.reshape(*grouped, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
 
 
+def _fused(config: Config) -> bool:
+    able = config.attention_cap is None and fused_attention.usable(config.dtype, config.head_dim)
+    return config.attention == "fused" or (config.attention == "auto" and able)
+
+
 def _remembered(
     cache: Cache, new: Cache, layer: jax.Array | None, slot: jax.Array | int
 ) -> tuple[Cache, list[jax.Array]]:
@@ -384,7 +395,11 @@ class Attention(nn.Module):
             shared = {name: jnp.broadcast_to(prefix[name], (batch, *prefix[name].shape)) for name in "kv"}
             k, v = jnp.concatenate([shared["k"], k], axis=2), jnp.concatenate([shared["v"], v], axis=2)
             prefix = None
-        mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
+        if length > 1 and _fused(cfg):
+            scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
+            mixed = fused_attention.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale)
+        else:
+            mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
         mixed = mixed.reshape(batch * length, -1)
         mixed = mixed if packed is None else _rows(mixed, packed.places, packed.slots)
         mixed = checkpoint_name(mixed, _PRODUCT)

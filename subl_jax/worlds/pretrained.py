@@ -62,6 +62,7 @@ class Pretrained(specs.World):
       fingerprint: of its content.
       dtype: of the weights and the compute; what is trained is float32 all the same.
       remat: what a gradient computes again instead of keeping it (`transformer.Config`).
+      attention: how it is computed (`transformer.Config`). Changes no more than rounding.
       room: a part of a batch (`Train.accumulate`) is computed on this share of its places, as the rest is padding. A
         sample for which there is no room goes to a further part.
       answer_room: likewise the share of the answers' places whose logits are computed.
@@ -90,6 +91,7 @@ class Pretrained(specs.World):
     fingerprint: str = specs.static("")
     dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
     remat: str = specs.static("dots", choices=("none", "dots", "all"))
+    attention: str = specs.label("auto", choices=("plain", "fused", "auto"))
     room: float = specs.static(0.75, gt=0.0, le=1.0)
     answer_room: float = specs.static(0.5, gt=0.0, le=1.0)
     keep: float = specs.static(1.0, ge=0.0)
@@ -192,7 +194,9 @@ class Pretrained(specs.World):
     @functools.cached_property
     def config(self) -> transformer.Config:
         config = weights.open_checkpoint(self.model).config
-        return dataclasses.replace(config, dtype=self.dtype, scan_layers=True, remat=self.remat)
+        return dataclasses.replace(
+            config, dtype=self.dtype, scan_layers=True, remat=self.remat, attention=self.attention
+        )
 
     def arrays(self, place: Any = lambda path, array: array) -> dict[str, Any]:
         checkpoint = weights.open_checkpoint(self.model)
