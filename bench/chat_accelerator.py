@@ -299,7 +299,8 @@ def tables(data: Data) -> list[Table]:
     note += f"peak {peak / 1e12:.0f} TFLOP/s. " if peak else "the peak of this device is not known. "
     note += "A student of the paper's setting: 10 epochs of 10,000 samples, without evaluation. "
     columns = ["model", "lanes", "lane-steps/s", "TFLOP/s", "MFU", "students/h", "GiB needed"]
-    made = [Table(f"Training by adapters ({data['device']})", columns, training, " ".join([note.strip(), *stops]))]
+    note = " ".join([note.strip(), *stops, data.get("told", "")]).strip()
+    made = [Table(f"Training by adapters ({data['device']})", columns, training, note)]
     columns = ["model", "rows", "new tokens/s", "samples/s"]
     return [*made, Table(f"Writing ({data['device']})", columns, writing)] if writing else made
 

@@ -239,29 +239,33 @@ class Engine:
     def _fitting_program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
         """The group's program in a layout that there is memory for, as far as can be known before it runs."""
         while True:
-            program, error = None, None
+            program, error, share = None, None, 1.0
             try:
                 program = self._program(group, nodes)
                 layout, wanted = program.layout, program.bytes_needed - program.bytes_there
                 there = memory.free(layout.all_devices // self._peers.count)
                 if wanted > there and lanes.narrower(layout):
                     error = OutOfMemory(f"it needs {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} GiB are there")
+                    share = there / wanted
             except OutOfMemory as full:
                 layout, error = self._default_layout(len(nodes), group.form), full
-            said = self._peers.gather(error and [dataclasses.astuple(layout), str(error), error.final])
+            said = self._peers.gather(error and [dataclasses.astuple(layout), str(error), error.final, share])
             first = next((each for each in said if each), None)
             if first is None:
                 return program
             program = None  # before the next one is made
-            self._narrow(group, lanes.Layout(*first[0]), OutOfMemory(*first[1:]))
+            layout, share = lanes.Layout(*first[0]), min(each[-1] for each in said if each)
+            # More lanes than this share of them do not fit either: half of them need at least half as much. Finding
+            # that out would take a GPU a minute of compiling each time.
+            self._narrow(group, layout, OutOfMemory(*first[1:-1]), share * layout.lanes)
 
-    def _narrow(self, group: Group, layout: lanes.Layout, error: OutOfMemory) -> None:
-        """From here on, batches of the group have half as many lanes as in `layout`.
+    def _narrow(self, group: Group, layout: lanes.Layout, error: OutOfMemory, most: float = math.inf) -> None:
+        """From here on, batches of the group have half as many lanes as in `layout`, and halved again down to `most`.
 
         Raises:
           OutOfMemory: there is but one lane left.
         """
-        narrower = None if error.final else lanes.narrower(layout)
+        narrower = None if error.final else lanes.narrower(layout, most)
         if narrower is None:
             raise OutOfMemory(
                 f"{group.stage.name}: not even {layout} fits into memory ({error}); split the model over devices "

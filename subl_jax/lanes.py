@@ -343,8 +343,15 @@ def default_layout(lanes: int, devices: int, width: int = 0, most: int = 0, tens
     return Layout(found.devices, 1, math.ceil(found.sequential * found.width / fsdp) * fsdp, fsdp=fsdp)
 
 
-def narrower(layout: Layout) -> Layout | None:
-    """A layout of half the lanes, or None where there are none to give up."""
+def narrower(layout: Layout, most: float = math.inf) -> Layout | None:
+    """A layout of half the lanes, halved on until it has at most `most`; None if there are none to give up."""
+    found = _halved(layout)
+    while found and found.lanes > most and (next_one := _halved(found)):
+        found = next_one
+    return found
+
+
+def _halved(layout: Layout) -> Layout | None:
     if layout.width > layout.fsdp:
         return dataclasses.replace(layout, width=math.ceil(layout.width / layout.fsdp / 2) * layout.fsdp)
     if layout.sequential > 1:

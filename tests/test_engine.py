@@ -666,8 +666,18 @@ def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monke
     done = compute(sweep, tmp_path / "paper", devices=1, width=8, lanes_a_batch=8)
     assert "does not fit into memory; going on with" in done.text
     assert max(lanes for lanes, _ in needed) > 1 and all(size <= there for _, size in needed)
-    # One lane is tried whatever is said of it: that is an estimate.
+    # Which width would do follows from the first that does not: it is not compiled again for each half of it.
     there = 1
+    compiled, make = [], lanes.compile_program
+
+    def counted(*arguments, **options):
+        compiled.append(arguments[2].lanes)
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(lanes, "compile_program", counted)
+    compute(sweep, tmp_path / "at once", devices=1, width=8, lanes_a_batch=8)
+    assert 1 in compiled and max(compiled) > 3 and 2 not in compiled and 3 not in compiled
+    # One lane is tried whatever is said of it: that is an estimate.
     assert compute(sweep[:1], tmp_path / "estimate", devices=1, width=8).statuses(sweep[:1]) == ["ok"]
     same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
 

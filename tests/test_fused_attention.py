@@ -110,9 +110,11 @@ def test_no_cpu_has_it():
 @pytest.mark.parametrize(("dtype", "head_dim"), [("float32", 64), ("bfloat16", 60), ("bfloat16", 256)])
 def test_what_the_kernel_does_not_take(monkeypatch, dtype, head_dim):
     class Device:
-        device_kind = "NVIDIA H200"
+        device_kind, compute_capability = "NVIDIA H200", "9.0"
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     assert fused_attention.usable("bfloat16", 64)
     assert not fused_attention.usable(dtype, head_dim)
+    Device.compute_capability = "7.5"
+    assert not fused_attention.usable("bfloat16", 64)

@@ -497,6 +497,16 @@ def test_narrower_layouts_go_down_to_one_lane(devices, sequential, width):
     assert all(after < before <= 3 * after for before, after in itertools.pairwise(seen))
 
 
+@given(st.integers(1, 8), st.integers(1, 9), st.integers(1, 70), st.floats(0, 700))
+def test_a_layout_is_halved_until_it_is_small_enough(devices, sequential, width, most):
+    layout, by_hand = lanes.Layout(devices, sequential, width), []
+    at = layout
+    while (at := lanes.narrower(at)) is not None:
+        by_hand.append(at)
+    small = [each for each in by_hand if each.lanes <= most]
+    assert lanes.narrower(layout, most) == (small or by_hand[-1:] or [None])[0]
+
+
 def test_matrices_are_multiplied_as_asked_for():
     base, rounds = tiny_world.base(), {}
     for matmul in ("auto", "float32", "bfloat16"):
