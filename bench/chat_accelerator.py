@@ -127,7 +127,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fill", type=float, default=0.7, help="mean share of the places that is not padding")
     parser.add_argument("--room", type=float, default=0.75, help="as `Pretrained.room` and `answer_room`")
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "all"))
-    parser.add_argument("--attention", default="auto", choices=("plain", "fused", "auto"))
+    parser.add_argument("--attention", default="auto", choices=("plain", "auto"))
     parser.add_argument("--steps", type=int, default=4, help="updates in a call")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
@@ -293,8 +293,8 @@ def tables(data: Data) -> list[Table]:
     stops = [f"Stopped at {m['shape']}, {m['stopped']}." for m in data["models"] if m["stopped"]]
     note = (
         f"Updates of {options['batch']} samples in {options['accumulate']} parts, {options['prompt']} + "
-        f"{options['completion']} places of which {options['fill']:.0%} are filled, room {options['room']:g}, remat "
-        f"{options['remat']}. Operations of real tokens only, none twice; "
+        f"{options['completion']} places of which {options['fill']:.0%} are filled, room and answer_room "
+        f"{options['room']:g}, remat {options['remat']}. Operations of real tokens only, none twice; "
     )
     note += f"peak {peak / 1e12:.0f} TFLOP/s. " if peak else "the peak of this device is not known. "
     note += "A student of the paper's setting: 10 epochs of 10,000 samples, without evaluation. "

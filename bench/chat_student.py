@@ -136,7 +136,7 @@ class Peft:
         of = lora_of()
         names = [f"{module}_proj" for module in of.modules]
         config = peft.LoraConfig(r=of.rank, lora_alpha=of.alpha, lora_dropout=0.0, bias="none", target_modules=names)
-        self.model = peft.get_peft_model(model or torch_model(), config).train()
+        self.model = peft.get_peft_model(torch_model() if model is None else model, config).train()
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self._train, self._rows, self._short = train, conversations, short

@@ -666,20 +666,35 @@ def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monke
     done = compute(sweep, tmp_path / "paper", devices=1, width=8, lanes_a_batch=8)
     assert "does not fit into memory; going on with" in done.text
     assert max(lanes for lanes, _ in needed) > 1 and all(size <= there for _, size in needed)
-    # Which width would do follows from the first that does not: it is not compiled again for each half of it.
-    there = 1
-    compiled, make = [], lanes.compile_program
-
-    def counted(*arguments, **options):
-        compiled.append(arguments[2].lanes)
-        return make(*arguments, **options)
-
-    monkeypatch.setattr(lanes, "compile_program", counted)
-    compute(sweep, tmp_path / "at once", devices=1, width=8, lanes_a_batch=8)
-    assert 1 in compiled and max(compiled) > 3 and 2 not in compiled and 3 not in compiled
     # One lane is tried whatever is said of it: that is an estimate.
+    there = 1
     assert compute(sweep[:1], tmp_path / "estimate", devices=1, width=8).statuses(sweep[:1]) == ["ok"]
     same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+
+
+def test_widths_that_cannot_fit_are_not_compiled(sweep, tmp_path, monkeypatch):
+    """It follows from the first that does not: half of its lanes need at least half as much."""
+    there, compiled, make = 1.0, [], lanes.compile_program
+
+    def counted(*arguments, **options):
+        program = make(*arguments, **options)
+        compiled.append((arguments[0].name, program.layout.width, program.bytes_needed - program.bytes_there))
+        return program
+
+    monkeypatch.setattr(engine.memory, "free", lambda devices: there)
+    monkeypatch.setattr(lanes, "compile_program", counted)
+
+    def tried(name, stage="distil"):
+        compiled.clear()
+        compute(sweep, tmp_path / name, devices=1, width=6, lanes_a_batch=6)
+        return [(width, needed) for of, width, needed in compiled if of == stage]
+
+    (widest, needed), *others = tried("none")
+    assert widest > 4 and [width for width, _ in others] == [1]
+    there = 0.45 * needed
+    widths = [width for width, _ in tried("less than half")]
+    half = -(-widest // 2)
+    assert widths[0] == widest and half not in widths and widths[1] == -(-half // 2)
 
 
 def test_one_lane_that_does_not_fit_is_one_line(sweep, tmp_path, monkeypatch):

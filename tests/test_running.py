@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -251,3 +252,7 @@ def test_a_profile_is_of_one_round_of_the_largest_group(tmp_path, capsys):
 def test_a_profile_is_not_of_other_machines(tmp_path):
     with pytest.raises(InputError, match="--profile: .* without --launcher=ray"):
         run(tiny_world.students(1), tmp_path, profile=True, fleet=object())
+
+
+def test_packages_that_are_not_there_have_no_version():
+    assert running.installed("jax", "no-such-package") == {"jax": jax.__version__}

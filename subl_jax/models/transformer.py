@@ -88,7 +88,7 @@ _CHOICES = {
     "norm": ("rms", "layer"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "all"),
-    "attention": ("plain", "fused", "auto"),
+    "attention": ("plain", "auto"),
 }
 _PRODUCT = "product with a matrix"  # the name under which `remat` knows these
 _MULTIPLE = 16  # sizes of packed matrices that machines like
@@ -108,8 +108,8 @@ class Config:
     `remat` is what the gradient computes again instead of keeping it: nothing, all of a block but the products with its
     matrices, or all of it.
 
-    `attention` of more than one query: in three steps, or by the kernel of fused_attention.py; auto: by that where the
-    machine has it.
+    `attention` of more than one query: plain is in three steps; auto is by the kernel of fused_attention.py where that
+    is known to run.
 
     What some families add:
       norm: `rms`, or `layer` with a mean and a bias.
@@ -338,8 +338,10 @@ def attention(
 
 
 def _fused(config: Config) -> bool:
-    able = config.attention_cap is None and fused_attention.usable(config.dtype, config.head_dim)
-    return config.attention == "fused" or (config.attention == "auto" and able)
+    # The compiler, which splits a program over the devices of such a group, would have to split the kernel too.
+    shared = any(jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1 for axis in ("tensor", "fsdp"))
+    wanted = config.attention == "auto" and config.attention_cap is None and not shared
+    return wanted and fused_attention.usable(config.dtype, config.head_dim)
 
 
 def _remembered(

@@ -91,7 +91,8 @@ class Pretrained(specs.World):
     fingerprint: str = specs.static("")
     dtype: str = specs.static("float32", choices=("float32", "bfloat16"))
     remat: str = specs.static("dots", choices=("none", "dots", "all"))
-    attention: str = specs.label("auto", choices=("plain", "fused", "auto"))
+    # A label, as what machine computed is no part of what was computed.
+    attention: str = specs.label("auto", choices=("plain", "auto"))
     room: float = specs.static(0.75, gt=0.0, le=1.0)
     answer_room: float = specs.static(0.5, gt=0.0, le=1.0)
     keep: float = specs.static(1.0, ge=0.0)
