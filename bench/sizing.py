@@ -56,8 +56,8 @@ MACHINES = (
 )
 # That a model writes at a time.
 ROWS = (64, 256, 512, 2048)
-# Assumed, not measured.
-REACHED = 0.45
+# Of a chip's peak: measured at 7B with 4 lanes of an H200 (results/chat_accelerator.json), assumed of other chips.
+REACHED = 0.36
 # Of a chip's memory, for the program itself and what is left between arrays.
 _USABLE = 0.92
 
@@ -243,8 +243,9 @@ def _machines(name: str, config: Any, setting: Setting) -> Table:
     note = (
         f"Lanes: what {_USABLE:.0%} of the memory holds beside the copies of the weights; the chips that share a copy "
         "share the memory of its lanes too. Students an hour: the operations of a student (with `all` also those "
-        f"computed again) at {REACHED:.0%} of the machine's published peak in bfloat16, **which is assumed, not "
-        "measured**; evaluation and writing are not in it. Lanes end together, after the hours in the last column."
+        f"computed again) at {REACHED:.0%} of the machine's published peak in bfloat16, **which was measured on an "
+        "H200 with 4 lanes and `dots`, and is assumed of the rest**; evaluation and writing are not in it. Lanes end "
+        "together, after the hours in the last column."
     )
     return Table(f"{name}: students with adapters, worked out", columns, rows, note)
 
