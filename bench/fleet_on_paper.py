@@ -156,12 +156,13 @@ def tables(data: Any = None) -> Sequence[Table]:
     rows = [row for fleet in FLEETS for row in _rows(fleet, students, host)]
     columns = ["fleet", "student", "time on the chips of a copy", "chips a copy", "bottleneck", "students an hour"]
     columns += ["MB/s stored", "host's bookkeeping"]
+    fills = f"what they fill of a matrix unit (TPU {FLEETS[0].tile}², GPU {FLEETS[1].tile}²)"
     note = (
         f"Measured on one H200: {sizing.REACHED:.0%} of the published peak for 7B. Assumed, **not measured**: the same "
-        f"on v5e, {_SMALL_REACHED:.0%} for small matrices, of what they fill of a matrix unit (TPU {FLEETS[0].tile}², "
-        f"GPU {FLEETS[1].tile}²), and {_TRAFFIC_REACHED:.0%} of the published memory traffic. Host's bookkeeping: planning, keys and lineage at "
-        f"{number(1e3 * host)} ms a student on one core (measured), as a share of the hour; over 100 % the host is "
-        "slower than the chips. It leaves out tables, the report and W&B."
+        f"on v5e, {_SMALL_REACHED:.0%} for small matrices, of {fills}, and {_TRAFFIC_REACHED:.0%} of the published "
+        f"memory traffic. Host's bookkeeping: planning, keys and lineage at {number(1e3 * host)} ms a student on one "
+        "core (measured), as a share of the hour; over 100 % the host is slower than the chips. It leaves out tables, "
+        "the report and W&B."
     )
     return [Table("Fleets, worked out", columns, rows, note)]
 
