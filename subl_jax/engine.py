@@ -487,6 +487,10 @@ class _Batch:
         named = json.dumps(self._meta)
         return self._engine._workdir / "checkpoints" / hashlib.sha256(named.encode()).hexdigest()[:24]
 
+    @property
+    def _writes(self) -> bool:
+        return self._group.stage.artefact is None
+
     @functools.cached_property
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self._folder, warn=self._engine._progress.warn)
@@ -545,8 +549,9 @@ class _Batch:
                 running = record
             if self._full:
                 self._agree()
-            if self._collectors and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
-                # This round may be the last one needed, and another costs more than the wait.
+            if self._writes and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
+                # This round may be the last one needed, and another costs more than the wait. Processes that have
+                # padding alone wait too: all agree on what comes next equally often.
                 self._fetch(running)
                 running = None
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
@@ -617,8 +622,7 @@ class _Batch:
         if full:
             raise OutOfMemory(full)
         kept, self._kept = self._kept, sum(each["kept"] for each in said)
-        writes = self._group.stage.artefact is None
-        done = self._kept - kept if writes else sum(self._rounds[before : self._told]) * len(self._nodes)
+        done = self._kept - kept if self._writes else sum(self._rounds[before : self._told]) * len(self._nodes)
         self._show(done)
         if self._peers.leads:
             for i in range(len(news)):
@@ -628,7 +632,7 @@ class _Batch:
         return _Agreed(
             preempted=any(each["preempted"] for each in said),
             due=said[0]["due"],
-            enough=writes and all(each["enough"] for each in said),
+            enough=self._writes and all(each["enough"] for each in said),
         )
 
     def _log_round(self, i: int, record: Record) -> None:

@@ -106,8 +106,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("variant", "packed"), [("plain", False), *((variant, True) for variant in VARIANTS)])
 def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, variant, packed):
     """Logits and the gradients of two lanes' adapters, of what follows a prefix, some of it padding."""
     monkeypatch.setattr(fused_attention, "usable", lambda dtype, head_dim: True)
