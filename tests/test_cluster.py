@@ -229,6 +229,13 @@ def test_a_process_that_is_lost_is_missed_by_its_heartbeat(machine, quiet):
     assert_complete(machine, quiet, **TOLERANCE)
 
 
+def test_a_batch_of_datasets_is_saved_also_where_a_process_has_padding_alone(machine):
+    """Six datasets in batches of four: of the last two the second process has none."""
+    done = machine.run_all(2, *SMALL, "--config.seeds=3")
+    assert [(code, error) for code, _, error in done] == [(0, "")] * 2
+    assert (machine.tables()["runs"].status == "ok").all()
+
+
 @pytest.mark.slow
 def test_processes_of_another_sweep_are_refused_before_anything_is_computed(machine):
     where = machine.cluster(2)
