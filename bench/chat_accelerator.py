@@ -159,7 +159,12 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
         except jax.errors.JaxRuntimeError as error:  # what a device says that has no memory left
             stopped = f"{width} lanes: {str(error).splitlines()[0]}"
             break
-    peers = _peers(world, samples, options) if shape in options.peers else {}
+    try:
+        peers = _peers(world, samples, options) if shape in options.peers else {}
+    except RuntimeError as error:  # so says PyTorch; jax may have left it too little memory
+        if "out of memory" not in str(error):
+            raise
+        peers, stopped = {}, f"{stopped or ''} transformers + peft: {str(error).splitlines()[0]}".strip()
     rows = []
     for count in options.rows if arrays else ():
         try:

@@ -174,8 +174,8 @@ def tables(data: Data) -> list[Table]:
     mean = data["tokens_a_call"] / len(data["lengths"])
     updates = f"{data['steps']} update{'s'[: data['steps'] > 1]}"
     note = (
-        f"Batches of {data['batch']} conversations, here in {data['accumulate']} parts, {updates} a call;"
-        f" {mean:.0f} tokens a conversation, of the {head} + {prompt} + {completion} there is room for here. "
+        f"Batches of {data['batch']} conversations, here in {data['accumulate']} parts, {updates} a call; "
+        f"{mean:.0f} tokens a conversation, of the {head} + {prompt} + {completion} there is room for here. "
         f"Losses of two updates differ by {data['agreement']['losses_apart']:.1g} nats at most. × peft is against the "
         f"faster of the two. Threads of PyTorch: {data['torch_threads']}. Ratios are of medians, with the range over "
         "rounds."

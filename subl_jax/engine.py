@@ -470,13 +470,18 @@ class _Batch:
         self._own = nodes[program.own]
         self._rounds = group.stage.rounds(nodes[0])
         self._history: list[Record] = []
-        self._collectors = [channel.Collector(node) for node in self._own] if group.stage.artefact is None else []
+        self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
         self._told = 0  # rounds whose metrics the leading process has had
         self._kept = 0  # samples, of all processes
         self._waited = 0.0
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
+
+    @property
+    def _writes(self) -> bool:
+        """Whether its nodes are datasets: so for every process, even one that has padding alone, no collector."""
+        return self._group.stage.artefact is None
 
     @property
     def _meta(self) -> dict[str, Any]:
@@ -486,10 +491,6 @@ class _Batch:
     def _folder(self) -> epath.Path:
         named = json.dumps(self._meta)
         return self._engine._workdir / "checkpoints" / hashlib.sha256(named.encode()).hexdigest()[:24]
-
-    @property
-    def _writes(self) -> bool:
-        return self._group.stage.artefact is None
 
     @functools.cached_property
     def _checkpoints(self) -> Checkpoints:
@@ -704,7 +705,7 @@ class _Batch:
         stage, engine, count = self._group.stage, self._engine, len(self._own)
         curves, steps, infos = None, None, [{} for _ in self._own]
         shortfalls: list[str | None] = [None] * count
-        if stage.artefact is None:
+        if self._writes:
             artefacts = [collector.artefact() for collector in self._collectors]
             tree = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
             infos = [collector.info() for collector in self._collectors]

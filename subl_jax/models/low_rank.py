@@ -39,7 +39,7 @@ def _narrowed(x: jax.Array, a: jax.Array) -> jax.Array:
 
 def _narrowed_backward(arrays: tuple[jax.Array, jax.Array], of_result: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, a = arrays
-    return _wide(of_result, a.T).astype(x.dtype), jnp.dot(x.T, of_result).astype(a.dtype)
+    return _wide(of_result, a.T).astype(x.dtype), jnp.dot(x.T, of_result)
 
 
 _narrowed.defvjp(lambda x, a: (_narrowed(x, a), (x, a)), _narrowed_backward)

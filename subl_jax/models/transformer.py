@@ -249,8 +249,12 @@ def _whole(matrix: jax.Array) -> jax.Array:
 
     Left to itself the compiler may move the lanes' activations instead. On any other mesh, or none, it is as it was.
     """
-    spread = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
-    return jax.lax.with_sharding_constraint(matrix, PartitionSpec()) if spread else matrix
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec()) if _spread_over("fsdp") else matrix
+
+
+def _spread_over(*axes: str) -> bool:
+    """Whether the compiler splits the program over one of these axes of devices."""
+    return any(jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1 for axis in axes)
 
 
 class Dense(nn.Module):
@@ -338,10 +342,10 @@ def attention(
 
 
 def _fused(config: Config) -> bool:
-    # The compiler, which splits a program over the devices of such a group, would have to split the kernel too.
-    shared = any(jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1 for axis in ("tensor", "fsdp"))
-    wanted = config.attention == "auto" and config.attention_cap is None and not shared
-    return wanted and fused_attention.usable(config.dtype, config.head_dim)
+    if config.attention != "auto" or config.attention_cap is not None:
+        return False
+    # Split over the devices of a group, the kernel would have to be split too.
+    return not _spread_over("tensor", "fsdp") and fused_attention.usable(config.dtype, config.head_dim)
 
 
 def _remembered(
@@ -397,11 +401,11 @@ class Attention(nn.Module):
             shared = {name: jnp.broadcast_to(prefix[name], (batch, *prefix[name].shape)) for name in "kv"}
             k, v = jnp.concatenate([shared["k"], k], axis=2), jnp.concatenate([shared["v"], v], axis=2)
             prefix = None
+        scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
         if length > 1 and _fused(cfg):
-            scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
             mixed = fused_attention.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale)
         else:
-            mixed = attention(q, k, v, mask, prefix, cfg.query_scale, cfg.attention_cap)
+            mixed = attention(q, k, v, mask, prefix, scale, cfg.attention_cap)
         mixed = mixed.reshape(batch * length, -1)
         mixed = mixed if packed is None else _rows(mixed, packed.places, packed.slots)
         mixed = checkpoint_name(mixed, _PRODUCT)
