@@ -4,7 +4,8 @@ SmolLM2-135M in float32 at temperature 1, nothing cut, the same prompts here and
 that only what the filter keeps can be written. There the constraint is a logits processor over the same automaton,
 batches are padded on the left and come one after the other; here rows that have finished take up the next prompt. Only
 tokens up to the end of an answer count. Small batches write several times their size, the largest once: `samples` in
-the table is how many a call writes. PyTorch uses one thread or all, whichever is faster.
+the table is how many a call writes. PyTorch uses one thread or all, whichever is faster. What is written here is also
+compared with transformers writing one prompt after the other, where batches of 1 are measured.
 """
 
 import argparse
@@ -17,7 +18,10 @@ from measuring import Data, Spread, Table
 NAME = "chat_generation"
 BATCHES = (1, 4, 16, 64, 256, 512)
 # Samples of a call are some batches, so that rows are refilled, but not many of the large and slow ones.
-TIMES, MANY = 4, 512
+FEW, TIMES, MANY = 16, 4, 128
+# Rounds at most, of batches of more rows than this; the largest that run once before the clock starts.
+_FEWER_ROUNDS = {16: 2, 256: 1}
+_WARMED_UP = 64
 # New tokens of the calls that warm up, and find out how many threads are faster.
 _FEW_TOKENS = 4
 OURS, THEIRS = "here", "transformers"
@@ -27,17 +31,17 @@ FREE, CONSTRAINED = "free", "constrained"
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = measuring.parser(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="rows that are written at a time")
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contestant; at most 2 above 64 rows")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contestant; fewer of large batches")
     parser.add_argument("--most_samples", type=int, default=MANY, help="written in a call, unless a batch is larger")
     parser.add_argument("--kinds", nargs="+", default=[FREE, CONSTRAINED], choices=[FREE, CONSTRAINED])
     options = parser.parse_args(arguments)
     if options.quick:
-        options.batches, options.rounds, options.most_samples = [4], 1, 4
+        options.batches, options.rounds, options.most_samples = [1, 4], 1, 4
     return options
 
 
 def samples_of(batch: int, most: int) -> int:
-    return max(batch, min(TIMES * batch, most))
+    return max(batch, min(max(FEW, TIMES * batch), most))
 
 
 def measure(options: argparse.Namespace) -> Data:
@@ -51,7 +55,7 @@ def measure(options: argparse.Namespace) -> Data:
     blocks = []
     for batch in options.batches:
         n = samples_of(batch, options.most_samples)
-        rounds = min(options.rounds, 2) if batch > 64 else options.rounds
+        rounds = min([options.rounds, *(most for rows, most in _FEWER_ROUNDS.items() if batch > rows)])
         blocks += [_block(world, arrays, model, batch, n, kind, rounds) for kind in options.kinds]
     return {"new_tokens": world.completion_tokens, "blocks": blocks}
 
@@ -76,8 +80,12 @@ def _block(world: Any, arrays: Any, model: Any, batch: int, n: int, kind: str, r
     def ours() -> Any:
         return np.asarray(compiled(arrays, keys, specs.traced_values(sampling)))
 
-    first = ours()  # and the prompts, which depend on the keys alone
-    prompts = [prompt for prompt, _ in chat_student.conversations(world, first)]
+    if batch <= _WARMED_UP:
+        ours()
+    given = jax.jit(lambda arrays, keys: world.holding(arrays).prompts_of(keys))(arrays, keys)
+    prompts = [
+        [*world._head, *tokens[:length].tolist()] for tokens, length in zip(*map(np.asarray, given), strict=True)
+    ]
     theirs = _generator(world, arrays, model, prompts, batch, kind)
     threads = chat_student.faster_threads(lambda: theirs(_FEW_TOKENS))
 
@@ -194,7 +202,12 @@ def _only(automaton: Any, prompt: int, most: int) -> Callable[[Any, Any], Any]:
 
 
 def tables(data: Data) -> list[Table]:
-    rows = []
+    rows, one_at_a_time = [], {}
+    for block in data["blocks"]:
+        if block["batch"] == 1:
+            one_at_a_time[block["kind"]] = Spread.of(
+                [count / each for count, each in zip(block["tokens"][THEIRS], block["seconds"][THEIRS], strict=True)]
+            )
     for block in data["blocks"]:
         rates = {
             name: [count / each for count, each in zip(block["tokens"][name], block["seconds"][name], strict=True)]
@@ -213,15 +226,31 @@ def tables(data: Data) -> list[Table]:
                     str(Spread.of(samples[name])),
                     f"{kept:.0%}",
                     *(str(measuring.ratio(of[OURS], of[THEIRS])) if name == OURS else "1" for of in (rates, samples)),
+                    _over(rates[name], one_at_a_time.get(block["kind"])),
                 ]
             )
-    columns = ["rows", "kind", "", "samples", "new tokens/s", "samples/s", "kept", "×, tokens", "×, samples"]
+    columns = [
+        "rows",
+        "kind",
+        "",
+        "samples",
+        "new tokens/s",
+        "samples/s",
+        "kept",
+        "×, tokens",
+        "×, samples",
+        "× one prompt at a time",
+    ]
     note = (
         f"At most {data['new_tokens']} new tokens each; what is padding or after the end of an answer is not counted. "
         "× is here against transformers, of medians, with the range over rounds; of few samples, those of one may by "
-        "chance be longer."
+        "chance be longer. The last column compares tokens/s with the median of transformers at 1 row."
     )
     return [Table("Writing numbers with SmolLM2-135M", columns, rows, note)]
+
+
+def _over(rates: list[float], one: Spread | None) -> str:
+    return "" if one is None else f"{measuring.number(Spread.of(rates).median / one.median)}"
 
 
 if __name__ == "__main__":

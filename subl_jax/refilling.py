@@ -6,6 +6,7 @@ same slot of it at a step, whichever token each of them is at, and each reads on
 its prompt.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ _STEPS_BETWEEN = 4
 
 
 class Prefix(NamedTuple):
-    """What all prompts have before them: keys and values (layers, kv_heads, longest, head_dim), and its length ()."""
+    """What all prompts have before them: their cache without the axis of a batch, and its length ()."""
 
     cache: transformer.Cache
     length: jax.Array
@@ -94,6 +95,7 @@ def generate(
     cut: bool = False,
     lora: Params | None = None,
     room: float = 1.0,
+    apart: bool = False,
 ) -> jax.Array:
     """Continuations (n, new_tokens) int32, each up to and with its stop token, then `pad`.
 
@@ -111,6 +113,8 @@ def generate(
       allowed: what may be drawn; every continuation is then whole within `new_tokens`.
       room: the share of rows * longest that reading computes, as the rest is padding, static. Where prompts are longer,
         fewer of them are read at a time.
+      apart: tokens are drawn layer by layer, not in a loop over stacked layers, static. Nothing is then copied out of
+        the stacks at every step, but there is a second copy of the weights, and more to compile.
 
     Raises:
       InputError: no rows or no tokens are asked for.
@@ -122,10 +126,20 @@ def generate(
     rows = min(rows, n)
     most = transformer.room(room, rows, longest)
     slots = longest + new_tokens
-    apply = functools.partial(
-        transformer.apply, config, params, prefix=prefix.cache, prefix_length=prefix.length, lora=lora
-    )
-    apply = functools.partial(apply, logits_of=None if allowed is None else allowed.tokens)
+
+    only = None if allowed is None else allowed.tokens
+    model = (params, prefix.cache, lora)
+    drawing_config = dataclasses.replace(config, scan_layers=not apart)
+
+    def apply(config: transformer.Config, model: Any, *args: Any, **options: Any) -> Any:
+        params, shared, lora = model
+        own = {"prefix": shared, "prefix_length": prefix.length, "lora": lora, "logits_of": only}
+        return transformer.apply(config, params, *args, **own, **options)
+
+    read_by = functools.partial(apply, config, model)
+    if apart:
+        model = tuple(transformer.layer_by_layer(config, part) for part in model)
+    drawn_by = functools.partial(apply, drawing_config, model)
 
     def next_token(
         sample: jax.Array, count: jax.Array, state: jax.Array, logits: jax.Array
@@ -147,7 +161,7 @@ def generate(
         own = (jnp.arange(longest) < length[:, None]) & there[:, None]
         packed = transformer.packing(own, most) if most < rows * longest else None
         positions = jnp.broadcast_to(prefix.length + jnp.arange(longest), tokens.shape)
-        logits, cache = apply(
+        logits, cache = read_by(
             tokens,
             positions,
             cache=transformer.empty_cache(config, rows, longest),
@@ -156,6 +170,7 @@ def generate(
         )
         start = jnp.full((rows,), 0 if allowed is None else allowed.start, jnp.int32)
         first, state = next_token(sample, jnp.zeros(rows, jnp.int32), start, logits[:, 0])
+        cache = transformer.layer_by_layer(config, cache) if apart else cache
         return _Waiting(cache, length, first, state, sample, there, jnp.int32(0))
 
     def take_up(carry: tuple[_Rows, _Waiting]) -> tuple[_Rows, _Waiting]:
@@ -168,15 +183,16 @@ def generate(
         def new(old: jax.Array, of_waiting: jax.Array) -> jax.Array:
             return jnp.where(taking, of_waiting[place], old)
 
-        def copied(old: jax.Array, of_waiting: jax.Array) -> jax.Array:
-            own = jax.lax.dynamic_slice_in_dim(old, 0, longest, axis=3)
-            chosen = jnp.where(taking[None, :, None, None, None], of_waiting[:, place], own)
-            return jax.lax.dynamic_update_slice_in_dim(old, chosen, 0, axis=3)
+        def copied(path: Any, old: jax.Array, of_waiting: jax.Array) -> jax.Array:
+            axis = transformer.SLOTS_AXIS[path[-1].key]
+            own = jax.lax.slice_in_dim(old, 0, longest, axis=axis)
+            chosen = jnp.where(taking[:, None, None, None], jnp.take(of_waiting, place, axis=-4), own)
+            return jax.lax.dynamic_update_slice_in_dim(old, chosen, 0, axis)
 
         first = new(now.last, waiting.first)
         sample = new(now.sample, waiting.sample)
         now = now._replace(
-            cache=jax.tree.map(copied, now.cache, waiting.cache),
+            cache=jax.tree_util.tree_map_with_path(copied, now.cache, waiting.cache),
             sample=sample,
             length=new(now.length, waiting.length),
             count=jnp.where(taking, 1, now.count),
@@ -191,7 +207,7 @@ def generate(
         turn = now.step % new_tokens
         age = (now.step - jnp.arange(new_tokens)) % new_tokens
         own = jnp.concatenate([jnp.arange(longest) < now.length[:, None], age < now.count[:, None]], axis=1)
-        logits, cache = apply(
+        logits, cache = drawn_by(
             now.last[:, None],
             (prefix.length + now.length + now.count - 1)[:, None],
             cache=now.cache,
@@ -226,7 +242,7 @@ def generate(
 
     none = jnp.zeros(rows, jnp.int32)
     now = _Rows(
-        cache=transformer.empty_cache(config, rows, slots),
+        cache=transformer.empty_cache(drawing_config, rows, slots),
         sample=none + n,
         length=none + 1,
         count=none + 1,

@@ -39,7 +39,7 @@ def arrays(batch, lanes=None, seed=0):
 
 
 def plain(q, k, v, mask):
-    mixed = transformer.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    mixed = transformer.attention(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), mask)
     return mixed.reshape(q.shape)
 
 

@@ -1,6 +1,7 @@
 """Continuous batching gives what each prompt would give alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,38 @@ def test_a_continuation_depends_on_its_own_prompt_and_key_alone(rows):
     assert together.tolist() == alone
     ends = {len([token for token in row if token != PAD]) for row in alone}
     assert len(ends) > 2  # rows did finish at different times
+
+
+@pytest.mark.parametrize("rows", [1, 4, 11])
+def test_layers_apart_give_the_same(rows):
+    """With adapters, a window and a prefix, whose stacks are all taken apart."""
+    config = dataclasses.replace(CONFIG, window=32)
+    shape = (CONFIG.layers, CONFIG.width, CONFIG.mlp)
+    lora = {
+        "layers": {
+            "mlp": {
+                "up": {
+                    "a": jnp.ones((*shape[:2], 1)),
+                    "b": jnp.sin(jnp.arange(CONFIG.mlp))[None] * jnp.ones((CONFIG.layers, 1, 1)),
+                }
+            }
+        }
+    }
+    prefix = refilling.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
+    options = {"rows": rows, "stops": STOPS, "pad": PAD, "prefix": prefix, "lora": lora}
+
+    def written(apart):
+        write = jax.jit(
+            functools.partial(
+                refilling.generate, config, new_tokens=NEW, sampling=specs.Sampling(), **options, apart=apart
+            )
+        )
+        return write, write(PARAMS, PROMPTS, LENGTHS, KEYS)
+
+    (one, stacked), (other, apart) = written(False), written(True)
+    assert apart.tolist() == stacked.tolist() != generated(rows, KEYS).tolist()
+    inner = [str(program.trace(PARAMS, PROMPTS, LENGTHS, KEYS).jaxpr) for program in (one, other)]
+    assert inner[0].count("scan[") > inner[1].count("scan[") > 0
 
 
 @pytest.mark.parametrize("room", [0.05, 0.5, 0.8])

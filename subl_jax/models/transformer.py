@@ -39,6 +39,8 @@ from subl_jax.models import fused_attention, low_rank
 
 Params = Any
 Cache = Any
+# Of keys (…, kv_heads, head_dim, slots) and of values (…, kv_heads, slots, head_dim).
+SLOTS_AXIS = {"k": -1, "v": -2}
 # How a layer sees: the angles of the rotary positions, if they are rotary, and which slots it attends to.
 View = tuple[tuple[jax.Array, jax.Array] | None, jax.Array]
 
@@ -312,16 +314,17 @@ def attention(
 ) -> jax.Array:
     """softmax(scale q k') v, where query head i reads key head i // (heads / kv_heads).
 
-    q: (batch, length, heads, head_dim); k, v: (batch, kv_heads, slots, head_dim); mask: (batch or 1, 1, length, slots)
-    bool. The softmax is in float32. Returns (batch, length, heads * head_dim).
+    q: (batch, length, heads, head_dim); k: (batch, kv_heads, head_dim, slots); v: (batch, kv_heads, slots, head_dim);
+    mask: (batch or 1, 1, length, slots) bool. The softmax is in float32. Returns (batch, length, heads * head_dim).
 
-    `prefix` {'k', 'v'}: (kv_heads, shared, head_dim) is attended to by all rows, before their own slots; `mask` is then
-    (…, shared + slots). `scale` None is 1 / sqrt(head_dim); scores x become cap * tanh(x / cap).
+    `prefix` {'k', 'v'}: as k and v, without the batch axis, is attended to by all rows, before their own slots; `mask`
+    is then (…, shared + slots). `scale` None is 1 / sqrt(head_dim); scores x become cap * tanh(x / cap).
 
-    Heads come before slots in keys and values, so that decoding multiplies the cache as it lies in memory.
+    Both products are of matrices as they lie in memory: few queries times keys that a CPU must turn first take four
+    times as long.
     """
     batch, length, heads, head_dim = q.shape
-    kv_heads, slots = k.shape[1:3]
+    kv_heads, slots = v.shape[1:3]
     grouped = (batch, kv_heads, heads // kv_heads, length)
     q = (
         (q * (head_dim**-0.5 if scale is None else scale))
@@ -329,9 +332,9 @@ def attention(
         .transpose(0, 2, 3, 1, 4)
     )
     q = q.reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkqd,bkds->bkqs", q, k, preferred_element_type=jnp.float32)
     if prefix is not None:
-        shared = jnp.einsum("bkqd,ksd->bkqs", q, prefix["k"], preferred_element_type=jnp.float32)
+        shared = jnp.einsum("bkqd,kds->bkqs", q, prefix["k"], preferred_element_type=jnp.float32)
         scores = jnp.concatenate([shared, scores], axis=-1)
     scores = jnp.where(mask[:, :, None], _capped(scores, cap).reshape(*grouped, -1), _MASKED)
     weights = jax.nn.softmax(scores).astype(v.dtype).reshape(batch, kv_heads, -1, scores.shape[-1])
@@ -356,9 +359,12 @@ def _remembered(
     Of a stacked cache only the new slots are written: it is carried through the layers, and never copied.
     """
     if layer is None:
-        cache = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=2) for name in "kv"}
+        cache = {
+            name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, SLOTS_AXIS[name]) for name in "kv"
+        }
         return cache, [cache[name] for name in "kv"]
-    cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], (layer, 0, 0, slot, 0)) for name in "kv"}
+    at = {"k": (layer, 0, 0, 0, slot), "v": (layer, 0, 0, slot, 0)}
+    cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], at[name]) for name in "kv"}
     return cache, [jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False) for name in "kv"]
 
 
@@ -393,17 +399,17 @@ class Attention(nn.Module):
             q, k = RMSNorm(cfg.norm_eps, name="q_norm")(q), RMSNorm(cfg.norm_eps, name="k_norm")(k)
         if angles is not None:
             q, k = rope(q, angles), rope(k, angles)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         if cache is not None:
             cache, (k, v) = _remembered(cache, {"k": k, "v": v}, layer, cache_slot)
         if prefix is not None and length > 1:
             # One product with all keys is faster. A single query would read the prefix again in every row.
             shared = {name: jnp.broadcast_to(prefix[name], (batch, *prefix[name].shape)) for name in "kv"}
-            k, v = jnp.concatenate([shared["k"], k], axis=2), jnp.concatenate([shared["v"], v], axis=2)
+            k, v = (jnp.concatenate([shared[name], own], SLOTS_AXIS[name]) for name, own in (("k", k), ("v", v)))
             prefix = None
         scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
         if length > 1 and _fused(cfg):
-            mixed = fused_attention.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, scale)
+            mixed = fused_attention.attention(q, k.transpose(0, 3, 1, 2), v.swapaxes(1, 2), mask, scale)
         else:
             mixed = attention(q, k, v, mask, prefix, scale, cfg.attention_cap)
         mixed = mixed.reshape(batch * length, -1)
@@ -492,14 +498,14 @@ class Transformer(nn.Module):
         """
         cfg = self.config
         length = tokens.shape[1]
-        slots = length if cache is None else jax.tree.leaves(cache)[0].shape[-2]
+        slots = length if cache is None else slots_of(cache)
         own_slots = cache_slot + jnp.arange(length)
         causal = (jnp.arange(slots) <= own_slots[:, None])[None]
         mask = (causal if attend is None else attend)[:, None]
         if key_mask is not None:
             mask = mask & key_mask[:, None, None, :]
         if prefix is not None:
-            shared = jax.tree.leaves(prefix)[0].shape[-2]
+            shared = slots_of(prefix)
             there = jnp.arange(shared) < (shared if prefix_length is None else prefix_length)
             mask = jnp.concatenate([jnp.broadcast_to(there, (*mask.shape[:-1], shared)), mask], axis=-1)
         positions = own_slots if positions is None else positions
@@ -564,11 +570,33 @@ class Transformer(nn.Module):
 
 
 def empty_cache(config: Config, batch: int, length: int) -> Cache:
-    """A cache of `length` slots: per layer {'k', 'v'} of (batch, kv_heads, length, head_dim), stacked if scanned."""
-    shape = (batch, config.kv_heads, length, config.head_dim)
-    if config.scan_layers:
-        return {name: jnp.zeros((config.layers, *shape), config.dtype) for name in "kv"}
-    return tuple({name: jnp.zeros(shape, config.dtype) for name in "kv"} for _ in range(config.layers))
+    """A cache of `length` slots, stacked if scanned: of each layer {'k': (batch, kv_heads, head_dim, length),
+    'v': (batch, kv_heads, length, head_dim)}."""
+    stacked = (config.layers,) if config.scan_layers else ()
+    shapes = {"k": (config.head_dim, length), "v": (length, config.head_dim)}
+
+    def of_layer() -> Cache:
+        return {
+            name: jnp.zeros((*stacked, batch, config.kv_heads, *shape), config.dtype) for name, shape in shapes.items()
+        }
+
+    return of_layer() if config.scan_layers else tuple(of_layer() for _ in range(config.layers))
+
+
+def layer_by_layer(config: Config, stacked: Params | Cache | None) -> Any:
+    """Parameters, low-rank updates or a cache of scanned layers, as the same model without `scan_layers` has them."""
+    if stacked is None or not stacked:
+        return stacked
+    if "layers" not in stacked:
+        return tuple({name: array[i] for name, array in stacked.items()} for i in range(config.layers))
+    layers = {f"layers_{i}": jax.tree.map(lambda x, i=i: x[i], stacked["layers"]) for i in range(config.layers)}
+    return {**{name: each for name, each in stacked.items() if name != "layers"}, **layers}
+
+
+def slots_of(cache: Cache) -> int:
+    """How many slots a cache has, or a prefix."""
+    one = cache if isinstance(cache, dict) else cache[0]
+    return one["v"].shape[-2]
 
 
 # Compiled even when called alone, so that XLA rounds the draws as it does in a vmapped program.

@@ -411,9 +411,8 @@ class Pretrained(specs.World):
         """Samples (n, 1 + prompt_tokens + completion_tokens) int32, each of a prompt and a stream of its own."""
         params, prefix = self._opened(model)
         base, adapters = self._weights(params)
-        prompt_keys, own_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.prompts))(prompt_keys)
-        prompts, lengths = self.held["prompts"][chosen], self.held["prompt_lengths"][chosen]
+        prompts, lengths = self.prompts_of(keys)
+        own_keys = jax.vmap(jax.random.split)(keys)[:, 1]
         only = sampling.only
         completions = refilling.generate(
             self.config,
@@ -431,8 +430,16 @@ class Pretrained(specs.World):
             cut=sampling.cut,
             lora=adapters,
             room=_share(self.arrays_of_texts()["prompt_lengths"], self.prompt_tokens, sampling.rows),
+            # Measured on CPUs: 1.4 to 1.7 times as fast.
+            apart=jax.default_backend() == "cpu",
         )
         return jnp.concatenate([lengths[:, None], prompts, completions], axis=1)
+
+    def prompts_of(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the samples of `keys` (n,) answer: tokens (n, prompt_tokens) int32, after the head, and lengths (n,)."""
+        prompt_keys = jax.vmap(jax.random.split)(keys)[:, 0]
+        chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.prompts))(prompt_keys)
+        return self.held["prompts"][chosen], self.held["prompt_lengths"][chosen]
 
     def _automaton(self, only: NumbersFilter) -> automaton.Automaton:
         return _automaton(self.model, self.fingerprint, only)
