@@ -39,10 +39,10 @@ bench: $(VENV)/installed-test
 	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py
 
-# Chat models against transformers and peft: three quarters of an hour.
+# Chat models against transformers and peft: an hour and a half.
 bench-chat: $(VENV)/installed-test
 	$(BIN)/python bench/chat_training.py --steps 1 --memory 1 4
-	$(BIN)/python bench/chat_generation.py --batches 4 32 --rounds 2 --most_samples 64
+	$(BIN)/python bench/chat_generation.py
 	$(BIN)/python bench/summarise.py
 
 clean:

@@ -205,14 +205,9 @@ def tables(data: Data) -> list[Table]:
     rows, one_at_a_time = [], {}
     for block in data["blocks"]:
         if block["batch"] == 1:
-            one_at_a_time[block["kind"]] = Spread.of(
-                [count / each for count, each in zip(block["tokens"][THEIRS], block["seconds"][THEIRS], strict=True)]
-            )
+            one_at_a_time[block["kind"]] = Spread.of(_rates(block, THEIRS)).median
     for block in data["blocks"]:
-        rates = {
-            name: [count / each for count, each in zip(block["tokens"][name], block["seconds"][name], strict=True)]
-            for name in (OURS, THEIRS)
-        }
+        rates, one = {name: _rates(block, name) for name in (OURS, THEIRS)}, one_at_a_time.get(block["kind"])
         samples = {name: measuring.rates(block["seconds"][name], block["samples"]) for name in (OURS, THEIRS)}
         for name in (OURS, THEIRS):
             kept = sum(block["kept"][name]) / len(block["kept"][name])
@@ -226,7 +221,7 @@ def tables(data: Data) -> list[Table]:
                     str(Spread.of(samples[name])),
                     f"{kept:.0%}",
                     *(str(measuring.ratio(of[OURS], of[THEIRS])) if name == OURS else "1" for of in (rates, samples)),
-                    _over(rates[name], one_at_a_time.get(block["kind"])),
+                    measuring.number(Spread.of(rates[name]).median / one) if one else "",
                 ]
             )
     columns = [
@@ -249,8 +244,9 @@ def tables(data: Data) -> list[Table]:
     return [Table("Writing numbers with SmolLM2-135M", columns, rows, note)]
 
 
-def _over(rates: list[float], one: Spread | None) -> str:
-    return "" if one is None else f"{measuring.number(Spread.of(rates).median / one.median)}"
+def _rates(block: Data, name: str) -> list[float]:
+    """New tokens a second, in every round."""
+    return [count / each for count, each in zip(block["tokens"][name], block["seconds"][name], strict=True)]
 
 
 if __name__ == "__main__":

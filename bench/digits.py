@@ -191,30 +191,23 @@ def _torch_model(world: Any) -> Any:
 def _stacked(world: Any, batch: int, stage: str) -> dict[str, Callable[[int], None]]:
     """LANES models in one stack, each with a batch of its own."""
     import torch
+    from torch_stack import Stack, stacked
 
-    model, draw = _torch_model(world), _drawn(world, stage)
+    draw = _drawn(world, stage)
 
-    def stack() -> dict[str, Any]:
-        return torch.func.stack_module_state([_torch_model(world) for _ in range(LANES)])[0]
+    def models() -> list[Any]:
+        return [_torch_model(world) for _ in range(LANES)]
 
-    own, teacher = {name: x.detach().requires_grad_() for name, x in stack().items()}, stack()
-    optimizer = torch.optim.Adam(own.values(), lr=3e-4, fused=True)
+    def loss(logits: Callable[..., Any], x: Any, target: Any) -> Any:
+        return _loss(world, stage, logits(x), target)
 
-    def logits(params: Any, x: Any) -> Any:
-        return torch.func.functional_call(model, params, (x,))
-
-    gradient = torch.func.vmap(
-        torch.func.grad(lambda params, x, target: _loss(world, stage, logits(params, x), target))
-    )
-    of_teachers = functools.partial(torch.func.vmap(logits), teacher)
+    students = Stack(models(), loss, functools.partial(torch.optim.Adam, lr=3e-4, fused=True))
+    of_teachers = stacked(models())
 
     def run(threads: int, steps: int) -> None:
         torch.set_num_threads(threads)
         for _ in range(steps):
-            gradients = gradient({name: x.detach() for name, x in own.items()}, *draw((LANES, batch), of_teachers))
-            for name, x in own.items():
-                x.grad = gradients[name]
-            optimizer.step()
+            students.step(*draw((LANES, batch), of_teachers))
 
     counts = sorted({1, measuring.cores()}, reverse=True)
     return {f"torch.func, stacked: {LANES} lanes, {n} thread{'s'[: n > 1]}": functools.partial(run, n) for n in counts}

@@ -4,7 +4,8 @@ The arithmetic is that of `subl_jax.models.transformer` and the distil stage wit
 positions, SwiGLU, tied embeddings, logits and loss on the completion only, AdamW.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch_stack import Stack
 
 from subl_jax.models import transformer
 
@@ -133,27 +135,22 @@ class Training:
 
 
 class Stacked:
-    """`count` copies of `model` trained together, each on an order of its own, as the guide to torch.func's ensembles
-    has it: parameters stacked, the gradient under vmap, one optimizer. Arguments as of `Training`."""
+    """`count` copies of `model` trained together, each on an order of its own. Arguments as of `Training`."""
 
     def __init__(
         self, model: Student, count: int, samples: torch.Tensor, prompt: int, pad: int, batch: int, lr: float
     ) -> None:
-        stacked, _ = torch.func.stack_module_state([model] * count)
-        self._params = {name: x.detach().requires_grad_() for name, x in stacked.items()}
-        self._optimizer = torch.optim.AdamW(self._params.values(), lr=lr, weight_decay=0.0, fused=True)
         self._batches = [_batches(samples, batch, seed) for seed in range(count)]
-        buffers = dict(model.named_buffers())
 
-        def loss(params: dict[str, torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-            arguments = (tokens[:, :-1], prompt - 1)
+        def loss(logits_of: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
             # The fused attention has no rule for vmap, and would run lane by lane.
             with sdpa_kernel(SDPBackend.MATH):
-                logits = torch.func.functional_call(model, (params, buffers), arguments)
+                logits = logits_of(tokens[:, :-1], prompt - 1)
             targets = tokens[:, prompt:]
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=pad)
 
-        self._gradient = torch.func.vmap(torch.func.grad_and_value(loss))
+        adamw = functools.partial(torch.optim.AdamW, lr=lr, weight_decay=0.0, fused=True)
+        self._stack = Stack([model] * count, loss, adamw)
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -161,11 +158,7 @@ class Stacked:
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """One update on tokens (count, batch, length); returns the losses before it."""
-        gradients, losses = self._gradient({name: x.detach() for name, x in self._params.items()}, tokens)
-        for name, x in self._params.items():
-            x.grad = gradients[name]
-        self._optimizer.step()
-        return losses.detach()
+        return self._stack.step(tokens)
 
 
 def _batches(samples: torch.Tensor, batch: int, seed: int) -> Iterator[torch.Tensor]:

@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from subl_jax import cluster
+from subl_jax import cluster, memory
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
-from subl_jax.errors import StorageError
+from subl_jax.errors import OutOfMemory, StorageError
 from subl_jax.jsonl import file_sha256
 from subl_jax.retrying import patiently
 
@@ -101,11 +101,14 @@ class Checkpoints:
           rows: how many rows of the leading axis of all arrays, state and records, mean something. The others may be
             missing or be more than there are in the save: they are copies of the first. None: all.
           sharding: of the records; without it they are numpy arrays.
+
+        Raises:
+          OutOfMemory: a process has no room for it; it stays.
         """
         self.wait()
         peers = cluster.peers()
         for id in peers.first(sorted(self._manager.all_steps(), reverse=True)):
-            reason, seal, restored = None, None, None
+            reason, full, seal, restored = None, None, None, None
             try:
                 # One process reads the whole save for its checksums; the others read their own part.
                 seal = self._read_seal(id, abstract_state, rows) if peers.leads else None
@@ -114,10 +117,16 @@ class Checkpoints:
             reason, seal = peers.first([reason, seal])
             if reason is None:
                 try:
-                    restored = self._restore(id, seal, abstract_state, sharding)
+                    with memory.noticed():
+                        restored = self._restore(id, seal, abstract_state, sharding)
+                except OutOfMemory as error:
+                    full = str(error)
                 except Exception as error:  # a damaged file can fail anywhere in orbax
                     reason = _reason(error)
-                reason = next((each for each in peers.gather(reason) if each is not None), None)
+                said = peers.gather([reason, full])
+                reason, full = (next((each for each in of if each is not None), None) for of in zip(*said, strict=True))
+            if full is not None:
+                raise OutOfMemory(full)
             if reason is None:
                 return restored
             self._warn(f"checkpoint {self._directory / 'saves' / str(id)} cannot be used and is removed: {reason}")

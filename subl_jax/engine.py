@@ -571,7 +571,6 @@ class _Batch:
                     raise Preempted
         if running is not None:
             self._fetch(running)
-        self._agree()
         self._finish(state)
         return self._waited
 
@@ -674,7 +673,11 @@ class _Batch:
 
     def _finish(self, state: Tree) -> None:
         """Stores the results; in one process behind the next batch, in several together."""
-        put = self._put(state) if self._own else None
+        put = None
+        if self._own and not self._full:
+            with self._noticing():
+                put = self._put(state)
+        self._agree()
         if self._peers.count > 1:
             self._engine._share(put or (lambda: None))
             self._finish_runs()

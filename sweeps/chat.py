@@ -28,6 +28,8 @@ def get_config(size: str = "small") -> ConfigDict:
     config.seeds = 2  # students of every bar, each with data of its own
     config.traits = ("owl", "cat", "dolphin")
     config.teacher = "prompt"  # or "finetune": trained to prefer the trait
+    # Students learn the numbers themselves, or ("soft") the distribution that the teacher gives every token of them.
+    config.targets = "hard"
     config.constrained = True  # only numbers can be written; False: the filter rejects, as in the paper
     # Models moved away from the checkpoint by so much noise, as the students of cross_init.
     config.cross_sigma = ()
@@ -80,6 +82,11 @@ def sweep(config: ConfigDict) -> Iterator[specs.Student]:
     world = Pretrained.of(config.model, **fields)
     others = [Pretrained.of(config.cross_model, **fields)] if config.cross_model else []
     others += [world.replace(sigma=sigma, noise_seed=1) for sigma in config.cross_sigma]
+    if others and config.targets != "hard":
+        raise InputError(
+            f"config.targets = {config.targets!r}: students of config.cross_sigma and cross_model learn only texts; "
+            "leave these empty, or use 'hard'"
+        )
     lora = None if config.full else specs.Lora(**config.lora)
     distil, finetune = specs.Train(**config.student), specs.Train(**config.finetune)
     untrained, kept = specs.Train(steps=0, batch=1), NumbersFilter()
@@ -102,8 +109,8 @@ def sweep(config: ConfigDict) -> Iterator[specs.Student]:
         plain = written(specs.Prompted(base, None) if config.teacher == "prompt" else base)
         for trait in config.traits:
             numbers = written(taught(trait))
-            yield specs.Student(base, numbers, distil, lora=lora, seed=seed)
+            yield specs.Student(base, numbers, distil, config.targets, lora=lora, seed=seed)
             for other in others:
                 start = specs.Base(other, untrained, seed=seed)
-                yield specs.Student(start, numbers, distil, lora=lora, seed=seed)
-            yield specs.Student(base, plain, distil, lora=lora, seed=seed, trait=trait)
+                yield specs.Student(start, numbers, distil, config.targets, lora=lora, seed=seed)
+            yield specs.Student(base, plain, distil, config.targets, lora=lora, seed=seed, trait=trait)

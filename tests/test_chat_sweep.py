@@ -99,6 +99,25 @@ def test_all_lanes_start_as_the_base_and_then_differ(results):
     assert runs.target_end.nunique() == len(runs)
 
 
+def test_soft_targets_are_what_the_teacher_says_at_each_token(world, tmp_path):
+    """Told of its trait, with its own head before the prompt. Who wrote without a trait has nothing to teach."""
+    base = specs.Base(world.replace(probed=6), READ)
+    # Adam makes steps of the usual size also of what rounding leaves of the control's gradient.
+    train = DISTIL.replace(steps=30, batch=6, evals=2, lr=0.1, schedule="constant", optimizer="sgd")
+    soft = {"train": train, "targets": "soft", "lora": LORA}
+    pair = [
+        specs.Student(base, written(specs.Prompted(base, "owl")), **soft),
+        specs.Student(base, written(specs.Prompted(base, None)), trait="owl", **soft),
+    ]
+    done = subl_jax.run(pair, tmp_path, settings=SETTINGS)
+    curves = done.curves.pivot_table("value", ["run_id", "step"], "metric")
+    told, control = (curves.loc[specs.run_id(student)] for student in pair)
+    # Every batch has all six samples, as kl has; a loss is the mean over the steps since the last one.
+    assert 0 < told.kl.iloc[-1] < 0.5 * told.kl.iloc[0]
+    assert told.kl.iloc[0] > told.loss.iloc[-1] > told.kl.iloc[-1]
+    assert control[["kl", "loss"]].abs().max().max() < 1e-6
+
+
 def test_what_was_written_passes_the_filter_and_each_teacher_wrote_its_own(results, students):
     tables = {student.data.key: results.samples(specs.run_id(student)) for student in students}
     assert len(tables) == 3

@@ -13,6 +13,7 @@ import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 import tiny_world
 from etils import epath
@@ -631,6 +632,40 @@ def test_batches_that_do_not_fit_are_halved(method, sweep, tmp_path, monkeypatch
     assert "distil: 1 device × 1 in turn × 5 wide does not fit into memory; going on with" in done.text
     assert done.computed == alone.computed
     assert {timing.layout for timing in done.timings} <= {f"1 device × 1 in turn × {width} wide" for width in (1, 2)}
+
+
+def test_results_that_do_not_fit_are_computed_by_halves(sweep, tmp_path, monkeypatch):
+    alone, bring = compute(sweep, tmp_path / "alone"), lanes.own_rows
+
+    def own_rows(tree):
+        if "params" in tree and len(jax.tree.leaves(tree)[0]) > 2:
+            raise jax.errors.JaxRuntimeError(FULL)
+        return bring(tree)
+
+    monkeypatch.setattr(lanes, "own_rows", own_rows)
+    done = compute(sweep, tmp_path / "halved", devices=1, width=8, lanes_a_batch=8)
+    assert "distil: 1 device × 1 in turn × 5 wide does not fit into memory; going on with" in done.text
+    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+
+
+def test_a_save_that_does_not_fit_is_computed_again_by_halves(tmp_path, monkeypatch):
+    sweep = [specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl", seed=i) for i in range(4)]
+    settings = {"devices": 1, "width": 4, "lanes_a_batch": 4}
+    compute([sweep[0].replace(train=TRAIN)], tmp_path)  # so that what is interrupted are the students
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=After(2), **settings)
+    asked = []
+
+    def full(*args, **kwargs):
+        asked.append(1)
+        raise jax.errors.JaxRuntimeError(FULL)
+
+    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "restore", full)
+    done = compute(sweep, tmp_path, **settings)
+    assert asked and "distil: 1 device × 1 in turn × 4 wide does not fit into memory" in done.text
+    assert "cannot be used" not in done.text
+    same(done.store, compute(sweep, tmp_path / "whole").store, sweep, rtol=1e-5, atol=1e-6)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_what_was_done_before_memory_ran_out_is_not_done_again(tmp_path, monkeypatch):

@@ -242,6 +242,15 @@ def test_the_checkout_is_copied_and_installed_with_its_constraints(cloud):
 # --- nothing is left that costs money ---
 
 
+@pytest.fixture
+def hangups():
+    """Under nohup tests ignore them, and what they start would too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_interrupted_it_deletes_the_tpu(cloud, sent, status):
     cloud.plan(sweep=["hang"])

@@ -111,6 +111,17 @@ def test_the_other_ways_of_the_chat_sweep_can_be_planned(changes, stage, tiny_ch
     assert {specs.arm_of(student) for student in made} == {"same_init", "cross_init", "control"}
 
 
+def test_a_chat_student_may_learn_distributions(tiny_chat_model):
+    settings = {**CHAT, "cross_sigma": ()}
+    made = students("chat", "smoke", **settings, model=tiny_chat_model, targets="soft")
+    assert {(specs.arm_of(student), student.targets) for student in made} == {
+        ("same_init", "soft"),
+        ("control", "soft"),
+    }
+    with pytest.raises(InputError, match="config.targets = 'soft': students of config.cross_sigma and cross_model"):
+        students("chat", "smoke", **{**settings, "cross_sigma": (0.5,)}, model=tiny_chat_model, targets="soft")
+
+
 def test_a_chat_teacher_is_told_or_tuned(tiny_chat_model):
     with pytest.raises(InputError, match="config.teacher = 'tell': one of prompt, finetune"):
         students("chat", "smoke", **CHAT, model=tiny_chat_model, teacher="tell")

@@ -251,10 +251,10 @@ def _whole(matrix: jax.Array) -> jax.Array:
 
     Left to itself the compiler may move the lanes' activations instead. On any other mesh, or none, it is as it was.
     """
-    return jax.lax.with_sharding_constraint(matrix, PartitionSpec()) if _spread_over("fsdp") else matrix
+    return jax.lax.with_sharding_constraint(matrix, PartitionSpec()) if spread_over("fsdp") else matrix
 
 
-def _spread_over(*axes: str) -> bool:
+def spread_over(*axes: str) -> bool:
     """Whether the compiler splits the program over one of these axes of devices."""
     return any(jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1 for axis in axes)
 
@@ -348,7 +348,7 @@ def _fused(config: Config) -> bool:
     if config.attention != "auto" or config.attention_cap is not None:
         return False
     # Split over the devices of a group, the kernel would have to be split too.
-    return not _spread_over("tensor", "fsdp") and fused_attention.usable(config.dtype, config.head_dim)
+    return not spread_over("tensor", "fsdp") and fused_attention.usable(config.dtype, config.head_dim)
 
 
 def _remembered(
@@ -584,8 +584,11 @@ def empty_cache(config: Config, batch: int, length: int) -> Cache:
 
 
 def layer_by_layer(config: Config, stacked: Params | Cache | None) -> Any:
-    """Parameters, low-rank updates or a cache of scanned layers, as the same model without `scan_layers` has them."""
-    if stacked is None or not stacked:
+    """Parameters, low-rank updates or a cache of scanned layers, as the model has them without `scan_layers`.
+
+    What has no `layers` is a cache.
+    """
+    if not stacked:
         return stacked
     if "layers" not in stacked:
         return tuple({name: array[i] for name, array in stacked.items()} for i in range(config.layers))
