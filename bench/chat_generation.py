@@ -22,8 +22,8 @@ FEW, TIMES, MANY = 16, 4, 128
 # Rounds at most, of batches of more rows than this; the largest that run once before the clock starts.
 _FEWER_ROUNDS = {16: 2, 256: 1}
 _WARMED_UP = 64
-# New tokens of the calls that warm up, and find out how many threads are faster.
-_FEW_TOKENS = 4
+# New tokens, of so many prompts at most, of the calls that warm up, and find out how many threads are faster.
+_FEW_TOKENS, _FEW_PROMPTS = 4, 32
 OURS, THEIRS = "here", "transformers"
 FREE, CONSTRAINED = "free", "constrained"
 
@@ -130,7 +130,7 @@ def _generator(
 ) -> Callable[[int], Any]:
     """new tokens → (prompts, completion_tokens) int32, by `generate`, `batch` prompts at a time.
 
-    With fewer tokens than a whole call has only the first batch is written, to warm up.
+    With fewer tokens than a whole call has only a few of the first batch are written, to warm up.
     """
     import numpy as np
     import torch
@@ -156,7 +156,7 @@ def _generator(
         parts = []
         whole = new_tokens == world.completion_tokens
         for start in range(0, len(prompts) if whole else 1, batch):
-            rows = prompts[start : start + batch]
+            rows = prompts[start : start + (batch if whole else min(batch, _FEW_PROMPTS))]
             longest = max(map(len, rows))
             tokens = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
             mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
