@@ -230,15 +230,23 @@ def generate(
         return jax.lax.fori_loop(0, _STEPS_BETWEEN, step, now)
 
     def chunk(carry: tuple[_Rows, jax.Array]) -> tuple[_Rows, jax.Array]:
-        """Reads prompts and takes all of them up, drawing on until there was a free row for each."""
+        """Reads prompts, and draws until there was a free row for each; after the last ones, until all have ended."""
+        now, first_of = carry
+        waiting = read(first_of)
+        next_of = first_of + waiting.there.sum()
 
         def waits(carry: tuple[_Rows, _Waiting]) -> jax.Array:
             return carry[1].taken < carry[1].there.sum()
 
-        now, first_of = carry
-        now, waiting = take_up((now, read(first_of)))
-        now, _ = jax.lax.while_loop(waits, lambda carry: take_up((steps(carry[0]), carry[1])), (now, waiting))
-        return now, first_of + waiting.there.sum()
+        def goes_on(carry: tuple[_Rows, _Waiting]) -> jax.Array:
+            return waits(carry) | ((next_of >= n) & carry[0].active.any())
+
+        def turn(carry: tuple[_Rows, _Waiting]) -> tuple[_Rows, _Waiting]:
+            now, waiting = jax.lax.while_loop(lambda carry: waits(carry) & ~carry[0].active.all(), take_up, carry)
+            return steps(now), waiting
+
+        now, _ = jax.lax.while_loop(goes_on, turn, (now, waiting))
+        return now, next_of
 
     none = jnp.zeros(rows, jnp.int32)
     now = _Rows(
@@ -252,5 +260,4 @@ def generate(
         step=jnp.int32(0),
         written=jnp.full((n, new_tokens), pad, jnp.int32),
     )
-    now, _ = jax.lax.while_loop(lambda carry: carry[1] < n, chunk, (now, jnp.int32(0)))
-    return jax.lax.while_loop(lambda now: now.active.any(), steps, now).written
+    return jax.lax.while_loop(lambda carry: carry[1] < n, chunk, (now, jnp.int32(0)))[0].written
