@@ -9,6 +9,8 @@ compared with transformers writing one prompt after the other, where batches of 
 """
 
 import argparse
+import datetime
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contestant; fewer of large batches")
     parser.add_argument("--most_samples", type=int, default=MANY, help="written in a call, unless a batch is larger")
     parser.add_argument("--kinds", nargs="+", default=[FREE, CONSTRAINED], choices=[FREE, CONSTRAINED])
+    parser.add_argument("--more", action="store_true", help="add to what is stored of other batches and kinds")
     options = parser.parse_args(arguments)
     if options.quick:
         options.batches, options.rounds, options.most_samples = [1, 4], 1, 4
@@ -52,12 +55,24 @@ def measure(options: argparse.Namespace) -> Data:
 
     world = chat_student.world_of(prompts=1024)
     model, arrays = chat_student.torch_model().eval(), world.arrays()
-    blocks = []
+    stored = _stored() if options.more else []
+    blocks = {(block["batch"], block["kind"]): block for block in stored}
+    call = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for batch in options.batches:
         n = samples_of(batch, options.most_samples)
         rounds = min([options.rounds, *(most for rows, most in _FEWER_ROUNDS.items() if batch > rows)])
-        blocks += [_block(world, arrays, model, batch, n, kind, rounds) for kind in options.kinds]
-    return {"new_tokens": world.completion_tokens, "blocks": blocks}
+        for kind in options.kinds:
+            blocks[batch, kind] = {"call": call, **_block(world, arrays, model, batch, n, kind, rounds)}
+    order = sorted(blocks, key=lambda at: (at[0], [FREE, CONSTRAINED].index(at[1])))
+    return {"new_tokens": world.completion_tokens, "blocks": [blocks[at] for at in order]}
+
+
+def _stored() -> list[Data]:
+    data = json.loads((measuring.RESULTS / f"{NAME}.json").read_text())
+    there, here = data["machine"]["cpu"], measuring.machine()["cpu"]
+    if there != here:
+        raise SystemExit(f"--more: what is stored was measured on {there}, and this is {here}; measure all of it")
+    return data["blocks"]
 
 
 def _block(world: Any, arrays: Any, model: Any, batch: int, n: int, kind: str, rounds: int) -> Data:
@@ -202,7 +217,7 @@ def _only(automaton: Any, prompt: int, most: int) -> Callable[[Any, Any], Any]:
 
 
 def tables(data: Data) -> list[Table]:
-    rows, one_at_a_time = [], {}
+    rows, one_at_a_time, calls = [], {}, len({block["call"] for block in data["blocks"]})
     for block in data["blocks"]:
         if block["batch"] == 1:
             one_at_a_time[block["kind"]] = Spread.of(_rates(block, THEIRS)).median
@@ -239,7 +254,8 @@ def tables(data: Data) -> list[Table]:
     note = (
         f"At most {data['new_tokens']} new tokens each; what is padding or after the end of an answer is not counted. "
         "× is here against transformers, of medians, with the range over rounds; of few samples, those of one may by "
-        "chance be longer. The last column compares tokens/s with the median of transformers at 1 row."
+        "chance be longer. The last column compares tokens/s with the median of transformers at 1 row. "
+        f"Measured in {calls} call{'s'[: calls > 1]}; those of one kind and number of rows always in one."
     )
     return [Table("Writing numbers with SmolLM2-135M", columns, rows, note)]
 
