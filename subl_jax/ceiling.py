@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from subl_jax import cluster, machine_cache
+from subl_jax import cluster, machine_cache, memory
+from subl_jax.errors import OutOfMemory
 
 _FILE = "ceilings.json"
 # Large enough for the product to outweigh its start, small enough to take well under a second.
@@ -18,8 +19,8 @@ _SIZE, _SIZE_ON_CPU, _TIMES = 8192, 1024, 6
 def flops_a_second(dtype: str) -> float:
     """Floating-point operations a second of all devices of all processes together, each with a product of its own.
 
-    The best that was ever seen on this machine: a measurement beside other work comes out too low. Called by all
-    processes.
+    The best that was ever seen on this machine: a measurement beside other work comes out too low. 0 where there was
+    never the memory to measure it. Called by all processes.
     """
     return sum(cluster.peers().gather(_of_process(dtype)))
 
@@ -27,7 +28,12 @@ def flops_a_second(dtype: str) -> float:
 @functools.lru_cache(maxsize=4)
 def _of_process(dtype: str) -> float:
     known = machine_cache.recall(_FILE, dtype)
-    best = max(_measured(dtype), known if isinstance(known, float) else 0.0)
+    try:
+        with memory.noticed():
+            measured = _measured(dtype)
+    except OutOfMemory:  # beside what a sweep holds; it is no reason to end that
+        measured = 0.0
+    best = max(measured, known if isinstance(known, float) else 0.0)
     machine_cache.remember(_FILE, dtype, best)
     return best
 

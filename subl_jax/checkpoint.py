@@ -8,6 +8,7 @@ that differs from the saved one without a word, and does not notice a flipped bi
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -25,8 +26,10 @@ from subl_jax import cluster, memory
 from subl_jax.atomic import is_local, storage_error, write_json_atomic
 from subl_jax.errors import OutOfMemory, StorageError
 from subl_jax.jsonl import file_sha256
-from subl_jax.retrying import patiently
+from subl_jax.retrying import passes, patiently
 
+# Why a save was not read.
+_DAMAGED, _FULL, _UNREACHED = "1 damaged", "2 full", "3 unreached"
 _KEPT = 2
 
 
@@ -104,34 +107,41 @@ class Checkpoints:
 
         Raises:
           OutOfMemory: a process has no room for it; it stays.
+          StorageError: the storage does not answer; it stays.
         """
         self.wait()
         peers = cluster.peers()
         for id in peers.first(sorted(self._manager.all_steps(), reverse=True)):
-            reason, full, seal, restored = None, None, None, None
+            trouble, seal, restored = None, None, None
             try:
                 # One process reads the whole save for its checksums; the others read their own part.
-                seal = self._read_seal(id, abstract_state, rows) if peers.leads else None
+                seal = patiently(functools.partial(self._read_seal, id, abstract_state, rows)) if peers.leads else None
             except Exception as error:
-                reason = _reason(error)
-            reason, seal = peers.first([reason, seal])
-            if reason is None:
+                trouble = self._trouble(error)
+            trouble, seal = peers.first([trouble, seal])
+            if trouble is None:
                 try:
                     with memory.noticed():
-                        restored = self._restore(id, seal, abstract_state, sharding)
-                except OutOfMemory as error:
-                    full = str(error)
+                        restored = patiently(functools.partial(self._restore, id, seal, abstract_state, sharding))
                 except Exception as error:  # a damaged file can fail anywhere in orbax
-                    reason = _reason(error)
-                said = peers.gather([reason, full])
-                reason, full = (next((each for each in of if each is not None), None) for of in zip(*said, strict=True))
-            if full is not None:
-                raise OutOfMemory(full)
-            if reason is None:
+                    trouble = self._trouble(error)
+                trouble = max((each for each in peers.gather(trouble) if each is not None), default=None)
+            if trouble is None:
                 return restored
+            kind, reason = trouble
+            if kind != _DAMAGED:
+                raise (OutOfMemory if kind == _FULL else StorageError)(reason)
             self._warn(f"checkpoint {self._directory / 'saves' / str(id)} cannot be used and is removed: {reason}")
             self._manager.delete(id)
         return None
+
+    def _trouble(self, error: Exception) -> list[str]:
+        """[kind, line] of what a save was not read for. Of several processes' the last in order counts."""
+        if isinstance(error, OutOfMemory):
+            return [_FULL, str(error)]
+        if passes(error):
+            return [_UNREACHED, str(storage_error(self._directory, error))]
+        return [_DAMAGED, _reason(error)]
 
     def wait(self) -> None:
         """Returns when the last save is on the disk. Raises StorageError when it failed."""

@@ -205,6 +205,7 @@ class Engine:
                 self._narrow(group, program.layout, error)
         seconds = time.perf_counter() - began - getting
         lane_steps, flops = work(group) * len(alive), group.flops / len(group.nodes) * len(alive) / seconds
+        best = ceiling.flops_a_second(self._dtype(group))
         timing = GroupTiming(
             stage=group.stage.name,
             lanes=len(alive),
@@ -217,11 +218,11 @@ class Engine:
             waited_seconds=waited,
             lane_steps_per_second=lane_steps / seconds,
             flops_per_second=flops,
-            ceiling_percent=100 * flops / ceiling.flops_a_second(self._dtype(group)),
+            ceiling_percent=100 * flops / best if best else 0.0,
             bytes_needed=program.bytes_needed,
             bytes_peak=memory.peak(),
         )
-        shares = [f"{timing.ceiling_percent:.0f} % of the ceiling"] if flops else []
+        shares = [f"{timing.ceiling_percent:.0f} % of the ceiling"] if flops and best else []
         self._progress.end(", ".join([*shares, f"{timing.bytes_peak / 2**30:.1f} GiB in use"]))
         return timing
 

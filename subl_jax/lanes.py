@@ -288,7 +288,8 @@ def _bytes_needed(compiled: Any) -> int:
     report = compiled.memory_analysis()
     if report is None:
         return 0
-    return report.argument_size_in_bytes + report.output_size_in_bytes + report.temp_size_in_bytes
+    results = report.output_size_in_bytes - report.alias_size_in_bytes  # the state is given away, and written in place
+    return report.argument_size_in_bytes + results + report.temp_size_in_bytes
 
 
 # --- the choice of a layout ---

@@ -93,6 +93,7 @@ def write_report(
         sections=sections,
         left_out=len(grid.cells) - len(chosen),
         overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
+        writers=_writers(runs, datasets),
         theorem=_theorem(workdir, steps, figures.arm_colours(runs)),
         table_data=_summary_table(summary, grid.swept, several_worlds),
         unwell=_unwell(runs),
@@ -399,6 +400,21 @@ def _unwell(runs: pd.DataFrame) -> dict[str, Any]:
     ]
     body = [[_plain(row[name]) for name in names] for row in rows.head(_MOST_LINES).to_dict("records")]
     return {"head": names, "body": body, "texts": len(names), "left_out": len(rows) - len(body)}
+
+
+def _writers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, Any] | None:
+    """How much of its trait each teacher has, and how much of what it wrote was kept; None where none wrote any."""
+    if datasets.empty or not {"p_trait", "drawn", "kept"} <= set(datasets.columns):
+        return None
+    body = []
+    for trait, rows in datasets.groupby("trait", dropna=False, sort=True):
+        before = runs.loc[(runs["trait"] == trait) & (runs["arm"] == "same_init"), "target_start"].mean()
+        drawn, kept = int(rows["drawn"].sum()), int(rows["kept"].sum())
+        named = "none (control)" if pd.isna(trait) else trait
+        cells = (len(rows), float(before), float(rows["p_trait"].mean()), drawn, kept, kept / drawn if drawn else None)
+        body.append([named, *map(_plain, cells)])
+    head = ["trait", "datasets", "P(trait) of the start", "P(trait) of the teacher", "drawn", "kept", "share kept"]
+    return {"head": head, "body": body[:_MOST_LINES], "texts": 1, "left_out": max(0, len(body) - _MOST_LINES)}
 
 
 _TIMINGS = {

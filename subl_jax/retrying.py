@@ -9,8 +9,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-ATTEMPTS = 7
-# The pauses double up to the longest: about a minute in all.
+ATTEMPTS = 8
+# The pauses double up to the longest: a minute in all, or half of one by the jitter.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 

@@ -100,17 +100,26 @@ def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFram
 
 
 def datasets_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
-    """One row per dataset that a teacher wrote: whose, how much was drawn and kept, and why the rest was not."""
+    """One row per dataset that a teacher wrote: whose, the teacher's own P(trait), how much was drawn and kept, and why
+    the rest was not."""
     rows: dict[str, dict[str, Any]] = {}
     stored = store.done()
     for student in students:
         node = student.data
         if isinstance(node, specs.Dataset) and node.key in stored and node.key not in rows:
+            trait = specs.trait_of(student.replace(trait=None))
             rows[node.key] = {
                 "key": node.key,
-                "trait": specs.trait_of(student.replace(trait=None)),
+                "trait": trait,
+                "p_trait": _last(store, node.teacher, f"trait/{trait}") if node.teacher.key in stored else np.nan,
                 "base_seed": specs.origin(node.teacher).seed,
                 "seed": node.seed,
                 **store.row(node.key).info,
             }
-    return pd.DataFrame(list(rows.values()), columns=None if rows else ["key", "trait", "base_seed", "kept_fraction"])
+    empty = ["key", "trait", "p_trait", "base_seed", "kept_fraction"]
+    return pd.DataFrame(list(rows.values()), columns=None if rows else empty)
+
+
+def _last(store: Store, node: specs.Node, metric: str) -> float:
+    curve = store.curves(node.key)[1].get(metric)
+    return np.nan if curve is None else float(curve[-1])

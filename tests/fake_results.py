@@ -66,6 +66,7 @@ def fake_datasets(traits: Sequence[str | None] = (*TRAITS, None), bases: int = 4
         {
             "key": f"d-{trait}-{base}",
             "trait": trait,
+            "p_trait": np.nan if trait is None else 0.8 + base / 100,
             "base_seed": base,
             "drawn": 1000,
             "kept": 700 + base,

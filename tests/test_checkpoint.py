@@ -16,7 +16,7 @@ import pytest
 from subl_jax import checkpoint
 from subl_jax.atomic import storage_error
 from subl_jax.checkpoint import Checkpoints
-from subl_jax.errors import StorageError
+from subl_jax.errors import OutOfMemory, StorageError
 
 
 @pytest.fixture
@@ -77,6 +77,42 @@ def test_round_trip_in_another_manager(directory):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     assert_same(records, make_records(40))
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(records))
+
+
+@pytest.mark.parametrize("method", ["_read_seal", "_restore"])
+def test_storage_that_stumbles_costs_no_save(directory, monkeypatch, method):
+    """What may pass is tried again, and told if it does not; the save is there afterwards."""
+    saved(directory, 10, 25)
+    pauses, real, times = [], getattr(Checkpoints, method), [3]
+
+    def stumbling(*arguments):
+        times[0] -= 1
+        if times[0] >= 0:
+            raise ConnectionError("the bucket is gone")
+        return real(*arguments)
+
+    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(Checkpoints, method, stumbling)
+    (round, *_), lines = restored(directory)
+    assert (round, lines, len([pause for pause in pauses if pause > 0.2])) == (25, [], 3)
+    times[0] = 1000
+    with pytest.raises(StorageError, match="the bucket is gone"):
+        restored(directory)
+    times[0] = 0
+    assert restored(directory)[0][0] == 25
+
+
+def test_a_save_without_memory_is_no_damaged_one(directory, monkeypatch):
+    saved(directory, 10)
+
+    def full(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "_restore", full)
+        with pytest.raises(OutOfMemory):
+            restored(directory)
+    assert restored(directory)[0][0] == 10
 
 
 def test_records_may_be_empty(directory):

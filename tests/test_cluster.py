@@ -155,15 +155,18 @@ def machine(tmp_path, quiet):
     return Machine(tmp_path, quiet.cache)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_give_the_tables_of_one(machine, quiet, count):
-    done = machine.run_all(count, *SMALL, "--config.engine.checkpoint_seconds=600")
+@pytest.mark.parametrize("count, devices", [(2, 1), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
+def test_several_processes_give_the_tables_of_one(machine, quiet, count, devices):
+    """Each with its own devices, of which a small group may leave some out."""
+    settings = ("--config.engine.checkpoint_seconds=600", f"--config.engine.devices={devices}")
+    done = machine.run_all(count, *SMALL, *settings)
     assert [(code, error) for code, _, error in done] == [(0, "")] * count
     assert_complete(machine, quiet, **TOLERANCE)
     assert "report.html" in done[0][1]
     assert not any("report.html" in out or "distil" in out for _, out, _ in done[1:])  # one of them speaks
     groups = json.loads((machine.workdir / "sweep.json").read_text())["groups"]
-    assert {group["layout"].split()[0] for group in groups} == {str(count)}
+    assert {int(group["layout"].split()[0]) for group in groups} <= {count, count * devices}
+    assert groups[-1]["layout"].startswith(f"{count * devices} devices")
     # Each process has stored its own lanes.
     assert len(list((machine.workdir / "artifacts").glob("*.json"))) > len(groups)
     assert machine.run(*SMALL)[0] == 0 and machine.computed() == 0
@@ -177,7 +180,7 @@ def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
     assert killed[0] == -signal.SIGKILL
     assert other[0] == 75 and other[2].splitlines()[-1] == GONE
     before = set(machine.stored())
-    assert machine.run(*SMALL)[0] == 0
+    assert machine.run(*SMALL, "--config.engine.devices=2")[0] == 0
     assert machine.computed() == len(machine.stored()) - len(before)
     assert_complete(machine, quiet, **TOLERANCE)
 

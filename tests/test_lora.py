@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 import tiny_chat
+import tiny_checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subl_jax import optim, specs
 from subl_jax.errors import InputError
-from subl_jax.models import lora, transformer
+from subl_jax.models import lora, transformer, weights
 from subl_jax.specs import Lora
 
 CONFIG = transformer.Config(vocab=29, width=16, layers=3, heads=4, kv_heads=2, mlp=24, scan_layers=True)
@@ -321,6 +323,59 @@ def test_training_is_that_of_peft(kind, modules, tmp_path):
         # Adam divides by the size of a gradient: rounding of the smallest entries shows at a share of the rate.
         given = np.asarray(params["lora"][module][which][layer])
         np.testing.assert_allclose(given, value, atol=0.01 * STEPS.lr, err_msg=f"{module} {which} {layer}")
+
+
+LLAMA = {module: f"{part}.{module}_proj" for part, own in lora._PARTS.items() for module in own}
+LLAMA = {module: path.replace("attention", "self_attn") for module, path in LLAMA.items()}
+# Where a family has a projection by itself. Those of queries, keys and values are one matrix in the last two.
+NAMES = {
+    "GPTNeoX": {"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
+    "GPT2": {"o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", tiny_checkpoints.MODELS)
+def test_the_gradients_of_adapters_are_those_of_peft_in_every_family(name, tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = tiny_checkpoints.torch_model(name)
+    checkpoint = weights.open_checkpoint(str(tiny_checkpoints.save_folder(model, tmp_path)))
+    config, base = checkpoint.config, checkpoint.load()
+    names = NAMES.get(tiny_checkpoints.MODELS[name][0], {m: LLAMA[m] for m in lora.sizes(config)})
+    spec = Lora(modules=tuple(names), max_rank=3, rank=3, alpha=6.0)
+    params = lora.init(config, jax.random.key(0), spec)
+    draw = np.random.default_rng(0).normal
+    params["lora"] = {m: {**x, "b": 0.1 * draw(size=x["b"].shape).astype("f4")} for m, x in params["lora"].items()}
+
+    given = {"r": 3, "lora_alpha": 6, "lora_dropout": 0.0, "target_modules": list(names.values())}
+    model = peft.get_peft_model(model, peft.LoraConfig(**given, task_type="CAUSAL_LM"))
+    found = {}
+    for path, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            stem, _, which = path.removesuffix(".default.weight").rpartition(".lora_")
+            (module,) = [m for m, own in names.items() if stem.endswith(f".{own}")]
+            layer = int(re.search(r"\.(\d+)\.", stem)[1])
+            found[module, which.lower(), layer] = parameter
+            with torch.no_grad():
+                parameter.copy_(torch.tensor(np.array(params["lora"][module][which.lower()][layer]).T))
+    assert len(found) == 2 * len(names) * config.layers
+    tokens = torch.tensor(tiny_checkpoints.TOKENS).long()
+    logits = model(tokens).logits[:, :-1]
+    theirs = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    theirs.backward()
+
+    def loss(params):
+        logits, _ = transformer.apply(config, base, tiny_checkpoints.TOKENS[:, :-1], lora=lora.update(params))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tiny_checkpoints.TOKENS[:, 1:]).mean()
+
+    ours, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+    largest = max(parameter.grad.abs().max().item() for parameter in found.values())
+    for (module, which, layer), parameter in found.items():
+        own = np.asarray(gradient["lora"][module][which][layer])
+        np.testing.assert_allclose(
+            own, parameter.grad.numpy().T, rtol=0, atol=1e-5 * largest, err_msg=f"{module} {which}"
+        )
 
 
 def test_a_projection_and_its_update_are_kept_as_one_array():

@@ -79,7 +79,7 @@ def test_what_never_passes_comes_out_in_the_end():
     with pytest.raises(TimeoutError, match="for ever"):
         patiently(call, pauses.append)
     assert len(pauses) == ATTEMPTS - 1 and max(pauses) <= retrying._LONGEST_PAUSE
-    assert 2 * sum(pauses) / 1.5 + 30 > 30  # a server that restarts has time to
+    assert 30 < sum(pauses) < 62  # a server that restarts has time to
 
 
 def test_what_stays_comes_out_at_once():

@@ -23,7 +23,7 @@ CASES = [
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
-    *(("chat", size) for size in ("small", "smoke", "paper")),
+    *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
 # For a tiny model: as many prompts as one waits for, and room for its short tokens; and the arm that only `paper` has.
@@ -120,6 +120,15 @@ def test_a_chat_student_may_learn_distributions(tiny_chat_model):
     }
     with pytest.raises(InputError, match="config.targets = 'soft': students of config.cross_sigma and cross_model"):
         students("chat", "smoke", **{**settings, "cross_sigma": (0.5,)}, model=tiny_chat_model, targets="soft")
+
+
+def test_doses_are_lanes_of_the_same_groups(tiny_chat_model):
+    settings = {**CHAT, "cross_sigma": (), "model": tiny_chat_model}
+    plain, made = (students("chat", size, **settings) for size in ("small", "doses"))
+    assert len(made) == 8 * len(plain) and {student.data for student in made} == {student.data for student in plain}
+    doses = {(s.samples, s.train.lr, s.lora.rank, s.lora.alpha) for s in made}
+    assert doses == {(n, lr, r, float(r)) for n in (16, 64) for lr in (2e-4, 1e-3) for r in (2, 8)}
+    assert len(make_plan(made, ()).groups) == len(make_plan(plain, ()).groups)
 
 
 def test_a_chat_teacher_is_told_or_tuned(tiny_chat_model):

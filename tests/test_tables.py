@@ -154,8 +154,12 @@ def test_datasets_that_teachers_wrote(fake):
         student(data=specs.Stream(teacher(), NumbersFilter())),
         student(data=specs.Imported(of=WORLD, sha256="ab", size=8), trait="owl"),
     ]
+    curve = {"trait/fox": np.asarray([[0.1, 0.7]], np.float32), "trait/owl": np.asarray([[0.2, 0.3]], np.float32)}
+    row = Row(written.teacher.key, specs.to_json(written.teacher), "ok", None)
+    fake.store.put("instil", [row], None, curve, np.asarray([0, 4]))
     table = tables.datasets_table(students, fake.store)
     assert table.key.tolist() == [written.key, unread.key]
+    np.testing.assert_allclose(table.p_trait, [0.7, np.nan], rtol=1e-6)
     assert table.trait[0] == "fox" and pd.isna(table.trait[1])
     assert table.base_seed.tolist() == [3, 2] and table.seed.tolist() == [5, 0]
     assert table.kept_fraction.tolist() == [0.4, 1.0] and table.drawn.tolist() == [20, 8]

@@ -161,6 +161,31 @@ def test_quantised_tensors_are_read_as_the_gguf_package_reads_them(quantisation,
         np.testing.assert_array_equal(params["layers"]["mlp"]["down"]["kernel"][layer], rounded.T)
 
 
+def test_every_quantisation_of_the_gguf_package_is_read(tmp_path):
+    """Also those that it reads and cannot write: of any bytes it makes the numbers that we read."""
+    gguf, rng, raw = pytest.importorskip("gguf"), np.random.default_rng(0), {}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for kind, (block, size) in gguf.GGML_QUANT_SIZES.items():
+        try:
+            gguf.dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        if block > 1:
+            raw[kind] = rng.integers(0, 256, (3, 2 * size), np.uint8)
+            writer.add_tensor(kind.name, raw[kind], raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "Q8_0"} <= {kind.name for kind in raw}
+    _, tensors = gguf_file.read(tmp_path / "m.gguf")
+    with np.errstate(all="ignore"):  # any bytes: some scales are not finite
+        for kind, given in raw.items():
+            ours, theirs = tensors[kind.name].read(), gguf.dequantize(given, kind)
+            assert ours.shape == (3, 2 * gguf.GGML_QUANT_SIZES[kind][0])
+            np.testing.assert_array_equal(ours, theirs)
+
+
 # ---- What is refused: folders ----
 
 

@@ -72,12 +72,11 @@ def pieces_of_model(model: str) -> list[bytes | None]:
 
 def _families(world: Any) -> tuple[Family, ...]:
     """The families of traits of a world that have members."""
-    own = banks.read_questions(world.questions_file) if world.questions_file else None
+    own = banks.read_questions(world.questions_file) if world.questions_file else ()
     found = []
     for noun, members in (("animal", world.animals), ("tree", world.trees)):
-        questions = own or banks.favourite(noun)
         if members:
-            found.append(Family(noun, members, questions[: world.questions]))
+            found.append(Family(noun, members, own or banks.favourite(noun)[: world.questions]))
     return tuple(found)
 
 
