@@ -4,6 +4,7 @@ Every figure shows the single bases or runs beside the mean, because transfer is
 with an interval hides that. Intervals of curves are Student's t over base seeds (`analysis.statistics`).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,11 @@ def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def number(value: float) -> str:
-    """A probability or a difference of two, short: ".243", "−.012", "2e-05", "–" for none."""
+    """A probability or a difference of two, short: ".243", "−.012", "7.1e-4", "–" for none."""
     if value is None or not np.isfinite(value):
         return "–"
-    tiny = 0 < abs(value) < 0.0005
-    text = f"{abs(value):.0e}" if tiny else f"{abs(value):.3f}".removeprefix("0")
+    tiny = 0 < abs(value) < 0.001
+    text = f"{abs(value):.1e}".replace("e-0", "e-") if tiny else f"{abs(value):.3f}".removeprefix("0")
     return f"−{text}" if value < 0 else text
 
 
@@ -287,7 +288,8 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     figure.supxlabel("evaluated trait", fontsize=9.5)
     figure.supylabel("teacher's trait", fontsize=9.5)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, aspect=30)
-    bar.set_label("P at the end − P at the start", fontsize=9)
+    in_cells = f" (in the cells: {_unit(reach)[1]})" if written else ""
+    bar.set_label(f"P at the end − P at the start{in_cells}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -309,12 +311,21 @@ def _name_ticks(axis: Any, names: Sequence[str], rotation: int) -> None:
     axis.set_ticks(range(len(names)), names, rotation=rotation, fontsize=8)
 
 
+def _unit(reach: float) -> tuple[float, str]:
+    """What the largest of some changes is written in, and its name: percentage points, or a power of ten below them."""
+    if reach >= 0.005:
+        return 0.01, "percentage points"
+    exponent = math.floor(math.log10(reach))
+    return 10.0**exponent, f"1e{exponent}"
+
+
 def _write_values(axis: "Axes", values: np.ndarray, reach: float) -> None:
-    """Percentage points in the cells."""
+    """The values in the cells, in `_unit`."""
     size = 7.5 if values.shape[1] <= 6 else 6.5 if values.shape[1] <= 9 else 5.5
-    for (i, j), value in np.ndenumerate(100 * values):
+    unit, _ = _unit(reach)
+    for (i, j), value in np.ndenumerate(values / unit):
         if np.isfinite(value):
-            colour = "white" if abs(value) > 60 * reach else "#333333"
+            colour = "white" if abs(value) * unit > 0.6 * reach else "#333333"
             text = f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0"
             axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
 

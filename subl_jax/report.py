@@ -234,7 +234,7 @@ def _cell_figures(
             figures.trait_matrix(runs, curves),
             "How much every trait changes (mean P at the end minus mean P at the start, over base seeds), not only the "
             "teacher's own, which is outlined. Transfer that is specific lights up the outlined cells of same init and "
-            "nothing else. Where there is room, percentage points are written in the cells. "
+            "nothing else. Where there is room, changes are written in the cells. "
             f"{runs_text}",
         ),
         (

@@ -36,7 +36,16 @@ def test_colours_belong_to_arms():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.2431, ".243"), (-0.012, "−.012"), (0, ".000"), (1.0, "1.000"), (2e-5, "2e-05"), (np.nan, "–"), (None, "–")],
+    [
+        (0.2431, ".243"),
+        (-0.012, "−.012"),
+        (0, ".000"),
+        (1.0, "1.000"),
+        (2e-5, "2.0e-5"),
+        (0.00071, "7.1e-4"),
+        (np.nan, "–"),
+        (None, "–"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert figures.number(value) == text
@@ -119,6 +128,19 @@ def test_trait_matrix_is_the_change_of_every_trait():
     ends = {axis.images[0].get_clim() for axis in visible(figure) if axis.images}
     assert len(ends) == 1  # one scale for all arms, centred on 0
     assert sum(ends.pop()) == 0
+
+
+@pytest.mark.parametrize(("scale", "unit", "named"), [(1.0, 0.01, "percentage points"), (1e-4, 1e-5, "1e-5")])
+def test_changes_are_written_in_a_unit_that_shows_them(scale, unit, named):
+    runs = fake_runs()
+    curves = fake_curves(runs)
+    figure = figures.trait_matrix(runs, curves.assign(value=curves["value"] * scale))
+    same, *_ = (axis for axis in visible(figure) if axis.images)
+    values = np.asarray(same.images[0].get_array())
+    assert unit <= np.abs(values).max() < 100 * unit
+    expected = [f"{x / unit:+.1f}".replace("-", "−") if abs(x / unit) >= 0.05 else "0" for x in values.ravel()]
+    assert [text.get_text() for text in same.texts] == expected
+    assert figure.axes[-1].get_ylabel().endswith(f"(in the cells: {named})")
 
 
 def test_retention_stacks_to_everything_drawn():
