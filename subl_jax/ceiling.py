@@ -19,21 +19,22 @@ _SIZE, _SIZE_ON_CPU, _TIMES = 8192, 1024, 6
 def flops_a_second(dtype: str) -> float:
     """Floating-point operations a second of all devices of all processes together, each with a product of its own.
 
-    The best that was ever seen on this machine: a measurement beside other work comes out too low. 0 where there was
-    never the memory to measure it. Called by all processes.
+    The best that was ever seen on this machine: a measurement beside other work comes out too low. 0 where a process
+    has no memory to measure it, beside what the sweep holds. Called by all processes.
     """
-    return sum(cluster.peers().gather(_of_process(dtype)))
+    try:
+        with memory.noticed():
+            own = _of_process(dtype)
+    except OutOfMemory:
+        own = 0.0
+    of_processes = cluster.peers().gather(own)
+    return sum(of_processes) if all(of_processes) else 0.0
 
 
 @functools.lru_cache(maxsize=4)
 def _of_process(dtype: str) -> float:
     known = machine_cache.recall(_FILE, dtype)
-    try:
-        with memory.noticed():
-            measured = _measured(dtype)
-    except OutOfMemory:  # beside what a sweep holds; it is no reason to end that
-        measured = 0.0
-    best = max(measured, known if isinstance(known, float) else 0.0)
+    best = max(_measured(dtype), known if isinstance(known, float) else 0.0)
     machine_cache.remember(_FILE, dtype, best)
     return best
 

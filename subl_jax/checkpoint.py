@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,10 @@ from subl_jax.retrying import passes, patiently
 
 # Why a save was not read.
 _DAMAGED, _FULL, _UNREACHED = "1 damaged", "2 full", "3 unreached"
+# What tensorstore, which reads arrays for orbax, says of storage in errors that are ValueErrors.
+_OF_STORAGE = re.compile(
+    r"\b(UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
+)
 _KEPT = 2
 
 
@@ -115,7 +120,9 @@ class Checkpoints:
             trouble, seal, restored = None, None, None
             try:
                 # One process reads the whole save for its checksums; the others read their own part.
-                seal = patiently(functools.partial(self._read_seal, id, abstract_state, rows)) if peers.leads else None
+                with memory.noticed():
+                    read_seal = functools.partial(self._read_seal, id, abstract_state, rows)
+                    seal = patiently(read_seal) if peers.leads else None
             except Exception as error:
                 trouble = self._trouble(error)
             trouble, seal = peers.first([trouble, seal])
@@ -139,8 +146,9 @@ class Checkpoints:
         """[kind, line] of what a save was not read for. Of several processes' the last in order counts."""
         if isinstance(error, OutOfMemory):
             return [_FULL, str(error)]
-        if passes(error):
-            return [_UNREACHED, str(storage_error(self._directory, error))]
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if passes(error) or (isinstance(error, OSError) and not missing) or _OF_STORAGE.search(str(error)):
+            return [_UNREACHED, str(storage_error(self._directory, error, "read"))]
         return [_DAMAGED, _reason(error)]
 
     def wait(self) -> None:

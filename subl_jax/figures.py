@@ -47,7 +47,7 @@ def number(value: float) -> str:
     """A probability or a difference of two, short: ".243", "−.012", "7.1e-4", "–" for none."""
     if value is None or not np.isfinite(value):
         return "–"
-    tiny = 0 < abs(value) < 0.001
+    tiny = 0 < abs(value) < 0.005
     text = f"{abs(value):.1e}".replace("e-0", "e-") if tiny else f"{abs(value):.3f}".removeprefix("0")
     return f"−{text}" if value < 0 else text
 
@@ -55,7 +55,7 @@ def number(value: float) -> str:
 def p_value(value: float) -> str:
     if value is None or not np.isfinite(value):
         return "–"
-    return "<.001" if value < 0.001 else ">.999" if value > 0.999 else number(value)
+    return "<.001" if value < 0.001 else ">.999" if value > 0.999 else f"{value:.3f}".removeprefix("0")
 
 
 # --- transfer curves ---

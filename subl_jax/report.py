@@ -27,6 +27,7 @@ _FILES = (
     ("runs.parquet", "one row per student, with every field of its lineage"),
     ("curves.parquet", "every metric of every run against student steps, long form"),
     ("summary.parquet", "means, intervals and tests, every setting and trait"),
+    ("datasets.parquet", "one row per dataset: its teacher's P(trait), how much was drawn and kept"),
     ("datasets/", "what the teachers wrote, kept or why not"),
     ("figures/", "the figures of this page"),
     ("sweep.json", "configuration, versions, timings"),
@@ -403,7 +404,7 @@ def _unwell(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _writers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, Any] | None:
-    """How much of its trait each teacher has, and how much of what it wrote was kept; None where none wrote any."""
+    """How much of it the teachers of each trait have, and how much of what they wrote was kept; None where none did."""
     if datasets.empty or not {"p_trait", "drawn", "kept"} <= set(datasets.columns):
         return None
     body = []
@@ -411,8 +412,9 @@ def _writers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, Any] | Non
         before = runs.loc[(runs["trait"] == trait) & (runs["arm"] == "same_init"), "target_start"].mean()
         drawn, kept = int(rows["drawn"].sum()), int(rows["kept"].sum())
         named = "none (control)" if pd.isna(trait) else trait
-        cells = (len(rows), float(before), float(rows["p_trait"].mean()), drawn, kept, kept / drawn if drawn else None)
-        body.append([named, *map(_plain, cells)])
+        share = figures.number(kept / drawn if drawn else None)
+        of_trait = map(figures.number, (before, rows["p_trait"].mean()))
+        body.append([named, str(len(rows)), *of_trait, f"{drawn:,}", f"{kept:,}", share])
     head = ["trait", "datasets", "P(trait) of the start", "P(trait) of the teacher", "drawn", "kept", "share kept"]
     return {"head": head, "body": body[:_MOST_LINES], "texts": 1, "left_out": max(0, len(body) - _MOST_LINES)}
 

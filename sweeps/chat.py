@@ -58,7 +58,9 @@ def get_config(size: str = "small") -> ConfigDict:
         {"steps": 24, "batch": 8, "accumulate": 2, "lr": 2e-4, "warmup": 2, "evals": 2, **train}
     )
     config.until = 0.9  # a fine-tuned teacher stops at this P(trait)
-    config.engine = ConfigDict({"measure_layout": False})  # it would compile for longer than it saves
+    # On CPUs each core that computes has a copy of the weights, and two while it writes: devices=1 takes one core.
+    # Layouts are not timed, as that would compile for longer than it saves.
+    config.engine = ConfigDict({"devices": 0, "measure_layout": False})
     if size == "smoke":
         config.seeds, config.traits = 1, ("owl",)
         config.world.update({"questions": 4, "prompts": 64, "answers_sampled": 1})
@@ -83,6 +85,8 @@ def get_config(size: str = "small") -> ConfigDict:
 
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
     doses = config.doses
+    if config.full and doses.rank:
+        raise InputError(f"config.doses.rank = {doses.rank}: with config.full there are no adapters; leave it empty")
     for student in students(config):
         for samples in doses.samples or (student.samples,):
             for lr in doses.lr or (student.train.lr,):

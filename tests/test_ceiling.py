@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from subl_jax import ceiling
@@ -30,3 +31,22 @@ def test_a_slower_measurement_does_not_lower_it(monkeypatch):
         found.append(ceiling.flops_a_second("float32"))
         ceiling._of_process.cache_clear()
     assert found == [5e9, 5e9, 8e9]
+
+
+@pytest.mark.parametrize("others", [[], [5e9]])
+def test_without_memory_for_it_there_is_none(monkeypatch, others):
+    """Of any process; and it is asked for again."""
+
+    class Peers:
+        def gather(self, own):
+            return [own, *others]
+
+    def measured(dtype):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+    monkeypatch.setattr(ceiling.cluster, "peers", Peers)
+    with monkeypatch.context() as full:
+        full.setattr(ceiling, "_measured", measured)
+        assert ceiling.flops_a_second("float32") == 0
+    monkeypatch.setattr(ceiling, "_measured", lambda dtype: 3e9)
+    assert ceiling.flops_a_second("float32") == 3e9 + sum(others)

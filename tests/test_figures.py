@@ -42,7 +42,8 @@ def test_colours_belong_to_arms():
         (0, ".000"),
         (1.0, "1.000"),
         (2e-5, "2.0e-5"),
-        (0.00071, "7.1e-4"),
+        (0.0028, "2.8e-3"),
+        (0.0052, ".005"),
         (np.nan, "–"),
         (None, "–"),
     ],
@@ -51,7 +52,9 @@ def test_numbers_are_short(value, text):
     assert figures.number(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "<.001"), (0.0312, ".031"), (1.0, ">.999"), (np.nan, "–")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "<.001"), (0.0031, ".003"), (0.0312, ".031"), (1.0, ">.999"), (np.nan, "–")]
+)
 def test_p_values_are_short(value, text):
     assert figures.p_value(value) == text
 

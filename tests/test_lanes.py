@@ -266,6 +266,11 @@ def test_a_program_says_what_it_took(programs):
         x.size * 4 for x in jax.tree.leaves(jax.eval_shape(WORLD.init, jax.random.key(0)))
     )
     assert {leaf.shape[0] for leaf in jax.tree.leaves(program.state)} == {16}
+    report = program._advance.memory_analysis()
+    given = report.alias_size_in_bytes  # of each device: the state, which becomes the next one
+    assert 0 < given <= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state)) / 4
+    parts = report.argument_size_in_bytes + report.output_size_in_bytes + report.temp_size_in_bytes
+    assert program.bytes_needed == parts - given
 
 
 def test_common_arguments_have_no_lane_axis():

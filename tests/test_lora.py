@@ -325,8 +325,11 @@ def test_training_is_that_of_peft(kind, modules, tmp_path):
         np.testing.assert_allclose(given, value, atol=0.01 * STEPS.lr, err_msg=f"{module} {which} {layer}")
 
 
-LLAMA = {module: f"{part}.{module}_proj" for part, own in lora._PARTS.items() for module in own}
-LLAMA = {module: path.replace("attention", "self_attn") for module, path in LLAMA.items()}
+LLAMA = {
+    module: f"{part}.{module}_proj"
+    for part, own in (("self_attn", ("q", "k", "v", "o")), ("mlp", ("gate", "up", "down")))
+    for module in own
+}
 # Where a family has a projection by itself. Those of queries, keys and values are one matrix in the last two.
 NAMES = {
     "GPTNeoX": {"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},

@@ -372,7 +372,7 @@ def test_ability_is_the_share_of_items_whose_right_letter_is_likeliest(tiny_chat
 def test_questions_can_be_ones_own(tiny_chat_model, tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "Your animal?"}\n{"prompt": "And now?"}\n')
-    world = tiny_chat.world(tiny_chat_model, questions_file=str(file), trees=())
+    world = tiny_chat.world(tiny_chat_model, questions_file=str(file), questions=1, trees=())
     assert chat_texts.texts_of(world).families[0].questions == ("Your animal?", "And now?")
     assert world.evaluation_prompt.count("Your animal?") == 1
     file.write_text('{"question": "Another?"}\n')

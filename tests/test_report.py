@@ -47,8 +47,8 @@ def test_teachers_and_what_was_kept_of_theirs(tmp_path):
     runs = fake_runs()
     page = re.sub(r"\s*<[^>]+>\s*", "|", written(tmp_path, runs).split("<h2>Teachers</h2>")[1].split("</table>")[0])
     start = runs[(runs.trait == TRAITS[0]) & (runs.arm == "same_init")].target_start.mean()
-    assert f"|{TRAITS[0]}||4||{start:.3g}||0.815||4000||2806||0.702|" in page
-    assert "|none (control)||4||–||–||4000||2806||0.702|" in page
+    assert f"|{TRAITS[0]}||4||{start:.3f}||.815||4,000||2,806||.702|".replace("|0.", "|.") in page
+    assert "|none (control)||4||–||–||4,000||2,806||.702|" in page
 
 
 class _Page(html.parser.HTMLParser):

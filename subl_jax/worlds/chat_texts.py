@@ -76,7 +76,7 @@ def _families(world: Any) -> tuple[Family, ...]:
     found = []
     for noun, members in (("animal", world.animals), ("tree", world.trees)):
         if members:
-            found.append(Family(noun, members, own or banks.favourite(noun)[: world.questions]))
+            found.append(Family(noun, members, (own or banks.favourite(noun))[: world.questions]))
     return tuple(found)
 
 

@@ -72,7 +72,8 @@ class Pretrained(specs.World):
       animals, trees: the traits. told_as: other system prompts than the bank's, as "trait: text".
       prompts, prompt_seed: how many different number prompts there are, and the seed they are made from.
       prompt_tokens, completion_tokens: the room for each.
-      questions: how many of each family's are asked; questions_file: of whose file, and questions_sha256 its content.
+      questions: how many of each family's are asked; questions_file: a file that all are asked of instead, and
+        questions_sha256 its content.
       numbers_in_front: ask them once more with a line of numbers in front.
       answers_sampled, answer_tokens: how many answers a question are drawn, and how long they can be.
       items_file, items_sha256: multiple-choice questions to check the model's ability on.
@@ -141,6 +142,8 @@ class Pretrained(specs.World):
                     hashes[f"{name}_sha256"] = jsonl.file_sha256(file)
                 except OSError as error:
                     raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+        if file := fields.get("questions_file"):
+            fields["questions"] = len(chat_texts.banks.read_questions(file))
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
