@@ -150,8 +150,11 @@ def _parameters(state: TrainState) -> dict[str, Any]:
     return {"params": state.params}
 
 
-def _train_flops(spec: Any, forwards: float = 3.0) -> float:
-    return forwards * spec.train.steps * spec.train.batch * spec.world.sequence_flops
+def _train_flops(spec: Any, asked: float = 0.0) -> float:
+    """asked: forward passes of others for each sample."""
+    # Forward, and backward to what is before a weight and to the weight itself, which adapters leave as it is.
+    passes = (3.0 if getattr(spec, "lora", None) is None else 2.0) + asked
+    return passes * spec.train.steps * spec.train.batch * spec.world.sequence_flops
 
 
 def _start_from(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
@@ -409,7 +412,7 @@ def _theory(spec: Any, world: Any, key: jax.Array, inputs: Inputs, params: Param
 def _distil_flops(spec: specs.Student) -> float:
     # A stream's samples cost a pass where they are decoded; asking the teacher costs one.
     asked = spec.targets != "hard" or not spec.world.drawn_by_round
-    return _train_flops(spec, 3.0 + asked + (isinstance(spec.data, specs.Stream) and spec.world.drawn_by_round))
+    return _train_flops(spec, asked + (isinstance(spec.data, specs.Stream) and spec.world.drawn_by_round))
 
 
 DISTIL = Stage(

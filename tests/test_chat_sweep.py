@@ -14,6 +14,7 @@ import tiny_chat
 import subl_jax
 from subl_jax import filters, lanes, specs, stages
 from subl_jax.filters import NumbersFilter
+from subl_jax.models import transformer
 from subl_jax.settings import Settings
 from subl_jax.specs import Lora
 from subl_jax.worlds.pretrained import ChatSampling
@@ -116,6 +117,17 @@ def test_soft_targets_are_what_the_teacher_says_at_each_token(world, tmp_path):
     assert 0 < told.kl.iloc[-1] < 0.5 * told.kl.iloc[0]
     assert told.kl.iloc[0] > told.loss.iloc[-1] > told.kl.iloc[-1]
     assert control[["kl", "loss"]].abs().max().max() < 1e-6
+
+
+def test_operations_are_those_of_places_there_is_room_for(students, world):
+    whole = world.replace(room=1.0, answer_room=1.0)
+    length, of_logits = world.prompt_tokens + world.completion_tokens, 2 * world.config.width * world.config.vocab
+    all_logits = length * transformer.flops_per_token(world.config, length)
+    assert whole.sequence_flops == pytest.approx(all_logits - world.prompt_tokens * of_logits)
+    assert world.answer_room < world.sequence_flops / whole.sequence_flops < world.room
+    # Adapters leave the weights as they are, for which there is no gradient then.
+    of_adapters, of_all = (stages.DISTIL.flops(students[0].replace(lora=lora)) for lora in (LORA, None))
+    assert of_adapters == pytest.approx(2 / 3 * of_all)
 
 
 def test_what_was_written_passes_the_filter_and_each_teacher_wrote_its_own(results, students):

@@ -453,9 +453,11 @@ class Pretrained(specs.World):
 
     @property
     def sequence_flops(self) -> float:
-        """Floating-point operations of one forward pass over one sample."""
+        """Floating-point operations of a forward pass over a sample: of the places and logits there is `room` for."""
         length = self.prompt_tokens + self.completion_tokens
-        return length * transformer.flops_per_token(self.config, length)
+        of_logits = 2 * self.config.width * self.config.vocab
+        of_layers = transformer.flops_per_token(self.config, length) - of_logits
+        return self.room * length * of_layers + self.answer_room * self.completion_tokens * of_logits
 
     # --- what is measured ---
 
