@@ -243,14 +243,16 @@ def test_the_checkout_is_copied_and_installed_with_its_constraints(cloud):
 
 
 @pytest.fixture
-def hangups():
-    """Under nohup tests ignore them, and what they start would too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def heeded():
+    """Under nohup, or in the background of a script, tests ignore these signals, and what they start would too."""
+    handlers = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("hangups")
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_interrupted_it_deletes_the_tpu(cloud, sent, status):
     cloud.plan(sweep=["hang"])
@@ -296,6 +298,7 @@ def test_kept_it_is_used_again_and_left(cloud):
     assert cloud.calls() == [*CREATED, "tpu-vm ssh", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
 
 
+@pytest.mark.usefixtures("heeded")
 def test_kept_and_interrupted_its_sweep_is_stopped(cloud):
     cloud.plan(sweep=["hang"])
     process = cloud.start("--keep")
