@@ -142,8 +142,8 @@ class Pretrained(specs.World):
                     hashes[f"{name}_sha256"] = jsonl.file_sha256(file)
                 except OSError as error:
                     raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
-        if file := fields.get("questions_file"):
-            fields["questions"] = len(chat_texts.banks.read_questions(file))
+        if fields.get("questions_file"):
+            fields["questions"] = len(chat_texts.banks.read_questions(fields["questions_file"]))
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
