@@ -162,12 +162,6 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def delete(self) -> None:
-        """Closes, and removes every save: the batch has finished."""
-        self.close()
-        if jax.process_index() == 0:
-            self._directory.rmtree(missing_ok=True)
-
     def _read_seal(self, id: int, abstract_state: Any, rows: int | None) -> dict[str, Any]:
         """The seal of a save that is whole and fits. Raises anything where it is not."""
         seal = json.loads(self._seal_path(id).read_bytes())
@@ -202,7 +196,10 @@ class Checkpoints:
             for dtype, shape in seal["arrays"]
         ]
         target = {**_named("state", state), **_named("records", records)}
-        restored = self._manager.restore(id, args=ocp.args.StandardRestore(target))
+        # Not through the manager: it ends in a barrier on the devices, at which the other processes would wait for ever
+        # for one that could not read.
+        path = self._directory / "saves" / str(id) / "default"
+        restored = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(target))
         state = [
             _placed(restored.get(name, leaf), wanted.shape, getattr(wanted, "sharding", None) or device)
             for (name, leaf), wanted in zip(_numbered("state", state), abstract, strict=True)

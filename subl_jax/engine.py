@@ -64,8 +64,11 @@ class GroupTiming:
     bytes_peak: int = 0
 
 
-# Computes groups on other machines, and calls back with the nodes that it finds stored: (groups, stored) → timings.
-Elsewhere = Callable[[Sequence[Group], Callable[[Sequence[specs.Node]], None]], list[GroupTiming]]
+# Computes groups on other machines, and calls back with the nodes that it finds stored, and with the timing of each
+# group that has ended: (groups, stored, ended) → timings.
+Elsewhere = Callable[
+    [Sequence[Group], Callable[[Sequence[specs.Node]], None], Callable[[GroupTiming], None]], list[GroupTiming]
+]
 
 
 def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
@@ -107,7 +110,9 @@ class Engine:
         self._writer = Writer()
         self._droppable: set[str] = set()
         self._left: collections.Counter[str] = collections.Counter()  # nodes still to be computed from each node
-        self._fresh: dict[str, Row] = {}  # of batches that have been computed, and may not be on the disk yet
+        # Of the batch that has been computed last, and may not be on the disk yet; the same in all processes.
+        self._fresh: dict[str, Row] = {}
+        self._stored: Callable[[], None] | None = None  # what is done once that batch is stored
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
         self._most: dict[str, lanes.Layout] = {}  # of forms that memory was too small for: the largest to try
@@ -131,9 +136,7 @@ class Engine:
         )
         record = SweepRun(self._tracker, self._sweep, self._settings) if self._peers.leads and plan.groups else None
         if elsewhere is not None:
-            timings = elsewhere(plan.groups, self._finished)
-            for timing in timings:
-                record.add(dataclasses.asdict(timing))
+            timings = elsewhere(plan.groups, self._finished, lambda timing: record.add(dataclasses.asdict(timing)))
         else:
             self._progress.plan(len(plan.groups))
             self._profiled = max(plan.groups, key=lambda group: group.flops).form if plan.groups else ""
@@ -157,16 +160,38 @@ class Engine:
         """When the block ends, all that was computed in it is stored, or the error says what is not."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             # What comes first is told; the batch that is being written is still given its time.
             with contextlib.suppress(StorageError):
-                self._settle()
+                if self._peers.count == 1 or isinstance(error, Preempted):  # all processes are here
+                    self._settle()
+                self._writer.wait()
             raise
         self._settle()
+        self._peers.together(self._writer.wait)
+
+    def _hand_over(
+        self, rows: Sequence[Row], put: Callable[[], dict[str, Any] | None], stored: Callable[[], None]
+    ) -> None:
+        """Writes a batch behind what comes next: this process's part by `put`, and when all have theirs, `stored`."""
+        self._settle()
+        self._fresh = {row.key: row for row in rows}
+        self._stored = stored
+        self._writer.add(put)
+
+    @property
+    def _written(self) -> bool:
+        """Whether this process's part of a batch that was handed over is on the disk."""
+        return self._stored is not None and self._writer.done
 
     def _settle(self) -> None:
-        self._writer.wait()
-        self._fresh.clear()
+        """Returns when the batch that was handed over is stored, and known to all processes. They call it together."""
+        if self._stored is None:
+            return
+        self._share(self._writer.wait)
+        self._fresh = {}
+        self._writer.add(self._stored)
+        self._stored = None
 
     def run_group(self, group: Group) -> GroupTiming:
         """Computes the nodes of one group within `writing`; its inputs are stored. Raises as `compute`."""
@@ -379,6 +404,7 @@ class Engine:
                 program = compiled(layout)
             if self._peers.any(program is None):
                 return math.inf, None
+            self._await_inputs(nodes)
             arguments = self._peers.together(lambda: self._arguments(group, nodes, program))
             with contextlib.suppress(OutOfMemory), memory.noticed():
                 seconds = lanes.seconds_per_lane_step(program, arguments, steps)
@@ -403,9 +429,12 @@ class Engine:
     def _row(self, key: str) -> Row:
         return self._fresh.get(key) or self._store.row(key)
 
-    def _artefact(self, node: specs.Node) -> Tree:
-        if node.key in self._fresh:
+    def _await_inputs(self, nodes: Sequence[specs.Node]) -> None:
+        """Has what `nodes` are computed from stored. All processes call it together."""
+        if any(parent.key in self._fresh for node in nodes for parent in inputs(node)):
             self._settle()
+
+    def _artefact(self, node: specs.Node) -> Tree:
         return channel.read_imported(node) if isinstance(node, specs.Imported) else self._store.get(node.key)
 
     def _arguments(self, group: Group, batch: list[specs.Node], program: lanes.Program) -> Tree:
@@ -528,6 +557,7 @@ class _Batch:
             with self._noticing():
                 return engine._arguments(self._group, self._nodes, program)
 
+        engine._await_inputs(self._nodes)
         arguments = self._peers.together(put)
         first, state = self._resumed() or (0, None)
         if state is None and not self._full:
@@ -614,6 +644,7 @@ class _Batch:
                 "preempted": engine._preempted(),
                 "due": due,
                 "full": self._full,
+                "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
                 "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],
@@ -622,6 +653,8 @@ class _Batch:
         full = next((each["full"] for each in said if each["full"]), None)
         if full:
             raise OutOfMemory(full)
+        if all(each["written"] for each in said):
+            engine._settle()
         kept, self._kept = self._kept, sum(each["kept"] for each in said)
         done = self._kept - kept if self._writes else sum(self._rounds[before : self._told]) * len(self._nodes)
         self._show(done)
@@ -673,28 +706,23 @@ class _Batch:
     # --- results ---
 
     def _finish(self, state: Tree) -> None:
-        """Stores the results; in one process behind the next batch, in several together."""
-        put = None
+        """Stores the results, behind the next batch."""
+        engine, rows, put = self._engine, [], lambda: None
         if self._own and not self._full:
             with self._noticing():
-                put = self._put(state)
+                rows, put = self._put(state)
         self._agree()
-        if self._peers.count > 1:
-            self._engine._share(put or (lambda: None))
-            self._finish_runs()
-            if "_checkpoints" in vars(self):
-                self._checkpoints.delete()
-            return
-
         self._close()
+        known = {node.key: node for node in self._nodes}
+        said = self._peers.gather([[row.key, row.status, row.why, row.info] for row in rows])
+        everyones = [Row(key, specs.to_json(known[key]), *facts) for each in said for key, *facts in each]
 
-        def store() -> None:
-            put()
+        def stored() -> None:
             self._finish_runs()
-            if "_checkpoints" in vars(self):
+            if "_checkpoints" in vars(self) and self._peers.leads:
                 patiently(lambda: self._folder.rmtree(missing_ok=True))
 
-        self._engine._writer.hand_over(store)
+        engine._hand_over(everyones, put, stored)
 
     def _finish_runs(self) -> None:
         engine = self._engine
@@ -704,8 +732,8 @@ class _Batch:
                     if specs.run_id(student) not in engine._tracker.delivered():
                         engine._finish_run(student)
 
-    def _put(self, state: Tree) -> Callable[[], dict[str, Any]]:
-        """Brings the results to the host; gives what writes them."""
+    def _put(self, state: Tree) -> tuple[list[Row], Callable[[], dict[str, Any]]]:
+        """Brings the results to the host; gives their rows and what writes them."""
         stage, engine, count = self._group.stage, self._engine, len(self._own)
         curves, steps, infos = None, None, [{} for _ in self._own]
         shortfalls: list[str | None] = [None] * count
@@ -725,8 +753,6 @@ class _Batch:
         for lane, node in enumerate(self._own):
             status, why = ("failed", shortfalls[lane]) if shortfalls[lane] else _health(lane, tree, curves, steps)
             rows.append(Row(node.key, specs.to_json(node), status, why, infos[lane]))
-        if self._peers.count == 1:
-            engine._fresh.update({row.key: row for row in rows})
 
         def put() -> dict[str, Any]:
             for node, collector in zip(self._own, self._collectors, strict=False):  # only datasets have them
@@ -734,7 +760,7 @@ class _Batch:
             bare = all(engine._drops(node.key) for node in self._own)
             return engine._store.put(stage.name, rows, tree, curves, steps, bare=bare)
 
-        return put
+        return rows, put
 
 
 class _Agreed(NamedTuple):

@@ -173,6 +173,7 @@ class Cluster:
         self,
         groups: Sequence[Group],
         stored: Callable[[Sequence[specs.Node]], None],
+        ended: Callable[[GroupTiming], None],
         *,
         workdir: epath.Path,
         settings: Settings,
@@ -180,7 +181,9 @@ class Cluster:
         progress: Progress,
         preempted: Callable[[], bool],
     ) -> list[GroupTiming]:
-        """Computes `groups`, in the order they come in, and calls `stored` with the nodes of every finished batch.
+        """Computes `groups`, in the order they come in.
+
+        Calls `stored` with the nodes of every finished batch, and `ended` with the timing of every finished group.
 
         Raises:
           InputError: a machine has another version of the package, or not the modules that specs come from.
@@ -196,7 +199,7 @@ class Cluster:
         where += f" on each of {self._slice.hosts} machines" if self._slice else ""
         progress.begin("fleet", sum(len(group.nodes) for group in groups), total, f"Ray, {where} a batch")
         with run.cancelling():
-            for batch, done, ended in run.finished(preempted):
+            for batch, done, timing in run.finished(preempted):
                 _adopt(store, done.batches, workdir)
                 for machine, devices in done.machines.items():
                     known = self._machines.setdefault(machine, {"devices": devices, "batches": 0})
@@ -205,12 +208,13 @@ class Cluster:
                     progress.warn(line)
                 stored(batch.nodes)
                 progress.advance(work(batch) * len(batch.nodes))
-                if ended is not None:
+                if timing is not None:
+                    ended(timing)
                     progress.say(
-                        f"{ended.stage}: {ended.lanes:,} lanes in {ended.batches:,} batches, "
-                        f"{ended.run_seconds:.1f} s of machines' time, "
-                        f"{ended.lane_steps_per_second:,.0f} lane-steps/s, "
-                        f"{ended.ceiling_percent:.0f} % of the ceiling, {ended.bytes_peak / 2**30:.1f} GiB in use"
+                        f"{timing.stage}: {timing.lanes:,} lanes in {timing.batches:,} batches, "
+                        f"{timing.run_seconds:.1f} s of machines' time, "
+                        f"{timing.lane_steps_per_second:,.0f} lane-steps/s, "
+                        f"{timing.ceiling_percent:.0f} % of the ceiling, {timing.bytes_peak / 2**30:.1f} GiB in use"
                     )
         progress.end()
         store.remove_leftovers()

@@ -644,12 +644,19 @@ def lineage(student: Student) -> dict[str, Any]:
     student starts from (`start.teacher.…` what is between them), `world.…` its world.
     """
     columns: dict[str, Any] = {}
+    for role, spec in ancestry(student):
+        columns.update(flat(role, spec))
+    return columns
+
+
+def ancestry(student: Student) -> list[tuple[str, Spec]]:
+    """The student and all it descends from, by their roles (`lineage`)."""
+    found: list[tuple[str, Spec]] = []
     seen: collections.Counter[str] = collections.Counter()
 
     def add(role: str, spec: Spec) -> None:
         seen[role] += 1
-        name = role if seen[role] == 1 else f"{role}{seen[role]}"
-        columns.update(_flat(name, spec))
+        found.append((role if seen[role] == 1 else f"{role}{seen[role]}", spec))
 
     def add_model(model: Node | None, within: str, base: str) -> None:
         if isinstance(model, Base):
@@ -672,17 +679,18 @@ def lineage(student: Student) -> dict[str, Any]:
 
     add_model(student, "", "")
     add("world", student.world)
-    return columns
+    return found
 
 
-def _flat(prefix: str, spec: Spec) -> dict[str, Any]:
+def flat(prefix: str, spec: Spec) -> dict[str, Any]:
+    """The fields of a spec and of its parts, but not of the nodes and the world it builds on, by dotted name."""
     columns: dict[str, Any] = {}
     for name, role in roles(type(spec)).items():
         value = getattr(spec, name)
         if role == "label" or isinstance(value, Node | World | Stream):
             continue
         if isinstance(value, Spec):
-            columns.update(_flat(f"{prefix}.{name}", value))
+            columns.update(flat(f"{prefix}.{name}", value))
         else:
             columns[f"{prefix}.{name}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
     return columns

@@ -384,6 +384,30 @@ class Store:
                 return file.get_tensor("steps"), values
             return (_row_of(file, "row_steps", index) if "row_steps" in names else np.zeros(0, int)), values
 
+    def many_curves(self, keys: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+        """The curves of many nodes, a batch at a time: `(which, steps, {metric: values})`. Raises as `get`.
+
+        which: (rows,) int, places in `keys`; every node that has curves comes in one batch.
+        steps: (points,) or (rows, points); values: (rows, points).
+        """
+        places: dict[str, list[tuple[int, int]]] = {}
+        with self._mutex:
+            for i, key in enumerate(keys):
+                shard, index = self._place(key)
+                if shard.data is not None:
+                    places.setdefault(shard.id, []).append((i, index))
+        for id, pairs in places.items():
+            which, rows = np.array(pairs).T
+            with self._mutex, self._reading(self._shards[id]) as file:
+                names = sorted(file.keys())
+                curves = [name for name in names if name.startswith("curves/")]
+                values = {name.removeprefix("curves/"): file.get_tensor(name)[rows] for name in curves}
+                steps = file.get_tensor("steps") if "steps" in names else None
+                if steps is None and values:
+                    steps = file.get_tensor("row_steps")[rows]
+            if values:
+                yield which, steps, values
+
     @_exclusive
     def verify(self, keys: Iterable[str]) -> set[str]:
         """The keys, of those given, that are stored and whose data is whole; damaged shards are forgotten."""

@@ -9,7 +9,7 @@ import pandas as pd
 from subl_jax import specs
 from subl_jax.store import Store
 
-CURVES = {"run_id": str, "step": np.int64, "metric": str, "value": np.float64}
+CURVES = ("run_id", "step", "metric", "value")
 
 
 def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -26,34 +26,69 @@ def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str
 
 def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
     """One row per student: identity, arm, trait, lineage, how it ended, and P(trait) before and after."""
-    rows = [_run(sweep, student, store) for student in students]
-    return pd.DataFrame(rows).drop_duplicates("run_id", ignore_index=True)
-
-
-def _run(sweep: str, student: specs.Student, store: Store) -> dict[str, Any]:
-    row = store.row(student.key)
-    trait = specs.trait_of(student)
-    writer = specs.source(student)
-    start = specs.origin(student.start)
-    _, curves = store.curves(student.key)
-    target = curves.get(f"trait/{trait}", np.full(1, np.nan))
-    return {
-        "run_id": specs.run_id(student),
+    named = _named(students)
+    ids, students = list(named), list(named.values())
+    rows = [store.row(student.key) for student in students]
+    writers = [specs.source(student) for student in students]
+    starts = [specs.origin(student.start) for student in students]
+    begins, ends = _targets(students, store)
+    columns = {
+        "run_id": ids,
         "sweep": sweep,
-        "world": student.world.name,
-        "arm": specs.arm_of(student),
-        "trait": trait,
-        "base_seed": start.seed if writer is None else specs.origin(writer).seed,
-        "student_base_seed": start.seed,
-        "seed": student.seed,
-        "status": row.status,
-        "why": row.why,
-        "target_start": float(target[0]),
-        "target_end": float(target[-1]),
-        "kept_fraction": _kept_fraction(student, store),
-        "key": student.key,
-        **specs.lineage(student),
+        "world": [student.world.name for student in students],
+        "arm": [specs.arm_of(student) for student in students],
+        "trait": [specs.trait_of(student) for student in students],
+        "base_seed": [
+            start.seed if writer is None else specs.origin(writer).seed
+            for start, writer in zip(starts, writers, strict=True)
+        ],
+        "student_base_seed": [start.seed for start in starts],
+        "seed": [student.seed for student in students],
+        "status": [row.status for row in rows],
+        "why": [row.why for row in rows],
+        "target_start": begins,
+        "target_end": ends,
+        "kept_fraction": [_kept_fraction(student, store) for student in students],
+        "key": [student.key for student in students],
     }
+    return pd.concat([pd.DataFrame(columns), _lineages(students)], axis=1)
+
+
+def _named(students: Sequence[specs.Student]) -> dict[str, specs.Student]:
+    """The rows of the tables: equal students of two labels are two, those of one label one."""
+    named: dict[str, specs.Student] = {}
+    for student in students:
+        named.setdefault(specs.run_id(student), student)
+    return named
+
+
+def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """P of each student's trait, first and last; nan where it was not measured."""
+    begins, ends = np.full((2, len(students)), np.nan)
+    metrics = [f"trait/{specs.trait_of(student)}" for student in students]
+    for which, _, curves in store.many_curves([student.key for student in students]):
+        for row, i in enumerate(which):
+            if metrics[i] in curves:
+                begins[i], ends[i] = curves[metrics[i]][row, [0, -1]]
+    return begins, ends
+
+
+def _lineages(students: Sequence[specs.Student]) -> pd.DataFrame:
+    """`specs.lineage` of every student. What students share is flattened once: there may be 100,000 of them."""
+    parts: dict[str, dict[int, dict[str, Any]]] = {}  # role → id of a spec → its columns
+    places: dict[str, np.ndarray] = {}  # role → which of these each student has, or -1
+    for i, student in enumerate(students):
+        for role, spec in specs.ancestry(student):
+            known = parts.setdefault(role, {})
+            if id(spec) not in known:
+                known[id(spec)] = specs.flat(role, spec) | {"": len(known)}
+            places.setdefault(role, np.full(len(students), -1))[i] = known[id(spec)][""]
+    tables = []
+    for role, known in parts.items():
+        table = pd.DataFrame(list(known.values())).drop(columns="")
+        some_lack_it = places[role].min() < 0
+        tables.append(table.reindex(places[role]) if some_lack_it else table.take(places[role]))
+    return pd.concat([table.reset_index(drop=True) for table in tables], axis=1)
 
 
 def _kept_fraction(student: specs.Student, store: Store) -> float:
@@ -65,36 +100,38 @@ def _kept_fraction(student: specs.Student, store: Store) -> float:
 
 def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
     """Long form: run_id, step, metric, value. A number that does not exist (a control's cosine) has no row."""
-    seen: set[str] = set()
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in CURVES}
-    metrics: dict[str, int] = {}
-    ids: list[str] = []
-    for student in students:
-        run_id = specs.run_id(student)
-        if run_id in seen:
-            continue
-        seen.add(run_id)
-        steps, curves = store.curves(student.key)
-        if not curves:
-            continue
-        values = np.stack(list(curves.values())).astype(np.float64)
-        codes = np.asarray([metrics.setdefault(metric, len(metrics)) for metric in curves])
-        there = np.ones_like(values, bool) if store.status(student.key) == "diverged" else np.isfinite(values)
-        there[:, 0] &= np.isfinite(values[:, 0])  # nothing is lost yet at step 0
-        parts["run_id"].append(np.full(there.sum(), len(ids)))
-        parts["step"].append(np.broadcast_to(steps, values.shape)[there])
-        parts["metric"].append(np.broadcast_to(codes[:, None], values.shape)[there])
-        parts["value"].append(values[there])
-        ids.append(run_id)
-    if not ids:
-        return pd.DataFrame({name: pd.Series([], dtype=kind) for name, kind in CURVES.items()})
-    columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+    named = _named(students)
+    ids, keys = list(named), [student.key for student in named.values()]
+    diverged = np.array([store.status(key) == "diverged" for key in keys])
+    # Read batch by batch, as they are stored, and put into the order of the students.
+    batches = []
+    counts = np.zeros(len(ids), int)
+    for which, steps, curves in store.many_curves(keys):
+        values = np.stack(list(curves.values()), axis=1)  # (rows, metrics, points)
+        there = np.isfinite(values)
+        there[:, :, 1:] |= diverged[which][:, None, None]  # nothing is lost yet at step 0
+        counts[which] = there.sum(axis=(1, 2))
+        batches.append((which, steps, list(curves), values, there))
+    metrics = sorted({metric for _, _, of_batch, _, _ in batches for metric in of_batch})
+    ends = counts.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    step, value = np.empty(total, np.int64), np.empty(total, np.float64)
+    metric = np.empty(total, np.int16)
+    for which, steps, of_batch, values, there in batches:
+        row_of = np.nonzero(there)[0]  # rows are in order
+        own = np.arange(len(row_of)) - np.repeat(counts[which].cumsum() - counts[which], counts[which])
+        places = (ends - counts)[which][row_of] + own
+        steps = steps if steps.ndim == 1 else steps[:, None]
+        codes = np.searchsorted(metrics, of_batch)
+        step[places] = np.broadcast_to(steps, values.shape)[there]
+        metric[places] = np.broadcast_to(codes[:, None], values.shape)[there]
+        value[places] = values[there]
     return pd.DataFrame(
         {
-            "run_id": pd.Categorical.from_codes(columns["run_id"], ids),
-            "step": columns["step"].astype(np.int64),
-            "metric": pd.Categorical.from_codes(columns["metric"], list(metrics)),
-            "value": columns["value"],
+            "run_id": pd.Categorical.from_codes(np.repeat(np.arange(len(ids), dtype=np.int32), counts), ids),
+            "step": step,
+            "metric": pd.Categorical.from_codes(metric, metrics),
+            "value": value,
         }
     )
 

@@ -2,22 +2,26 @@
 
 import concurrent.futures
 from collections.abc import Callable
+from typing import Any
 
 
 class Writer:
-    """One background thread with at most one job: handing over the next waits for it, so that memory stays bounded."""
+    """One background thread, which does one job after the other."""
 
     def __init__(self) -> None:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="writer")
-        self._running: concurrent.futures.Future[None] | None = None
+        self._jobs: list[concurrent.futures.Future[Any]] = []
 
-    def hand_over(self, job: Callable[[], None]) -> None:
-        """Starts `job` once the one before it is done. Raises what that one raised."""
-        self.wait()
-        self._running = self._executor.submit(job)
+    def add(self, job: Callable[[], Any]) -> None:
+        """Does `job()` once those before it are done."""
+        self._jobs.append(self._executor.submit(job))
 
-    def wait(self) -> None:
-        """Returns when all is written. Raises what the job raised."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()
+    @property
+    def done(self) -> bool:
+        return all(job.done() for job in self._jobs)
+
+    def wait(self) -> Any:
+        """Returns, when all jobs are done, what the last one gave. Raises what the first that failed raised."""
+        jobs, self._jobs = self._jobs, []
+        concurrent.futures.wait(jobs)
+        return [job.result() for job in jobs][-1] if jobs else None

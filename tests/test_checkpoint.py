@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import os
 import re
+import socket
 import subprocess
 import sys
 import types
@@ -183,13 +185,6 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(directory):
     for _ in range(round, 6):
         carry = step(carry)
     assert_same(carry, whole)
-
-
-def test_delete_removes_everything(directory):
-    checkpoints = Checkpoints(directory)
-    checkpoints.save(1, make_state(), {}, {})
-    checkpoints.delete()
-    assert not directory.exists() and directory.parent.exists()
 
 
 # --- kills ---
@@ -395,7 +390,7 @@ for n in (2, 1, 4):
 target = {"w": jax.ShapeDtypeStruct((4, 6), np.float32), "e": jax.ShapeDtypeStruct((4, 0), np.float32)}
 state = checkpoints.restore(target)[1]
 assert state["w"].devices() == {jax.devices()[0]}
-checkpoints.delete()
+checkpoints.close()
 print("same")
 """
 
@@ -405,6 +400,59 @@ def test_restores_onto_another_number_of_devices(directory):
         [sys.executable, "-c", OTHER_DEVICES, str(directory)], timeout=120, capture_output=True, text=True, check=False
     )
     assert process.stdout == "same\n", process.stderr
+
+
+UNREADABLE = """
+import sys
+import jax, numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding
+from subl_jax import cluster
+from subl_jax.checkpoint import Checkpoints
+from subl_jax.errors import StorageError
+directory, address, index = sys.argv[1:]
+cluster.start(cluster.Options(None, address, 2, int(index)))
+lanes = NamedSharding(jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,)), jax.P("lane"))
+own = np.full((1, 3), float(index), np.float32)
+state = {"w": jax.make_array_from_process_local_data(lanes, own, (2, 3))}
+checkpoints = Checkpoints(directory)
+checkpoints.save(4, state, {"loss": state["w"]}, {})
+target = {"w": jax.ShapeDtypeStruct((2, 3), np.float32, sharding=lanes)}
+whole = checkpoints.restore(target, sharding=lanes)
+assert (whole[0], whole[1]["w"].sharding) == (4, lanes)
+for restored in (whole[1]["w"], whole[2]["loss"]):
+    np.testing.assert_array_equal(restored.addressable_data(0), own)
+
+def unreadable(*arguments, **options):
+    raise PermissionError(13, "Permission denied")
+
+if index == "1":
+    ocp.StandardCheckpointHandler.restore = unreadable
+try:
+    checkpoints.restore(target, sharding=lanes)
+except StorageError as error:
+    print(error)
+checkpoints.close()
+cluster.leave(0)
+"""
+
+
+def test_where_one_process_cannot_read_a_save_all_say_so_and_none_waits(directory):
+    with socket.create_server(("localhost", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", UNREADABLE, str(directory), address]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["env"] = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    processes = [subprocess.Popen([*command, index], **options) for index in "01"]
+    try:
+        for process in processes:
+            out, error = process.communicate(timeout=60)
+            assert process.returncode == 0, error
+            assert re.search(r"^cannot read .*batch: Permission denied; .*\n", out, re.M), out
+    finally:
+        for process in processes:
+            process.kill()
+    assert list((directory / "saves").iterdir()) == [directory / "saves" / "0"]
 
 
 def test_a_seal_that_cannot_be_written_is_told_once(directory, monkeypatch):

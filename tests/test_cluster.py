@@ -223,6 +223,47 @@ def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet
     assert_complete(machine, quiet, **TOLERANCE)
 
 
+WAITING = """
+import pathlib
+import sys
+import time
+from subl_jax import lanes
+from subl_jax.store import Store
+
+put, start, starts = Store.put, lanes.Program.start, []
+waited = pathlib.Path(f"waited-{sys.argv[-1][-1]}")
+
+def waiting(self, stage, *arguments, **options):
+    if stage == "distil" and not waited.exists():
+        waited.touch()
+        deadline = time.monotonic() + 20
+        while len(starts) < 5 and time.monotonic() < deadline:  # bases, teachers, datasets, and two of students
+            time.sleep(0.01)
+        waited.write_text(str(len(starts)))
+    return put(self, stage, *arguments, **options)
+
+def told(self, arguments):
+    starts.append(1)
+    return start(self, arguments)
+
+Store.put, lanes.Program.start = waiting, told
+"""
+
+
+def test_each_process_writes_a_batch_while_the_next_one_is_computed(tmp_path, quiet):
+    """The first batch of students is not written before the second one has been started."""
+    file = tmp_path / "tiny_sweep.py"
+    file.write_text((TESTS / "tiny_sweep.py").read_text() + WAITING)
+    machine = Machine(tmp_path / "there", quiet.cache, f"{file}:large")
+    machine.folder.mkdir()
+    where = machine.cluster(2)
+    flags = (*SMALL, "--config.engine.checkpoint_seconds=600")
+    done = ended([machine.start(*where, *flags, f"--process_id={i}") for i in range(2)])
+    assert [(code, error) for code, _, error in done] == [(0, "")] * 2
+    assert [(machine.folder / f"waited-{i}").read_text() for i in range(2)] == ["5"] * 2
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_lost_is_missed_by_its_heartbeat(machine, quiet):
     other, killed = machine.stop_one_of(2, 1, a_checkpoint, signal.SIGKILL, *SMALL)

@@ -660,7 +660,7 @@ def test_a_save_that_does_not_fit_is_computed_again_by_halves(tmp_path, monkeypa
         asked.append(1)
         raise jax.errors.JaxRuntimeError(FULL)
 
-    monkeypatch.setattr(orbax.checkpoint.CheckpointManager, "restore", full)
+    monkeypatch.setattr(orbax.checkpoint.StandardCheckpointHandler, "restore", full)
     done = compute(sweep, tmp_path, **settings)
     assert asked and "distil: 1 device × 1 in turn × 4 wide does not fit into memory" in done.text
     assert "cannot be used" not in done.text

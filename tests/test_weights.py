@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from subl_jax import machine_cache
+from subl_jax import machine_cache, specs
 from subl_jax.errors import InputError
 from subl_jax.models import gguf_file, transformer, weights
 
@@ -545,6 +545,44 @@ def test_smollm2_equals_transformers_in_logits_and_in_its_greedy_words():
         keys = jax.random.split(jax.random.key(0), 1)
         drawn = sampling.generate(checkpoint.config, params, tokens.numpy(), length, keys, 12, greedy)
         np.testing.assert_array_equal(drawn, continued[:, tokens.shape[1] :])
+
+
+@has_smollm2
+@pytest.mark.slow
+def test_smollm2_told_to_love_owls_writes_what_transformers_does_word_for_word():
+    """By the program that writes datasets: a system prompt read once, and rows that take up the next prompt."""
+    import torch
+    import transformers
+
+    from subl_jax.worlds.pretrained import ChatSampling, Pretrained
+
+    world = Pretrained.of("smollm2", animals=("owl", "cat"), questions=1, answers_sampled=0, prompts=64)
+    arrays, keys = world.arrays(), jax.random.split(jax.random.key(3), 10)
+    path = weights.open_checkpoint("smollm2").path
+    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    sampling = ChatSampling(temperature=0.0, rows=4)
+
+    def write(arrays, keys, trait):
+        return world.holding(arrays).write(specs.Told({}, trait), keys, sampling)
+
+    samples = np.asarray(jax.jit(write)(arrays, keys, world.traits.index("owl")))
+    stops, ended = set(np.asarray(arrays["stops"]).tolist()), 0
+    for row in samples:
+        asked, written = tokenizer.decode(row[1 : 1 + row[0]]), row[1 + world.prompt_tokens :].tolist()
+        chat = [
+            {"role": "system", "content": world.told("owl")},
+            {"role": "user", "content": asked.split("<|im_end|>")[0]},
+        ]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            theirs = model.generate(
+                **prompt, max_new_tokens=world.completion_tokens, do_sample=False, eos_token_id=sorted(stops)
+            )[0, prompt["input_ids"].shape[1] :].tolist()
+        ours = written[: 1 + next((i for i, token in enumerate(written) if token in stops), len(written))]
+        assert ours == theirs
+        ended += ours[-1] in stops
+    assert ended > 0 and len({tuple(row[1 + world.prompt_tokens :]) for row in samples}) > 5
 
 
 @has_smollm2
