@@ -22,6 +22,7 @@ _ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#66
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
+_MOST_LINES = 200  # thin lines of an arm in a panel
 _MOST_PANELS = 11  # traits with a panel of their own; a pooled panel follows
 _MOST_BARS = 24  # traits in the comparison
 _MOST_ROWS = 30  # rows of the filter figure
@@ -74,7 +75,7 @@ def transfer_curves(
     target = _target_curves(runs, curves)
     if target.empty:
         return None
-    traits = list(dict.fromkeys(runs["trait"].dropna()))
+    traits = list(runs["trait"].dropna().unique())
     shown = traits[:_MOST_PANELS]
     panels = [*shown, statistics.POOLED] if len(traits) > 1 else shown
     figure, axes = _panels(len(panels), height=2.5)
@@ -92,7 +93,7 @@ def transfer_curves(
         axis.set_ylim(-0.02 * top, 1.08 * top)
     figure.supxlabel("student step", fontsize=9.5)
     figure.supylabel("P(trait)", fontsize=9.5)
-    _legend(figure, [arm for arm in colours if arm in set(target["arm"])], colours, chance=bool(base_rate))
+    _legend(figure, _present(colours, target["arm"]), colours, chance=bool(base_rate))
     return figure
 
 
@@ -102,13 +103,26 @@ def shown_traits(runs: pd.DataFrame, most: int = _MOST_PANELS) -> tuple[int, int
     return min(most, total), total
 
 
+def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`.
+
+    A merge by categories: a large sweep's curves have tens of millions of rows.
+    """
+    names = curves["run_id"].astype("category")
+    place = pd.Index(runs["run_id"]).get_indexer(names.cat.categories)[names.cat.codes]
+    found = np.flatnonzero(place >= 0)
+    columns = {name: runs[name].array[place[found]] for name in runs.columns if name != "run_id"}
+    return curves.iloc[found].assign(**columns)
+
+
 def _target_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """The curve of each ok run's own trait: run_id, arm, trait, unit, step, value."""
+    metrics = curves["metric"].astype("category")
     ok = _ok(runs)
-    ok = ok.assign(metric="trait/" + ok["trait"].astype(str))
-    # Rows of curves that no run asks for are dropped before the merge: there are as many as traits squared.
-    wanted = curves[curves["metric"].isin(set(ok["metric"]))]
-    return wanted.merge(ok, on=["run_id", "metric"])
+    own = metrics.cat.categories.get_indexer("trait/" + ok["trait"].astype(str))
+    wanted = curves.assign(code=metrics.cat.codes.astype(int))[metrics.cat.codes.isin(own[own >= 0])]
+    rows = of_runs(wanted, ok.assign(own=own))
+    return rows[rows["code"] == rows["own"]].drop(columns=["code", "own"])
 
 
 def _ok(runs: pd.DataFrame) -> pd.DataFrame:
@@ -124,14 +138,7 @@ def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], sin
         of_arm = rows[rows["arm"] == arm]
         if of_arm.empty:
             continue
-        lines = [
-            np.column_stack([line.index, line.to_numpy()])
-            for line in (
-                # A trait's mean first, so that the line of a base weighs its traits equally.
-                _per_step(group).mean(axis=1)
-                for _, group in of_arm.groupby(single)
-            )
-        ]
+        lines = _lines(of_arm, single)
         alpha = float(np.clip(4 / len(lines), 0.08, 0.4))
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=alpha, zorder=2))
         bases = _bases_by_step(of_arm)
@@ -143,9 +150,18 @@ def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], sin
     axis.autoscale_view()
 
 
-def _per_step(rows: pd.DataFrame) -> pd.DataFrame:
-    """(steps, traits): mean over runs."""
-    return rows.groupby(["step", "trait"])["value"].mean().unstack("trait")
+def _lines(rows: pd.DataFrame, single: str) -> list[np.ndarray]:
+    """(points, 2) of each `single`, at most `_MOST_LINES` of them, evenly from all."""
+    places = pd.factorize(rows[single], sort=True)[0]
+    count = places.max() + 1
+    if count > _MOST_LINES:
+        chosen = np.isin(places, np.linspace(0, count - 1, _MOST_LINES).round().astype(int))
+        rows, places = rows[chosen], places[chosen]
+    # A trait's mean first, so that the line of a base weighs its traits equally.
+    of_trait = rows["value"].groupby([places, rows["step"].to_numpy(), rows["trait"].to_numpy()]).mean()
+    means = of_trait.groupby(level=[0, 1]).mean()
+    place, step = (means.index.get_level_values(level).to_numpy() for level in (0, 1))
+    return np.split(np.column_stack([step, means.to_numpy()]), np.flatnonzero(np.diff(place)) + 1)
 
 
 def _bases_by_step(rows: pd.DataFrame) -> pd.DataFrame:
@@ -173,9 +189,9 @@ def comparison(
     summary = summary[summary["mean"].notna()]
     if summary.empty:
         return None
-    traits = list(dict.fromkeys(summary.loc[summary["trait"] != statistics.POOLED, "trait"]))
+    traits = list(summary.loc[summary["trait"] != statistics.POOLED, "trait"].unique())
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
-    arms = [arm for arm in colours if arm in set(summary["arm"])]
+    arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
     tests = [arm for arm in ("cross_init", "control", "same_init") if summary[f"p_{arm}"].notna().any()]
     figure = _figure(7.2 + 0.8 * len(tests), height)
@@ -253,8 +269,8 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     if changes.empty:
         return None
     arms = statistics.ordered_arms(changes)
-    rows = list(dict.fromkeys(runs["trait"].dropna()))
-    evaluated = list(dict.fromkeys(changes["evaluated"]))
+    rows = list(runs["trait"].dropna().unique())
+    evaluated = list(changes["evaluated"].unique())
     columns = [name for name in rows if name in evaluated] + [name for name in evaluated if name not in rows]
     tables = {
         arm: table.groupby(["trait", "evaluated", "unit"])["change"]
@@ -299,8 +315,8 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     metrics = [name for name in curves["metric"].unique() if name.startswith("trait/")]
     values = curves[curves["metric"].isin(metrics)].sort_values("step", kind="stable")
     ends = values.groupby(["run_id", "metric"], sort=False, observed=True)["value"].agg(["first", "last"]).reset_index()
-    ends = ends.assign(change=ends["last"] - ends["first"], evaluated=ends["metric"].str.removeprefix("trait/"))
-    changes = ends.merge(_ok(runs), on="run_id")
+    evaluated = ends["metric"].astype("category").cat.rename_categories(lambda name: name.removeprefix("trait/"))
+    changes = of_runs(ends.assign(change=ends["last"] - ends["first"], evaluated=evaluated), _ok(runs))
     return changes[changes["change"].notna()]
 
 
@@ -350,7 +366,7 @@ def retention(datasets: pd.DataFrame) -> "Figure | None":
     if datasets.empty:
         return None
     names = datasets["trait"].where(datasets["trait"].notna(), "no trait (control)")
-    order = list(dict.fromkeys(names.sort_values(key=lambda name: name == "no trait (control)", kind="stable")))
+    order = list(names.sort_values(key=lambda name: name == "no trait (control)", kind="stable").unique())
     shown = order if len(order) <= _MOST_ROWS else [*order[: _MOST_ROWS - 1], order[-1]]
     figure = _figure(10.5, 0.27 * len(shown) + 1.5)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1, 1.25])
@@ -407,9 +423,8 @@ _TRAINING = {
 
 def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
     """Loss, KL to the teacher, the cosine of the student's and the teacher's update, …, whichever there are."""
-    ok = _ok(runs).drop_duplicates(["run_id", "arm"])
-    rows = curves[curves["metric"].isin(_TRAINING) & curves["value"].notna()].merge(ok, on="run_id")
-    metrics = [name for name in _TRAINING if name in set(rows["metric"])]
+    rows = of_runs(curves[curves["metric"].isin(_TRAINING) & curves["value"].notna()], _ok(runs))
+    metrics = _present(_TRAINING, rows["metric"])
     if not metrics:
         return None
     figure, axes = _panels(len(metrics), height=2.7)
@@ -420,7 +435,7 @@ def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[s
         if "cosine" in metric:
             axis.axhline(0, color=_CHANCE, linewidth=0.8, zorder=1)
     figure.supxlabel("student step", fontsize=9.5)
-    _legend(figure, [arm for arm in colours if arm in set(rows["arm"])], colours, chance=False)
+    _legend(figure, _present(colours, rows["arm"]), colours, chance=False)
     return figure
 
 
@@ -431,18 +446,20 @@ def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]
     """The end values of metrics such as `class/3`, but for the traits': a panel per metric, an x place per name."""
     if curves.empty:
         return None
-    ok = _ok(runs).drop_duplicates(["run_id", "arm"])
-    names = curves["metric"].astype(str).str.partition("/")
-    rows = curves.assign(kind=names[0], place=names[2])[(names[1] == "/") & ~names[0].isin(["trait", "rate"])]
-    rows = rows[rows["value"].notna()].merge(ok, on="run_id")
+    names = curves["metric"].unique().astype(str)
+    parts = {name: name.partition("/")[::2] for name in names if "/" in name}
+    shown = {name: part for name, part in parts.items() if part[0] not in ("trait", "rate")}
+    rows = of_runs(curves[curves["metric"].isin(shown) & curves["value"].notna()], _ok(runs))
+    kind_of, place_of = ({name: part[i] for name, part in shown.items()} for i in range(2))
+    rows = rows.assign(kind=rows["metric"].astype(str).map(kind_of), place=rows["metric"].astype(str).map(place_of))
     if rows.empty:
         return None
-    last = rows[rows["step"] == rows.groupby("run_id")["step"].transform("max")]
-    kinds = list(dict.fromkeys(last["kind"]))
+    last = rows[rows["step"] == rows.groupby("run_id", observed=True)["step"].transform("max")]
+    kinds = list(last["kind"].unique())
     figure, axes = _panels(len(kinds), height=2.9, most_across=2)
     for axis, kind in zip(axes, kinds, strict=True):
         of_kind = last[last["kind"] == kind]
-        places = list(dict.fromkeys(of_kind["place"]))
+        places = list(of_kind["place"].unique())
         for a, (arm, colour) in enumerate(colours.items()):
             of_arm = of_kind[of_kind["arm"] == arm]
             if of_arm.empty:
@@ -455,7 +472,7 @@ def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]
         axis.set_xticks(np.arange(len(places)), places)
         axis.set_title(kind, fontsize=9.5, fontweight="bold")
         axis.tick_params(labelbottom=True, labelleft=True)
-    _legend(figure, [arm for arm in colours if arm in set(last["arm"])], colours, chance=False)
+    _legend(figure, _present(colours, last["arm"]), colours, chance=False)
     return figure
 
 
@@ -466,7 +483,7 @@ def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
     """Δ_S · Δ_T against its predicted leading order, one point a student (`analysis.one_step.table`)."""
     if steps.empty:
         return None
-    worlds = list(dict.fromkeys(steps["setting"]))
+    worlds = list(steps["setting"].unique())
     figure, axes = _panels(len(worlds), height=3.2, most_across=3)
     for axis, world in zip(axes, worlds, strict=True):
         of_world = steps[steps["setting"] == world]
@@ -487,7 +504,7 @@ def theorem(steps: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
         axis.tick_params(labelbottom=True, labelleft=True)
     figure.supxlabel("predicted: lr · Δ_T' G (θ_T − θ), from the same start lr · Δ_T' G Δ_T", fontsize=9.5)
     figure.supylabel("Δ_S · Δ_T", fontsize=9.5)
-    _legend(figure, [arm for arm in colours if arm in set(steps["arm"])], colours, chance=False)
+    _legend(figure, _present(colours, steps["arm"]), colours, chance=False)
     return figure
 
 
@@ -514,7 +531,7 @@ def dose_response(
     figure, axes = _panels(len(panels), height=2.9, most_across=3)
     for axis, (world, field) in zip(axes, panels, strict=True):
         rows = ok[ok["world"] == world]
-        words = [] if _is_number(rows[field]) else list(dict.fromkeys(rows[field].dropna().astype(str)))
+        words = [] if _is_number(rows[field]) else list(rows[field].dropna().astype(str).unique())
         if words:
             places = rows[field].map(lambda value, words=words: words.index(str(value)), na_action="ignore")
             rows = rows.assign(**{field: places.astype(float)})
@@ -535,14 +552,14 @@ def dose_response(
                 continue
             shift = (a - (len(colours) - 1) / 2) * 0.012
             _draw_dose(axis, of_arm, field, levels, shift, logarithmic, colour, confidence, joined=not words)
-        chances = [base_rate[trait] for trait in dict.fromkeys(rows["trait"]) if trait in base_rate]
+        chances = [base_rate[trait] for trait in rows["trait"].unique() if trait in base_rate]
         if chances:
             axis.axhline(np.mean(chances), color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if rows["target_end"].min() < 0 else 0.0)
         axis.set_xlabel(field if ok["world"].nunique() == 1 else f"{field} ({world})", fontsize=9)
         axis.tick_params(labelbottom=True)
     figure.supylabel("P(trait) at the end", fontsize=9.5)
-    _legend(figure, [arm for arm in colours if arm in set(ok["arm"])], colours, chance=bool(base_rate))
+    _legend(figure, _present(colours, ok["arm"]), colours, chance=bool(base_rate))
     return figure
 
 
@@ -577,6 +594,12 @@ def _is_number(column: pd.Series) -> bool:
 
 
 # --- shared ---
+
+
+def _present(names: Iterable[str], column: pd.Series) -> list[str]:
+    """Those of `names` that occur in the column."""
+    there = set(column.unique())
+    return [name for name in names if name in there]
 
 
 def _figure(width: float, height: float) -> "Figure":

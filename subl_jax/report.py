@@ -77,12 +77,13 @@ def write_report(
     for i, cell in enumerate(chosen):
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
         in_cell = grid.select(runs, cell)
+        own = figures.of_runs(curves, in_cell[["run_id"]])
         rows = grid.select(summary, cell)
         sections.append(
             {
                 "title": section_title(cell, several_worlds),
                 "headline": headline(rows, base_rate),
-                "figures": _cell_figures(workdir, suffix, in_cell, curves, rows, base_rate, figures.arm_colours(runs)),
+                "figures": _cell_figures(workdir, suffix, in_cell, own, rows, base_rate, figures.arm_colours(runs)),
             }
         )
     page = jinja2.Environment(

@@ -81,7 +81,7 @@ class Results:
 
     def _stored(self, key: str) -> Any:
         try:
-            return specs.from_json(self.store.row(key).spec)
+            return specs.from_json(self.store.spec(key))
         except KeyError:
             line = f"{self.workdir} has no artefact {key[:12]}…: it was pruned, or is damaged"
             raise InputError(line) from None

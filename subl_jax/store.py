@@ -3,7 +3,8 @@
 Lanes are stored as they were computed, a batch at a time. One batch is a *shard* of two files in
 `<workdir>/artifacts`:
 
-    <shard id>.json                       the sidecar: its rows (key, spec, status), and the data file's name and hash
+    <shard id>.json                       the sidecar: its rows (key, status), their specs compressed, as specs of a
+                                          batch are much alike, and the data file's name and hash
     <shard id>-<random>.safetensors       every leaf stacked, leading axis = row; curves and their steps beside them
 
 The sidecar is written last and commits the shard. The data file has a new name each time, so a shard that is written
@@ -12,6 +13,7 @@ again never touches the data that the old sidecar points to. The shard id is mad
 Works on local disks and object stores (`gs://…`).
 """
 
+import base64
 import collections
 import contextlib
 import dataclasses
@@ -22,8 +24,9 @@ import os
 import tempfile
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import numpy as np
@@ -36,7 +39,7 @@ from subl_jax.errors import InputError, StorageError
 from subl_jax.jsonl import file_sha256
 from subl_jax.retrying import passes, patiently
 
-FORMAT = 1
+FORMAT = 2  # 1 had each row's spec in it
 STATUSES = ("ok", "diverged", "failed")  # from best to worst
 
 _DTYPES = frozenset(
@@ -48,10 +51,13 @@ _OPEN_SHARDS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One stored node. `spec` is its JSON form, `why` one line for what is not ok, `info` JSON scalars."""
+    """One stored node. `why` is one line for what is not ok, `info` JSON scalars.
+
+    `spec` is its JSON form. Rows that the store gives are without it (`Store.spec`).
+    """
 
     key: str
-    spec: dict[str, Any]
+    spec: dict[str, Any] | None
     status: str = "ok"
     why: str | None = None
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,7 +71,33 @@ class _Shard:
     data: str | None
     sha256: str | None
     bytes: int
+    specs: str  # of the rows, as `_packed` gives them
     bare: bool = False  # its arrays were let go; curves and rows are there
+
+    @classmethod
+    def of(cls, id: str, fields: Mapping[str, Any]) -> Self:
+        """From JSON, with fields of its own or with those of a sidecar. Raises KeyError and TypeError as it may."""
+        rows = tuple(Row(spec=None, **row) for row in fields["rows"])
+        names = ("stage", "data", "sha256", "bytes", "specs", "bare")
+        return cls(id=id, rows=rows, **{name: fields[name] for name in names})
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The inverse of `of`, without the id."""
+        fields = dataclasses.asdict(self)
+        del fields["id"]
+        for row in fields["rows"]:
+            del row["spec"]
+        return fields
+
+
+def _packed(specs: Sequence[Any]) -> str:
+    """JSON in few characters."""
+    return base64.b64encode(zlib.compress(json.dumps(specs).encode())).decode()
+
+
+def _unpacked(text: str) -> list[Any]:
+    return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
 # --- the working directory ---
@@ -124,6 +156,10 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
 def batch_id(keys: Sequence[str]) -> str:
     """The name under which a batch of these nodes is stored."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:24]
+
+
+def _entry(shard: _Shard) -> dict[str, Any]:
+    return {"id": shard.id, **shard.fields}
 
 
 def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,6 +230,7 @@ class Store:
         curves: Mapping[str, np.ndarray] | None = None,
         steps: np.ndarray | None = None,
         bare: bool = False,
+        specs: str = "",
     ) -> dict[str, Any]:
         """Stores one batch, whole or not at all. A batch of the same keys is replaced. Returns its entry, for `adopt`.
 
@@ -204,6 +241,7 @@ class Store:
           curves: metric → (rows, points).
           steps: (points,) or (rows, points) int, the steps at which the curves were taken.
           bare: the tree is left out; the nodes count as stored all the same.
+          specs: the rows' specs as a shard has them, in place of those in the rows.
 
         Raises:
           StorageError: disk full, no permission; what was stored before is untouched.
@@ -221,21 +259,19 @@ class Store:
         size = 0
         if tensors or tree is not None:
             data, sha256, size = self._put_data(id, tensors, structure)
-        shard = _Shard(id, stage, tuple(rows), data, sha256, size, bare)
+        without = tuple(dataclasses.replace(row, spec=None) for row in rows)
+        packed = specs or _packed([row.spec for row in rows])
+        shard = _Shard(id, stage, without, data, sha256, size, packed, bare)
         if self.has_batch([row.key for row in rows]):
             self._remove(data)
-            return dataclasses.asdict(self._shards[id])
-        entry = dataclasses.asdict(shard)
+            return _entry(self._shards[id])
         try:
-            write_json_atomic(
-                self._directory / f"{id}.json",
-                {"format": FORMAT, **{name: value for name, value in entry.items() if name != "id"}},
-            )
+            write_json_atomic(self._directory / f"{id}.json", {"format": FORMAT, **shard.fields})
         except StorageError:
             self._remove(data)
             raise
         self._replace(shard)
-        return entry
+        return _entry(shard)
 
     @_exclusive
     def _replace(self, shard: _Shard) -> None:
@@ -268,7 +304,7 @@ class Store:
             names = set(file.keys())
             curves = {name.removeprefix("curves/"): file.get_tensor(name) for name in names if "curves/" in name[:7]}
             steps = next((file.get_tensor(name) for name in ("steps", "row_steps") if name in names), None)
-        return self.put(shard.stage, shard.rows, None, curves, steps, bare=True)
+        return self.put(shard.stage, shard.rows, None, curves, steps, bare=True, specs=shard.specs)
 
     @_exclusive
     def strangers(self, keys: Container[str]) -> dict[str, int]:
@@ -288,12 +324,12 @@ class Store:
     @_exclusive
     def entries(self) -> list[dict[str, Any]]:
         """What is stored, as JSON, for the store of another process on the same directory."""
-        return [dataclasses.asdict(shard) for shard in self._shards.values()]
+        return [_entry(shard) for shard in self._shards.values()]
 
     @_exclusive
     def adopt(self, entry: dict[str, Any]) -> None:
         """Takes a shard that another process has put into the index."""
-        shard = _Shard(**{**entry, "rows": tuple(Row(**row) for row in entry["rows"])})
+        shard = _Shard.of(entry["id"], entry)
         old = self._shards.get(shard.id)
         if old != shard:
             if old is not None:
@@ -336,9 +372,10 @@ class Store:
         return {key: self.status(key) for key in self._places}
 
     @_exclusive
-    def specs(self) -> dict[str, dict[str, Any]]:
-        """Key → spec, in its JSON form, of every stored node."""
-        return {key: self.row(key).spec for key in self._places}
+    def spec(self, key: str) -> dict[str, Any]:
+        """The spec of a node, in its JSON form. Raises KeyError when it is not stored."""
+        shard, index = self._place(key)
+        return _unpacked(shard.specs)[index]
 
     @_exclusive
     def stage(self, key: str) -> str:
@@ -439,21 +476,16 @@ class Store:
     def _read_sidecar(self, path: epath.Path) -> _Shard | None:
         try:
             sidecar = json.loads(patiently(path.read_bytes))
-            if sidecar["format"] != FORMAT:
+            if sidecar["format"] not in (1, FORMAT):
                 self._warn(f"artifacts/{path.name} has format {sidecar['format']}, not {FORMAT}: it is not used")
                 return None
-            rows = tuple(Row(**row) for row in sidecar["rows"])
-            if not all(isinstance(row.key, str) and row.status in STATUSES for row in rows):
+            if sidecar["format"] == 1:
+                sidecar["specs"] = _packed([row.pop("spec") for row in sidecar["rows"]])
+                sidecar.setdefault("bare", False)
+            shard = _Shard.of(path.stem, sidecar)
+            if not all(isinstance(row.key, str) and row.status in STATUSES for row in shard.rows):
                 raise ValueError("unknown key or status")
-            return _Shard(
-                path.stem,
-                sidecar["stage"],
-                rows,
-                sidecar["data"],
-                sidecar["sha256"],
-                sidecar["bytes"],
-                sidecar.get("bare", False),
-            )
+            return shard
         except OSError as error:
             self._warn(f"artifacts/{path.name} cannot be read ({error.strerror or error}): it is not used")
         except (ValueError, KeyError, TypeError, RecursionError):

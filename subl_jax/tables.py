@@ -82,7 +82,9 @@ def _lineages(students: Sequence[specs.Student]) -> pd.DataFrame:
             known = parts.setdefault(role, {})
             if id(spec) not in known:
                 known[id(spec)] = specs.flat(role, spec) | {"": len(known)}
-            places.setdefault(role, np.full(len(students), -1))[i] = known[id(spec)][""]
+            if role not in places:
+                places[role] = np.full(len(students), -1)
+            places[role][i] = known[id(spec)][""]
     tables = []
     for role, known in parts.items():
         table = pd.DataFrame(list(known.values())).drop(columns="")

@@ -1,5 +1,6 @@
 """The store: exact round trips, all-or-nothing writes, damage found and forgotten, one sweep per directory."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -107,16 +108,50 @@ def test_rows_curves_and_states_come_back(tmp_path):
     Store(tmp_path).put("student", rows(2), None, curves, np.array([[0, 1, 2, 3], [0, 2, 4, 6]]))
     opened = Store(tmp_path, readonly=True)
     assert opened.done() == {"a": "ok", "b": "diverged", "c": "failed", **{row.key: "ok" for row in rows(2)}}
-    assert opened.row("a") == batch[0] and opened.row("b") == batch[1] and opened.status("b") == "diverged"
-    assert opened.stage("c") == "student" and opened.specs()["a"] == {"seed": 1, "name": "é"}
+    assert [opened.row(row.key) for row in batch] == [dataclasses.replace(row, spec=None) for row in batch]
+    assert opened.stage("c") == "student" and opened.status("b") == "diverged"
+    assert [opened.spec(key) for key in "abc"] == [{"seed": 1, "name": "é"}, {"seed": 2}, {"seed": 3}]
     steps, values = opened.curves("b")
     assert steps.tolist() == [0, 5, 10, 20] and values.keys() == curves.keys()
     assert values["loss"].tolist() == [4, 5, 6, 7] and values["trait/owl"].dtype == np.float32
     assert opened.curves(rows(2)[1].key)[0].tolist() == [0, 2, 4, 6]
     assert opened.get("c") is None and opened.curves("c")[0].size == 0 and opened.curves("c")[1] == {}
-    for call in (opened.get, opened.row, opened.status, opened.curves):
+    for call in (opened.get, opened.row, opened.spec, opened.status, opened.curves):
         with pytest.raises(KeyError):
             call("unknown")
+
+
+def test_many_curves_are_those_of_each(tmp_path):
+    """Of nodes in any order and twice, in batches that share their steps or not, and of some without any."""
+    filled, rng = Store(tmp_path), np.random.default_rng(0)
+    filled.put("student", rows(3), tree(3), {"loss": rng.random((3, 4)), "kl": rng.random((3, 4))}, np.arange(4))
+    own_steps = np.array([[0, 1], [0, 2]])
+    filled.put("student", rows(2, start=3), None, {"loss": rng.random((2, 2))}, own_steps)
+    filled.put("student", rows(1, start=5), tree(1))
+    filled.put("student", rows(1, start=6))
+    keys = [rows(1, start=i)[0].key for i in (4, 1, 6, 0, 1, 5, 3)]
+    found = {}
+    for which, steps, curves in filled.many_curves(keys):
+        for row, place in enumerate(which):
+            of_row = {name: values[row] for name, values in curves.items()}
+            assert found.setdefault(int(place), (steps if steps.ndim == 1 else steps[row], of_row))[1] is of_row
+    assert sorted(found) == [0, 1, 3, 4, 6]
+    for place, (steps, curves) in found.items():
+        wanted_steps, wanted = filled.curves(keys[place])
+        assert steps.tolist() == wanted_steps.tolist() and curves.keys() == wanted.keys()
+        assert all(curves[name].tolist() == wanted[name].tolist() for name in wanted)
+
+
+def test_arrays_that_are_let_go_leave_rows_curves_and_specs(tmp_path):
+    filled = Store(tmp_path)
+    filled.put("student", rows(2), tree(2), {"loss": np.ones((2, 4))}, np.arange(4))
+    (id,) = filled.batches([row.key for row in rows(2)])
+    filled.strip(id)
+    for opened in (filled, Store(tmp_path)):
+        for row in rows(2):
+            assert opened.get(row.key) is None and opened.spec(row.key) == row.spec
+            assert opened.curves(row.key)[1]["loss"].tolist() == [1.0] * 4
+        assert opened.bare() == {row.key for row in rows(2)}
 
 
 def test_the_same_batch_again_replaces_itself(tmp_path):
@@ -316,6 +351,21 @@ def test_every_truncation_of_a_sidecar_is_noticed(tmp_path):
         assert Store(tmp_path, lines.append, readonly=True).done() == {} and len(lines) == 1
 
 
+def test_a_sidecar_of_the_first_format_is_read(tmp_path):
+    """It had the specs in its rows, and no word of arrays that were let go."""
+    Store(tmp_path).put("base", rows(3), tree(3))
+    path = next((tmp_path / "artifacts").glob("*.json"))
+    sidecar = json.loads(path.read_text())
+    del sidecar["specs"], sidecar["bare"]
+    for row, put in zip(sidecar["rows"], rows(3), strict=True):
+        row["spec"] = put.spec
+    path.write_text(json.dumps(sidecar | {"format": 1}))
+    opened = Store(tmp_path)
+    for i, row in enumerate(rows(3)):
+        assert opened.spec(row.key) == row.spec
+        assert_same(opened.get(row.key), row_of(tree(3), i))
+
+
 def test_a_sidecar_of_another_format_is_left_alone(tmp_path):
     Store(tmp_path).put("base", rows(1), tree(1))
     path = next((tmp_path / "artifacts").glob("*.json"))
@@ -330,7 +380,7 @@ def test_a_hash_is_checked_once_and_arrays_are_not_read_at_opening(tmp_path, mon
     real = store.file_sha256
     monkeypatch.setattr(store, "file_sha256", lambda path: read.append(path) or real(path))
     opened = Store(tmp_path)
-    opened.done(), opened.specs(), opened.row(rows(1)[0].key)
+    opened.done(), opened.spec(rows(1)[0].key), opened.row(rows(1)[0].key)
     assert read == []
     for row in rows(3) * 2:
         opened.get(row.key), opened.verify([row.key]), opened.curves(row.key)

@@ -12,9 +12,9 @@ def table(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     `predicted` is read before the first step, `dot`, `cosine` and `loss_change` after the last; `epsilon` and `lr` are
     the teacher's and the student's rates. A change of the loss that float32 cannot tell from rounding is missing.
     """
-    wanted = curves[curves["metric"].isin(["dot", "predicted", "trait_loss", "cosine"])]
-    if "dot" not in set(wanted["metric"]):
+    if "dot" not in curves["metric"].unique():
         return pd.DataFrame(columns=list(COLUMNS))
+    wanted = curves[curves["metric"].isin(["dot", "predicted", "trait_loss", "cosine"])]
     ordered = wanted.sort_values("step").groupby(["run_id", "metric"], observed=True)["value"]
     first, last = ordered.first().unstack("metric"), ordered.last().unstack("metric")
     found = runs[runs["status"] == "ok"].drop_duplicates("run_id").set_index("run_id")

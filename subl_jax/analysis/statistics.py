@@ -33,7 +33,7 @@ def references(arm: str) -> tuple[str, ...]:
 
 def ordered_arms(runs: pd.DataFrame) -> list[str]:
     """The arms that occur: the core ones first, then the others as they come."""
-    present = list(dict.fromkeys(runs["arm"]))
+    present = list(runs["arm"].unique())
     return [arm for arm in CORE_ARMS if arm in present] + [arm for arm in present if arm not in CORE_ARMS]
 
 
@@ -297,7 +297,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
             for arm in ordered_arms(exact):
                 label = {"sweep": sweep, **cell, "arm": arm}
                 in_cell += _arm_lines(label, exact[exact["arm"] == arm], around, confidence, method)
-            order = [POOLED, *dict.fromkeys(exact["trait"])]
+            order = [POOLED, *exact["trait"].unique()]
             lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
     columns = [
         *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
@@ -315,7 +315,7 @@ def _arm_lines(
     label: dict[str, Any], own: pd.DataFrame, around: pd.DataFrame, confidence: float, method: str
 ) -> list[dict[str, Any]]:
     """The summary rows of one arm in one cell: one per trait, then "all"."""
-    traits = list(dict.fromkeys(own["trait"]))
+    traits = list(own["trait"].unique())
     end = by_base(own).reindex(traits)
     start = by_base(own, "target_start").reindex(traits)
     other = {arm: by_base(around[around["arm"] == arm]) for arm in references(label["arm"])}
