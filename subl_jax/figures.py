@@ -22,7 +22,7 @@ _ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#66
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
-_MOST_LINES = 200  # thin lines of an arm in a panel
+MOST_LINES = 200  # thin lines of an arm in a panel
 _MOST_PANELS = 11  # traits with a panel of their own; a pooled panel follows
 _MOST_BARS = 24  # traits in the comparison
 _MOST_ROWS = 30  # rows of the filter figure
@@ -109,9 +109,10 @@ def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     A merge by categories: a large sweep's curves have tens of millions of rows.
     """
     names = curves["run_id"].astype("category")
-    place = pd.Index(runs["run_id"]).get_indexer(names.cat.categories)[names.cat.codes]
-    found = np.flatnonzero(place >= 0)
-    columns = {name: runs[name].array[place[found]] for name in runs.columns if name != "run_id"}
+    codes, place = names.cat.codes.to_numpy(), pd.Index(runs["run_id"]).get_indexer(names.cat.categories)
+    found = np.flatnonzero((place >= 0)[codes])
+    place = place[codes[found]]
+    columns = {name: runs[name].array[place] for name in runs.columns if name != "run_id"}
     return curves.iloc[found].assign(**columns)
 
 
@@ -151,11 +152,11 @@ def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], sin
 
 
 def _lines(rows: pd.DataFrame, single: str) -> list[np.ndarray]:
-    """(points, 2) of each `single`, at most `_MOST_LINES` of them, evenly from all."""
+    """(points, 2) of each `single`, at most `MOST_LINES` of them, evenly from all."""
     places = pd.factorize(rows[single], sort=True)[0]
     count = places.max() + 1
-    if count > _MOST_LINES:
-        chosen = np.isin(places, np.linspace(0, count - 1, _MOST_LINES).round().astype(int))
+    if count > MOST_LINES:
+        chosen = np.isin(places, np.linspace(0, count - 1, MOST_LINES).round().astype(int))
         rows, places = rows[chosen], places[chosen]
     # A trait's mean first, so that the line of a base weighs its traits equally.
     of_trait = rows["value"].groupby([places, rows["step"].to_numpy(), rows["trait"].to_numpy()]).mean()

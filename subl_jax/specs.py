@@ -574,6 +574,11 @@ class Student(Node):
         if self.trait is not None and self.trait not in self.world.traits:
             raise InputError(f"Student.trait = {self.trait!r}: {nearest(self.trait, self.world.traits)}")
 
+    @functools.cached_property
+    def _run_id(self) -> str:
+        named = f"{self.key}/{arm_of(self)}/{trait_of(self)}"
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
+
 
 # What can write data, and what training can start from.
 Trained = Base | Teacher | Prompted | Student | Mix
@@ -633,8 +638,7 @@ def arm_of(student: Student) -> str:
 
 def run_id(student: Student) -> str:
     """A stable name of a row: from the student's key and its labels, so equal students may serve several rows."""
-    named = f"{student.key}/{arm_of(student)}/{trait_of(student)}"
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
+    return student._run_id
 
 
 def lineage(student: Student) -> dict[str, Any]:
@@ -682,17 +686,23 @@ def ancestry(student: Student) -> list[tuple[str, Spec]]:
     return found
 
 
+_PLAIN = (str, int, float, bool)
+_APART = (Node, World, Stream)
+
+
 def flat(prefix: str, spec: Spec) -> dict[str, Any]:
     """The fields of a spec and of its parts, but not of the nodes and the world it builds on, by dotted name."""
     columns: dict[str, Any] = {}
     for name, role in roles(type(spec)).items():
         value = getattr(spec, name)
-        if role == "label" or isinstance(value, Node | World | Stream):
+        if role == "label":
             continue
-        if isinstance(value, Spec):
+        if isinstance(value, _PLAIN):
+            columns[f"{prefix}.{name}"] = value
+        elif not isinstance(value, Spec):
+            columns[f"{prefix}.{name}"] = json.dumps(value)
+        elif not isinstance(value, _APART):
             columns.update(flat(f"{prefix}.{name}", value))
-        else:
-            columns[f"{prefix}.{name}"] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
     return columns
 
 

@@ -134,7 +134,8 @@ def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFram
             "step": step,
             "metric": pd.Categorical.from_codes(metric, metrics),
             "value": value,
-        }
+        },
+        copy=False,
     )
 
 
