@@ -171,14 +171,25 @@ class Machines:
 
     def mid_batch(self):
         """A node and its process, when a batch that is not of the first stage has begun, and is far from its end."""
-        stored = list((self.workdir / "artifacts").glob("*.json"))
-        saves = [len(list(folder.glob("seals/*.json"))) for folder in (self.workdir / "checkpoints").glob("*")]
-        if len(stored) < 2 or not any(1 <= count <= 10 for count in saves):
+        sidecars = list((self.workdir / "artifacts").glob("*.json"))
+        stored = {row["key"] for path in sidecars for row in json.loads(path.read_text())["rows"]}
+        if len(sidecars) < 2 or not any(
+            1 <= len(seals := list(folder.glob("seals/*.json"))) <= 10 and not _nodes(seals[0]) & {None, *stored}
+            for folder in (self.workdir / "checkpoints").glob("*")
+        ):
             return None
         return next(((node, pid) for node in self.nodes for pid in self.computing(node)), None)
 
     def facts(self):
         return json.loads((self.workdir / "sweep.json").read_text())
+
+
+def _nodes(seal):
+    """The keys of the batch that a save is of; none where its saves are being removed."""
+    try:
+        return set(json.loads(seal.read_text())["meta"]["nodes"])
+    except FileNotFoundError:
+        return {None}
 
 
 def _start(command, folder):
