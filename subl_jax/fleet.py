@@ -513,7 +513,7 @@ class _Worker:
             machines=dict(
                 peers.gather(
                     [
-                        f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}",
+                        f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[-8:]}",
                         [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()],
                     ]
                 )

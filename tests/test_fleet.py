@@ -263,6 +263,62 @@ def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
     assert_as_quiet(machines, quiet)
 
 
+# Ray's own autoscaler, with machines that are processes here: none at first, two at most.
+GROWING = {
+    "cluster_name": "growing",
+    "max_workers": 2,
+    "upscaling_speed": 2.0,
+    "idle_timeout_minutes": 0.1,
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "head_node_type": "ray.head.default",
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    **{f"{who}_commands": [] for who in ("initialization", "setup", "head_setup", "worker_setup")},
+    **{f"{who}_start_ray_commands": [] for who in ("head", "worker")},
+    **{"auth": {}, "file_mounts": {}, "cluster_synced_files": []},
+}
+
+
+@pytest.fixture
+def growing(tmp_path):
+    """The address of a cluster of a head that computes nothing, which starts machines as there is work for them."""
+    pytest.importorskip("ray")
+    (tmp_path / "cluster.json").write_text(json.dumps(GROWING))
+    # Machines of this kind look for their head at the usual port.
+    command = [pathlib.Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port=6379", "--num-cpus=0"]
+    command += [f"--autoscaling-config={tmp_path / 'cluster.json'}", "--include-dashboard=false"]
+    env = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    log = (tmp_path / "cluster.log").open("w")
+    head = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while "will now block" not in (tmp_path / "cluster.log").read_text():
+        assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "cluster.log").read_text()
+        time.sleep(0.1)
+    yield "127.0.0.1:6379"
+    head.terminate()
+    head.wait(60)
+    log.close()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_grows_with_the_work_gives_the_tables_of_one_machine(growing, quiet, tmp_path):
+    command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", TESTS / "tiny_sweep.py:large"]
+    command += ["--workdir", "out", "--launcher=ray", f"--ray_address={growing}", "--ray_resources=CPU=1", *LONG]
+    out, error = (process := _start(command, tmp_path)).communicate(timeout=300)
+    assert (process.returncode, error) == (0, ""), out
+    for name in TABLES:
+        table, wanted = (pd.read_parquet(workdir / f"{name}.parquet") for workdir in (tmp_path / "out", quiet))
+        pd.testing.assert_frame_equal(table, wanted)
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["fleet"]["machines"]) == 2
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(machines, quiet):
     process = machines.start()
@@ -366,7 +422,7 @@ def test_a_tpu_slice_is_reserved_by_ray_itself(machines, quiet):
     assert_as_quiet(machines, quiet)
     facts = machines.facts()["fleet"]
     assert facts["slice"] == {"hosts": 2, "resources": {"CPU": 1, "TPU": 4}, "tpu": ["v4", "2x2x2"]}
-    assert {name.rpartition("/")[2] for name in facts["machines"]} == {node.node_id[:8] for node in machines.nodes[:2]}
+    assert {name.rpartition("/")[2] for name in facts["machines"]} == {node.node_id[-8:] for node in machines.nodes[:2]}
 
 
 @pytest.mark.slow
