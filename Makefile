@@ -40,7 +40,7 @@ $(VENV)/installed-ray: $(VENV)/installed-test
 
 # The measurements of small models in docs/benchmarks.md, alone on the machine: over half an hour on two cores.
 bench: $(VENV)/installed-test
-	for question in training decoding sharing students scaling planning digits; do $(BIN)/python bench/$$question.py || exit 1; done
+	for question in training decoding sharing students scaling planning bookkeeping digits; do $(BIN)/python bench/$$question.py || exit 1; done
 	$(BIN)/python bench/summarise.py
 
 # Chat models against transformers and peft: an hour and a half.

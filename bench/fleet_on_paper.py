@@ -144,10 +144,10 @@ def _row(fleet: Fleet, name: str, parts: Mapping[str, float], shared: int, host:
 
 
 def host_seconds() -> float:
-    """Of bookkeeping per student, as measured for the largest sweep of planning.json."""
+    """Of bookkeeping per student, as measured for the largest sweep of bookkeeping.json."""
     import statistics
 
-    largest = json.loads((measuring.RESULTS / "planning.json").read_text())["sizes"][-1]
+    largest = json.loads((measuring.RESULTS / "bookkeeping.json").read_text())["sizes"][-1]
     return sum(statistics.median(each) for each in largest["seconds"].values()) / largest["students"]
 
 
@@ -160,9 +160,9 @@ def tables(data: Any = None) -> Sequence[Table]:
     note = (
         f"Measured on one H200: {sizing.REACHED:.0%} of the published peak for 7B. Assumed, **not measured**: the same "
         f"on v5e, {_SMALL_REACHED:.0%} for small matrices, of {fills}, and {_TRAFFIC_REACHED:.0%} of the published "
-        f"memory traffic. Host's bookkeeping: planning, keys and lineage at {number(1e3 * host)} ms a student on one "
-        "core (measured), as a share of the hour; over 100 % the host is slower than the chips. It leaves out tables, "
-        "the report and W&B."
+        f"memory traffic. Host's bookkeeping: from specs to the report at {number(1e3 * host)} ms a student on one "
+        "core (measured, toy language), as a share of the hour; over 100 % the host is slower than the chips. What is "
+        "done while chips compute is left out: storing, datasets, W&B."
     )
     return [Table("Fleets, worked out", columns, rows, note)]
 

@@ -24,6 +24,7 @@ MEASURED = (
         "scaling",
         "ray_overhead",
         "planning",
+        "bookkeeping",
         "digits",
         "accelerator",
     ),

@@ -522,15 +522,15 @@ def dose_response(
     ok = runs[(runs["status"] == "ok") & runs["trait"].notna()]
     swept = statistics.swept_columns(runs)
     panels = [
-        (world, field)
+        (world, field, along)
         for world, rows in ok.groupby("world")
-        for field in swept
+        for field, along in _axes(rows, swept)
         if 1 < rows[field].nunique() <= (np.inf if _is_number(rows[field]) else _MOST_WORDS)
     ]
     if not panels:
         return None
     figure, axes = _panels(len(panels), height=2.9, most_across=3)
-    for axis, (world, field) in zip(axes, panels, strict=True):
+    for axis, (world, field, along) in zip(axes, panels, strict=True):
         rows = ok[ok["world"] == world]
         words = [] if _is_number(rows[field]) else list(rows[field].dropna().astype(str).unique())
         if words:
@@ -557,11 +557,26 @@ def dose_response(
         if chances:
             axis.axhline(np.mean(chances), color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if rows["target_end"].min() < 0 else 0.0)
-        axis.set_xlabel(field if ok["world"].nunique() == 1 else f"{field} ({world})", fontsize=9)
+        label = "\nwith ".join([field, *along])
+        axis.set_xlabel(label if ok["world"].nunique() == 1 else f"{label} ({world})", fontsize=9)
         axis.tick_params(labelbottom=True)
     figure.supylabel("P(trait) at the end", fontsize=9.5)
     _legend(figure, _present(colours, ok["arm"]), colours, chance=bool(base_rate))
     return figure
+
+
+def _axes(rows: pd.DataFrame, fields: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The fields, each with those whose values go with its own one to one, such as a rank with its alpha."""
+    found: list[tuple[str, list[str]]] = []
+    for field in fields:
+        for first, along in found:
+            pairs = rows[[first, field]].astype(str).drop_duplicates()
+            if len(pairs) == pairs[first].nunique() == pairs[field].nunique():
+                along.append(field)
+                break
+        else:
+            found.append((field, []))
+    return found
 
 
 def _draw_dose(

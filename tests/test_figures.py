@@ -179,6 +179,16 @@ def test_dose_response_has_a_panel_for_each_swept_number():
     assert line.get_ydata()[1] == pytest.approx(same["target_end"].mean())
 
 
+def test_fields_that_go_together_have_one_panel():
+    runs = fake_runs(traits=("owl",), swept={"student.lora.rank": (2, 4, 8), "data.size": (100, 200)})
+    runs["student.lora.alpha"] = 2.0 * runs["student.lora.rank"]
+    axes = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
+    labels = [axis.get_xlabel() for axis in axes]
+    assert labels == ["student.lora.rank\nwith student.lora.alpha", "data.size"]
+    runs.loc[runs.index[0], "student.lora.alpha"] = 7.0
+    assert len(visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))) == 3
+
+
 def test_dose_response_draws_an_arm_without_the_field_across():
     runs = fake_runs(traits=("owl",), swept={"teacher.train.steps": (100.0, 200.0)})
     (axis,) = visible(figures.dose_response(runs, {}, figures.arm_colours(runs)))
