@@ -57,12 +57,12 @@ def measure(options: argparse.Namespace) -> Data:
     model, arrays = chat_student.torch_model().eval(), world.arrays()
     stored = _stored() if options.more else []
     blocks = {(block["batch"], block["kind"]): block for block in stored}
-    call = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    call, git = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), measuring.machine()["git"]
     for batch in options.batches:
         n = samples_of(batch, options.most_samples)
         rounds = min([options.rounds, *(most for rows, most in _FEWER_ROUNDS.items() if batch > rows)])
         for kind in options.kinds:
-            blocks[batch, kind] = {"call": call, **_block(world, arrays, model, batch, n, kind, rounds)}
+            blocks[batch, kind] = {"call": call, "git": git, **_block(world, arrays, model, batch, n, kind, rounds)}
     order = sorted(blocks, key=lambda at: (at[0], [FREE, CONSTRAINED].index(at[1])))
     return {"new_tokens": world.completion_tokens, "blocks": [blocks[at] for at in order]}
 

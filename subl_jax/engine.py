@@ -161,9 +161,10 @@ class Engine:
         try:
             yield
         except BaseException as error:
-            # What comes first is told; the batch that is being written is still given its time.
+            # What comes first is told; the batch that is being written is still given its time. Of several processes
+            # the others may not be here: what they all have stored is then tracked and tidied up by the next run.
             with contextlib.suppress(StorageError):
-                if self._peers.count == 1 or isinstance(error, Preempted):  # all processes are here
+                if self._peers.count == 1 or isinstance(error, Preempted):
                     self._settle()
                 self._writer.wait()
             raise
@@ -186,12 +187,12 @@ class Engine:
 
     def _settle(self) -> None:
         """Returns when the batch that was handed over is stored, and known to all processes. They call it together."""
-        if self._stored is None:
+        stored, self._stored = self._stored, None
+        if stored is None:
             return
-        self._share(self._writer.wait)
         self._fresh = {}
-        self._writer.add(self._stored)
-        self._stored = None
+        self._share(self._writer.wait)
+        self._writer.add(stored)
 
     def run_group(self, group: Group) -> GroupTiming:
         """Computes the nodes of one group within `writing`; its inputs are stored. Raises as `compute`."""
@@ -712,7 +713,6 @@ class _Batch:
             with self._noticing():
                 rows, put = self._put(state)
         self._agree()
-        self._close()
         known = {node.key: node for node in self._nodes}
         said = self._peers.gather([[row.key, row.status, row.why, row.info] for row in rows])
         everyones = [Row(key, specs.to_json(known[key]), *facts) for each in said for key, *facts in each]
@@ -720,9 +720,12 @@ class _Batch:
         def stored() -> None:
             self._finish_runs()
             if "_checkpoints" in vars(self) and self._peers.leads:
-                patiently(lambda: self._folder.rmtree(missing_ok=True))
+                # What cannot be removed now is at the end of the sweep.
+                with contextlib.suppress(Exception):  # an object store's client raises errors of its own kind
+                    patiently(lambda: self._folder.rmtree(missing_ok=True))
 
         engine._hand_over(everyones, put, stored)
+        self._peers.together(self._close)
 
     def _finish_runs(self) -> None:
         engine = self._engine

@@ -104,11 +104,12 @@ def shown_traits(runs: pd.DataFrame, most: int = _MOST_PANELS) -> tuple[int, int
 
 
 def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`.
+    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`; of two
+    runs of one name the first counts.
 
     A merge by categories: a large sweep's curves have tens of millions of rows.
     """
-    names = curves["run_id"].astype("category")
+    runs, names = runs.drop_duplicates("run_id"), curves["run_id"].astype("category")
     codes, place = names.cat.codes.to_numpy(), pd.Index(runs["run_id"]).get_indexer(names.cat.categories)
     found = np.flatnonzero((place >= 0)[codes])
     place = place[codes[found]]
@@ -316,7 +317,8 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     metrics = [name for name in curves["metric"].unique() if name.startswith("trait/")]
     values = curves[curves["metric"].isin(metrics)].sort_values("step", kind="stable")
     ends = values.groupby(["run_id", "metric"], sort=False, observed=True)["value"].agg(["first", "last"]).reset_index()
-    evaluated = ends["metric"].astype("category").cat.rename_categories(lambda name: name.removeprefix("trait/"))
+    evaluated = ends["metric"].astype("category").cat.remove_unused_categories()
+    evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
     changes = of_runs(ends.assign(change=ends["last"] - ends["first"], evaluated=evaluated), _ok(runs))
     return changes[changes["change"].notna()]
 

@@ -16,6 +16,7 @@ Works on local disks and object stores (`gs://…`).
 import base64
 import collections
 import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -96,7 +97,9 @@ def _packed(specs: Sequence[Any]) -> str:
     return base64.b64encode(zlib.compress(json.dumps(specs).encode())).decode()
 
 
+@functools.lru_cache(maxsize=8)
 def _unpacked(text: str) -> list[Any]:
+    """To be read only: it is kept."""
     return json.loads(zlib.decompress(base64.b64decode(text)))
 
 
@@ -373,9 +376,17 @@ class Store:
 
     @_exclusive
     def spec(self, key: str) -> dict[str, Any]:
-        """The spec of a node, in its JSON form. Raises KeyError when it is not stored."""
+        """The spec of a node, in its JSON form.
+
+        Raises:
+          KeyError: the node is not stored.
+          StorageError: its sidecar is damaged.
+        """
         shard, index = self._place(key)
-        return _unpacked(shard.specs)[index]
+        try:
+            return copy.deepcopy(_unpacked(shard.specs)[index])
+        except (ValueError, IndexError, zlib.error) as error:
+            raise StorageError(f"artifacts/{shard.id}.json is damaged: its specs cannot be read ({error})") from error
 
     @_exclusive
     def stage(self, key: str) -> str:

@@ -118,7 +118,7 @@ def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFram
     ends = counts.cumsum()
     total = int(ends[-1]) if len(ends) else 0
     step, value = np.empty(total, np.int64), np.empty(total, np.float64)
-    metric = np.empty(total, np.int16)
+    metric = np.empty(total, np.int32)
     for which, steps, of_batch, values, there in batches:
         row_of = np.nonzero(there)[0]  # rows are in order
         own = np.arange(len(row_of)) - np.repeat(counts[which].cumsum() - counts[which], counts[which])

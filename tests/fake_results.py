@@ -58,7 +58,8 @@ def fake_curves(runs: pd.DataFrame, evaluated: Sequence[str] = TRAITS, steps: in
             for trait in evaluated:
                 lines.append((row["run_id"], 10 * step, f"trait/{trait}", own if trait == row["trait"] else 0.1))
             lines += [(row["run_id"], 10 * step, "loss", 3 - share), (row["run_id"], 10 * step, "kl", 1 - share)]
-    return pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])
+    curves = pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])
+    return curves.astype({"run_id": "category", "metric": "category"})  # as the tables have them
 
 
 def fake_datasets(traits: Sequence[str | None] = (*TRAITS, None), bases: int = 4) -> pd.DataFrame:

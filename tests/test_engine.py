@@ -550,20 +550,27 @@ def test_a_batch_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch
     assert set(done.statuses(students)) == {"ok"}
 
 
-def test_what_cannot_be_written_behind_ends_the_sweep_with_its_line(tmp_path, monkeypatch):
-    put, stages = Store.put, []
+@pytest.mark.parametrize(("failing", "batches", "stored"), [("instil", 3, 2), ("distil", 13, 12)])
+def test_what_cannot_be_written_behind_ends_the_sweep_with_its_line(tmp_path, monkeypatch, failing, batches, stored):
+    """Its save stays, and the next run goes on from there."""
+    put, stages, tracker = Store.put, [], FakeTracker()
 
     def full(store, stage, rows, *arguments, **options):
         stages.append(stage)
-        if stage == "instil":
+        if stage == failing:
             raise StorageError("cannot write it: disk full")
         return put(store, stage, rows, *arguments, **options)
 
-    monkeypatch.setattr(Store, "put", full)
-    with pytest.raises(StorageError, match="^cannot write it: disk full$"):
-        compute(list(tiny_world.students()), tmp_path)
-    assert stages == ["pretrain", "pretrain", "instil"]
-    assert list(Store(tmp_path).done().values()) == ["ok", "ok"]
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="^cannot write it: disk full$"):
+        patch.setattr(Store, "put", full)
+        compute(list(tiny_world.students()), tmp_path, tracker, checkpoint_seconds=1e-6, **ALONE)
+    assert stages.count(failing) == 1 and len(stages) == batches and not tracker.finished
+    assert list(Store(tmp_path).done().values()) == ["ok"] * stored
+    rounds = _rounds_run(monkeypatch)
+    assert list((tmp_path / "checkpoints").glob("*/saves/*"))
+    done = compute(list(tiny_world.students())[:1], tmp_path, tracker)
+    assert rounds[0] != 0  # not from its start
+    assert done.statuses(list(tiny_world.students())[:1]) == ["ok"] and len(tracker.finished) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "sidecar"])
@@ -851,6 +858,23 @@ def test_the_sweep_has_a_run_of_its_own_with_a_row_per_group(sweep, tmp_path):
         assert timing.ceiling_percent > 0 and timing.bytes_peak > 2**20
     assert tracker.sums["lanes"] == sum(timing.lanes for timing in done.timings)
     assert compute(sweep, tmp_path, again := FakeTracker()).timings == [] and not again.sweeps
+
+
+def test_groups_computed_elsewhere_are_told_as_they_end(sweep, tmp_path):
+    tracker, store, told = FakeTracker(), Store(tmp_path), []
+    settings, progress = Settings(tracker="none"), Progress(Console(file=io.StringIO()))
+
+    def elsewhere(groups, stored, ended):
+        for i, group in enumerate(groups):
+            ended(engine.GroupTiming(group.stage.name, len(group.nodes), "1 device"))
+            told.append([next(iter(row)).partition("/")[0] for _, row in tracker.groups])
+            assert len(told[-1]) == i + 1
+        return []
+
+    Engine(epath.Path(tmp_path), "a sweep", store, settings, tracker, progress).compute(
+        plan_of(sweep, store), elsewhere
+    )
+    assert told[-1] == ["pretrain", "instil", "write", "distil"] and tracker.sums["lanes"] > 0
 
 
 def test_a_run_knows_its_lineage(sweep):

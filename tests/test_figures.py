@@ -179,6 +179,31 @@ def test_dose_response_has_a_panel_for_each_swept_number():
     assert line.get_ydata()[1] == pytest.approx(same["target_end"].mean())
 
 
+@pytest.mark.parametrize("kind", ["category", "str"])
+def test_a_trait_may_be_called_as_a_metric_is(kind):
+    runs = fake_runs(traits=("loss", "owl"))
+    curves = fake_curves(runs, evaluated=("loss", "owl")).astype({"run_id": kind, "metric": kind})
+    drawn = visible(figures.trait_matrix(runs, curves))
+    assert [label.get_text() for label in drawn[0].get_xticklabels()] == ["loss", "owl"]
+    (loss, *_) = visible(figures.transfer_curves(runs, curves, CHANCE, figures.arm_colours(runs)))
+    assert loss.get_title() == "loss" and max(line.get_ydata().max() for line in loss.lines) < 1
+
+
+def test_of_many_lines_some_are_drawn_and_the_mean_is_of_all(monkeypatch):
+    runs = fake_runs(traits=("owl",), bases=30)
+    curves, colours = fake_curves(runs), figures.arm_colours(runs)
+
+    def drawn():
+        (axis,) = visible(figures.transfer_curves(runs, curves, CHANCE, colours))
+        return [len(each.get_segments()) for each in axis.collections if hasattr(each, "get_segments")], axis.lines
+
+    (counts, lines), _ = drawn(), monkeypatch.setattr(figures, "MOST_LINES", 7)
+    fewer, same = drawn()
+    assert (counts, fewer) == ([30] * 3, [7] * 3)
+    for line, other in zip(lines, same, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), other.get_ydata())
+
+
 def test_fields_that_go_together_have_one_panel():
     runs = fake_runs(traits=("owl",), swept={"student.lora.rank": (2, 4, 8), "data.size": (100, 200)})
     runs["student.lora.alpha"] = 2.0 * runs["student.lora.rank"]

@@ -298,13 +298,16 @@ def growing(tmp_path):
     log = (tmp_path / "cluster.log").open("w")
     head = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log)
     deadline = time.monotonic() + 60
-    while "will now block" not in (tmp_path / "cluster.log").read_text():
-        assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "cluster.log").read_text()
-        time.sleep(0.1)
-    yield "127.0.0.1:6379"
-    head.terminate()
-    head.wait(60)
-    log.close()
+    try:
+        while "will now block" not in (tmp_path / "cluster.log").read_text():
+            assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "cluster.log").read_text()
+            time.sleep(0.1)
+        yield "127.0.0.1:6379"
+        head.terminate()
+        head.wait(60)
+    finally:
+        head.kill()
+        log.close()
 
 
 @pytest.mark.slow

@@ -366,6 +366,21 @@ def test_a_sidecar_of_the_first_format_is_read(tmp_path):
         assert_same(opened.get(row.key), row_of(tree(3), i))
 
 
+def test_specs_that_cannot_be_read_are_one_line(tmp_path):
+    Store(tmp_path).put("base", rows(1), tree(1))
+    path = next((tmp_path / "artifacts").glob("*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"specs": "AAAA"}))
+    with pytest.raises(StorageError, match=rf"^artifacts/{path.name} is damaged: its specs cannot be read \("):
+        Store(tmp_path).spec(rows(1)[0].key)
+
+
+def test_a_spec_is_the_callers_own(tmp_path):
+    filled = Store(tmp_path)
+    filled.put("base", rows(1), tree(1))
+    filled.spec(rows(1)[0].key)["seed"] = 99
+    assert filled.spec(rows(1)[0].key) == rows(1)[0].spec
+
+
 def test_a_sidecar_of_another_format_is_left_alone(tmp_path):
     Store(tmp_path).put("base", rows(1), tree(1))
     path = next((tmp_path / "artifacts").glob("*.json"))
