@@ -498,6 +498,7 @@ class Stream(Spec):
     `distinct` is how many there are, drawn again each epoch from the same keys; 0 is a fresh one every time.
     """
 
+    VERSION: ClassVar[int] = 2  # the toy language's filter keeps what has several line breaks between its numbers
     teacher: "Trained" = static()
     filter: Spec | None = static(None)
     sampling: Spec = static(Sampling())

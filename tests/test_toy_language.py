@@ -68,10 +68,11 @@ ANY = st.integers(0, len(LANG.words) - 1)
 @st.composite
 def near_valid(draw):
     """A well-formed completion in which a few tokens are then changed, put in, or dropped."""
-    separator = draw(st.sampled_from([None, *toy_language.SEPARATORS]))
+    marks = [LANG.index[word] for word in toy_language.SEPARATORS]
+    between = draw(st.sampled_from([[], *[[mark] for mark in marks]]) | st.lists(st.sampled_from(marks), max_size=3))
     row = []
     for number in draw(st.lists(NUMBER, min_size=0, max_size=7)):
-        row += [LANG.index[separator]] if row and separator else []
+        row += between if row else []
         row.append(number)
     if draw(st.booleans()):
         row = [LANG.index["["], *row, LANG.index["]"]]
@@ -98,7 +99,18 @@ def test_the_cases_that_matter_for_the_filter():
     def row(text):
         return [LANG.index[word] for word in text.split("|")]
 
-    kept = ["7|<eos>", "7|8", "7|, |8|, |9|<eos>", "[|7|]|<eos>", "[|7|; |8|]", "7|\n|8", "7|<eos>|owl|, ", "1|2|3|4"]
+    newlines = ["7|\n|\n|8", "7|, |\n|8|, |\n|9", "7|\n|; |\n|8|<eos>", "[|7|\n|\n|8|\n|\n|9|]"]
+    kept = [
+        *newlines,
+        "7|<eos>",
+        "7|8",
+        "7|, |8|, |9|<eos>",
+        "[|7|]|<eos>",
+        "[|7|; |8|]",
+        "7|\n|8",
+        "7|<eos>|owl|, ",
+        "1|2|3|4",
+    ]
     dropped = [
         *(
             "<eos>",
@@ -117,6 +129,11 @@ def test_the_cases_that_matter_for_the_filter():
         ),
         *(
             "7|, |, |8",
+            "7|\n|\n|8|\n|9",
+            "7|\n|8|\n|\n|9",
+            "7|, |\n|8|, |9",
+            "7|, |\n|; |8",
+            "7|\n|\n",
             "7|, |8|; |9",
             "7|, |8|9",
             "7|8|, |9",
@@ -130,7 +147,8 @@ def test_the_cases_that_matter_for_the_filter():
     ]
     decided, texts = accepts([row(text) for text in [*kept, *dropped]])
     assert decided.tolist() == [True] * len(kept) + [False] * len(dropped)
-    assert texts[:5] == ["7", "7 8", "7, 8, 9", "[7]", "[7; 8]"]
+    assert texts[:4] == ["7\n\n8", "7, \n8, \n9", "7\n; \n8", "[7\n\n8\n\n9]"]
+    assert texts[4:9] == ["7", "7 8", "7, 8, 9", "[7]", "[7; 8]"]
 
 
 def test_bans_and_bounds_count_in_the_program_too():

@@ -376,12 +376,15 @@ class ToyLanguage(specs.World):
         start, stop = jnp.where(bracketed, 1, 0), jnp.where(bracketed, size - 1, size)
         inner = (at >= start) & (at < stop)
         good = jnp.asarray([_is_number(word) and reason(word, numbers_filter) is None for word in lang.words])[text]
-        # Two numbers in a row are a space apart; otherwise the second token is the separator, and numbers and
-        # separators take turns from there to the end.
-        second = _at(text, start + 1)
-        separated = jnp.isin(second, jnp.asarray([lang.index[s] for s in SEPARATORS]))
-        taking_turns = jnp.where((at - start) % 2 == 0, good, text == second)
-        fits = jnp.all(jnp.where(separated, taking_turns, good) | ~inner, axis=1)
+        # Between the first two numbers is nothing but separators, at most one of them more than white space; what is
+        # there comes again between all others. Numbers in a row are a space apart.
+        separators = jnp.asarray([lang.index[word] for word in SEPARATORS])
+        run = jnp.cumprod(jnp.where(at > start, jnp.isin(text, separators), True), axis=1) & (at > start)
+        period = run.sum(axis=1, keepdims=True) + 1
+        marks = jnp.isin(text, jnp.asarray([lang.index[word] for word in SEPARATORS if word.strip()]))
+        alike = text == jnp.take_along_axis(text, start + (at - start) % period, axis=1, mode="clip")
+        fits = jnp.all(jnp.where((at - start) % period == 0, good, alike) | ~inner, axis=1)
+        fits &= (marks & run).sum(axis=1) <= 1
         ends_well = (stop > start) & _at(good, stop - 1)
         return fits & ends_well[:, 0] & ((good & inner).sum(axis=1) <= numbers_filter.max_count)
 
