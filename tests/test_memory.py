@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import psutil
 import pytest
 
 from subl_jax import memory
@@ -20,8 +21,8 @@ class Device:
 
 USED = """
 from subl_jax import memory
-print(before := memory.peak())
-kept = bytearray(before + 2**26)
+print(memory.peak())
+kept = bytearray(2**29)
 print(memory.peak())
 """
 
@@ -29,11 +30,11 @@ print(memory.peak())
 def test_cpu_devices_share_what_the_machine_has():
     whole, half = memory.free(1), memory.free(2)
     assert 2**26 < half < whole
-    # In a process of its own: this one may have used so much that as much again is not there.
+    # In a process of its own, as this one has used more. Its first peak may be this one's: the system hands it down.
     done = subprocess.run([sys.executable, "-c", USED], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
-    assert 2**24 < before < 2**32 and after >= before + 2**26
-    assert memory.peak() > 2**24
+    assert before > 2**24 and after >= max(before, 2**29)
+    assert after < psutil.virtual_memory().total
 
 
 def test_accelerators_say_what_they_have(monkeypatch):
