@@ -7,14 +7,13 @@ every file, and the tables, statistics and report that end every sweep.
 """
 
 import argparse
+import functools
 import json
 import pathlib
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import measuring
@@ -22,7 +21,6 @@ import planning
 from measuring import Data, Spread, Table
 
 NAME = "bookkeeping"
-COUNTS = (1_000, 10_000, 100_000)
 ROUNDS = 3
 BATCH = 256
 POINTS = 11
@@ -47,11 +45,8 @@ def fill(workdir: str, count: int) -> Data:
             tree = {"params": rng.random((len(nodes), 16), np.float32)}
             curves = None if writes else _curves(rng, nodes[0].world, group.stage.name, len(nodes))
             steps = np.arange(POINTS) * 64
-            seconds += measuring.timed(
-                lambda group=group, rows=rows, tree=tree, curves=curves, steps=steps: store.put(
-                    group.stage.name, rows, tree, curves, steps if curves else None
-                )
-            )
+            put = functools.partial(store.put, group.stage.name, rows, tree, curves, steps if curves else None)
+            seconds += measuring.timed(put)
             stored += len(nodes)
     return {"nodes": stored, "seconds": seconds}
 
@@ -73,19 +68,14 @@ def keep_books(workdir: str, count: int) -> Data:
     """Seconds of each part, and bytes that the process had in memory at most."""
     from etils import epath
 
-    from subl_jax import report, specs, tables
+    from subl_jax import memory, report, specs, tables
     from subl_jax.analysis import statistics
     from subl_jax.atomic import write_parquet_atomic
     from subl_jax.engine import plan_of
     from subl_jax.store import Store
 
-    made: dict[str, Any] = {}
-
-    def part(name: str, run: Callable[[], Any]) -> float:
-        def keep() -> None:
-            made[name] = run()
-
-        return measuring.timed(keep)
+    parts = measuring.Parts()
+    made = parts.made
 
     def to_disk() -> None:
         for name in ("runs", "curves", "datasets", "summary"):
@@ -94,24 +84,21 @@ def keep_books(workdir: str, count: int) -> Data:
     def write_report() -> None:
         report.write_report(workdir, made["runs"], made["curves"], made["summary"], made["datasets"], {})
 
-    seconds = {
-        "specs": part("specs", lambda: specs.checked(planning.students_of(count))),
-        "index": part("store", lambda: Store(workdir)),
-        "plan": part("plan", lambda: plan_of(made["specs"], made["store"])),
-        "runs": part("runs", lambda: tables.runs_table("sweep", made["specs"], made["store"])),
-        "curves": part("curves", lambda: tables.curves_table(made["specs"], made["store"])),
-        "datasets": part("datasets", lambda: tables.datasets_table(made["specs"], made["store"])),
-        "summary": part("summary", lambda: statistics.summarise(made["runs"])),
-        "tables to disk": part("", to_disk),
-        "report": part("", write_report),
-    }
+    parts.time("specs", lambda: specs.checked(planning.students_of(count)))
+    parts.time("index", lambda: Store(workdir))
+    parts.time("plan", lambda: plan_of(made["specs"], made["index"]))
+    parts.time("runs", lambda: tables.runs_table("sweep", made["specs"], made["index"]))
+    parts.time("curves", lambda: tables.curves_table(made["specs"], made["index"]))
+    parts.time("datasets", lambda: tables.datasets_table(made["specs"], made["index"]))
+    parts.time("summary", lambda: statistics.summarise(made["runs"]))
+    parts.time("tables to disk", to_disk)
+    parts.time("report", write_report)
     assert not made["plan"].groups and len(made["runs"]) == count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "bytes_peak": peak, "curve_rows": len(made["curves"])}
+    return {"seconds": parts.seconds, "bytes_peak": memory.peak(), "curve_rows": len(made["curves"])}
 
 
 def measure(options: argparse.Namespace) -> Data:
-    counts, rounds = (COUNTS[:1], 1) if options.quick else (COUNTS, ROUNDS)
+    counts, rounds = (planning.COUNTS[:1], 1) if options.quick else (planning.COUNTS, ROUNDS)
     return {"sizes": [_size(count, rounds) for count in counts]}
 
 

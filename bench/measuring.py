@@ -103,6 +103,19 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+class Parts:
+    """The parts of one run, in order: the seconds that each took, and what it made for those after it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.made: dict[str, Any] = {}
+
+    def time(self, name: str, run: Callable[[], Any]) -> None:
+        began = time.perf_counter()
+        self.made[name] = run()
+        self.seconds[name] = time.perf_counter() - began
+
+
 def steps_for(run: Callable[[int], object], seconds: float, few: int) -> int:
     """How many steps `run(steps)` does in about `seconds`, at least `few`."""
     run(few)

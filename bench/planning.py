@@ -49,22 +49,14 @@ def plan_once(count: int) -> tuple[Data, Any]:
     from subl_jax import specs
     from subl_jax.plan import make_plan
 
-    made: dict[str, Any] = {}
-
-    def part(name: str, run: Any) -> float:
-        def keep() -> None:
-            made[name] = run()
-
-        return measuring.timed(keep)
-
-    seconds = {
-        "specs": part("specs", lambda: list(students_of(count))),
-        "check": part("check", lambda: specs.checked(made["specs"])),
-        "plan": part("plan", lambda: make_plan(made["specs"], ())),
-        "run ids": part("run ids", lambda: [specs.run_id(student) for student in made["specs"]]),
-        "lineage": part("lineage", lambda: [specs.lineage(student) for student in made["specs"]]),
-    }
-    return seconds, made["plan"]
+    parts = measuring.Parts()
+    made = parts.made
+    parts.time("specs", lambda: list(students_of(count)))
+    parts.time("check", lambda: specs.checked(made["specs"]))
+    parts.time("plan", lambda: make_plan(made["specs"], ()))
+    parts.time("run ids", lambda: [specs.run_id(student) for student in made["specs"]])
+    parts.time("lineage", lambda: [specs.lineage(student) for student in made["specs"]])
+    return parts.seconds, made["plan"]
 
 
 def measure(options: argparse.Namespace) -> Data:

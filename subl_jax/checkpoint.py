@@ -198,7 +198,7 @@ class Checkpoints:
         target = {**_named("state", state), **_named("records", records)}
         # Not through the manager: it ends in a barrier on the devices, at which the other processes would wait for ever
         # for one that could not read.
-        path = self._directory / "saves" / str(id) / "default"
+        path = self._directory / "saves" / str(id) / ocp.checkpoint_manager.DEFAULT_ITEM_NAME
         restored = ocp.StandardCheckpointHandler().restore(path, args=ocp.args.StandardRestore(target))
         state = [
             _placed(restored.get(name, leaf), wanted.shape, getattr(wanted, "sharding", None) or device)

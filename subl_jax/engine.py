@@ -713,9 +713,8 @@ class _Batch:
             with self._noticing():
                 rows, put = self._put(state)
         self._agree()
-        known = {node.key: node for node in self._nodes}
         said = self._peers.gather([[row.key, row.status, row.why, row.info] for row in rows])
-        everyones = [Row(key, specs.to_json(known[key]), *facts) for each in said for key, *facts in each]
+        everyones = [Row(key, None, *facts) for each in said for key, *facts in each]
 
         def stored() -> None:
             self._finish_runs()

@@ -449,14 +449,13 @@ def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]
     """The end values of metrics such as `class/3`, but for the traits': a panel per metric, an x place per name."""
     if curves.empty:
         return None
-    names = curves["metric"].unique().astype(str)
-    parts = {name: name.partition("/")[::2] for name in names if "/" in name}
-    shown = {name: part for name, part in parts.items() if part[0] not in ("trait", "rate")}
+    metrics = curves["metric"].unique()
+    shown = [name for name in metrics if "/" in name and not name.startswith(("trait/", "rate/"))]
     rows = of_runs(curves[curves["metric"].isin(shown) & curves["value"].notna()], _ok(runs))
-    kind_of, place_of = ({name: part[i] for name, part in shown.items()} for i in range(2))
-    rows = rows.assign(kind=rows["metric"].astype(str).map(kind_of), place=rows["metric"].astype(str).map(place_of))
     if rows.empty:
         return None
+    names = rows["metric"].astype(str).str.partition("/")
+    rows = rows.assign(kind=names[0], place=names[2])
     last = rows[rows["step"] == rows.groupby("run_id", observed=True)["step"].transform("max")]
     kinds = list(last["kind"].unique())
     figure, axes = _panels(len(kinds), height=2.9, most_across=2)

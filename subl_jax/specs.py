@@ -642,6 +642,11 @@ def run_id(student: Student) -> str:
     return student._run_id
 
 
+def named(students: Iterable[Student]) -> dict[str, Student]:
+    """The students by the names of their rows, each once."""
+    return {run_id(student): student for student in students}
+
+
 def lineage(student: Student) -> dict[str, Any]:
     """Every field of the student and of all it descends from, flat: `student.train.lr`, `teacher.until`, `base.seed`, …
 
@@ -742,7 +747,7 @@ def checked(students: Iterable[Student], where: str = "the sweep") -> list[Stude
                 f"{where} yields a student ({arm_of(student)}) whose data has no trait behind it; say which "
                 f"trait it is compared for: Student(..., trait={student.world.traits[0]!r})"
             )
-    return list({run_id(student): student for student in students}.values())
+    return list(named(students).values())
 
 
 # --- from specs to programs: what is static, what is traced ---

@@ -304,9 +304,7 @@ class Store:
         """Lets go of the arrays of a batch; rows and curves stay. Returns its entry. Raises as `get` and `put`."""
         shard = self._shards[id]
         with self._reading(shard) as file:
-            names = set(file.keys())
-            curves = {name.removeprefix("curves/"): file.get_tensor(name) for name in names if "curves/" in name[:7]}
-            steps = next((file.get_tensor(name) for name in ("steps", "row_steps") if name in names), None)
+            steps, curves = _curves_in(file, file.get_tensor)
         return self.put(shard.stage, shard.rows, None, curves, steps, bare=True, specs=shard.specs)
 
     @_exclusive
@@ -425,12 +423,8 @@ class Store:
         if shard.data is None:
             return np.zeros(0, int), {}
         with self._reading(shard) as file:
-            names = sorted(file.keys())
-            curves = [name for name in names if name.startswith("curves/")]
-            values = {name.removeprefix("curves/"): _row_of(file, name, index) for name in curves}
-            if "steps" in names:
-                return file.get_tensor("steps"), values
-            return (_row_of(file, "row_steps", index) if "row_steps" in names else np.zeros(0, int)), values
+            steps, values = _curves_in(file, lambda name: _row_of(file, name, index))
+        return np.zeros(0, int) if steps is None else steps, values
 
     def many_curves(self, keys: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
         """The curves of many nodes, a batch at a time: `(which, steps, {metric: values})`. Raises as `get`.
@@ -447,12 +441,7 @@ class Store:
         for id, pairs in places.items():
             which, rows = np.array(pairs).T
             with self._mutex, self._reading(self._shards[id]) as file:
-                names = sorted(file.keys())
-                curves = [name for name in names if name.startswith("curves/")]
-                values = {name.removeprefix("curves/"): file.get_tensor(name)[rows] for name in curves}
-                steps = file.get_tensor("steps") if "steps" in names else None
-                if steps is None and values:
-                    steps = file.get_tensor("row_steps")[rows]
+                steps, values = _curves_in(file, lambda name, file=file, rows=rows: file.get_tensor(name)[rows])
             if values:
                 yield which, steps, values
 
@@ -647,6 +636,15 @@ def _map_names(function: Callable[[str], np.ndarray], structure: Any) -> Any:
     if isinstance(structure, list):
         return [_map_names(function, value) for value in structure]
     return None if structure is None else function(structure)
+
+
+def _curves_in(file: Any, rows_of: Callable[[str], np.ndarray]) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """`(steps, {metric: values})` of an open data file, where `rows_of` gives the wanted rows of a tensor by name."""
+    names = sorted(file.keys())
+    values = {name.removeprefix("curves/"): rows_of(name) for name in names if name.startswith("curves/")}
+    if "steps" in names:
+        return file.get_tensor("steps"), values
+    return rows_of("row_steps") if "row_steps" in names else None, values
 
 
 def _row_of(file: Any, name: str, index: int) -> np.ndarray:

@@ -9,8 +9,6 @@ import pandas as pd
 from subl_jax import specs
 from subl_jax.store import Store
 
-CURVES = ("run_id", "step", "metric", "value")
-
 
 def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A record with one entry per number: `trait` of shape (…, traits) becomes `trait/<name>` of shape (…) each."""
@@ -26,7 +24,7 @@ def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str
 
 def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
     """One row per student: identity, arm, trait, lineage, how it ended, and P(trait) before and after."""
-    named = _named(students)
+    named = specs.named(students)
     ids, students = list(named), list(named.values())
     rows = [store.row(student.key) for student in students]
     writers = [specs.source(student) for student in students]
@@ -54,14 +52,6 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
     return pd.concat([pd.DataFrame(columns), _lineages(students)], axis=1)
 
 
-def _named(students: Sequence[specs.Student]) -> dict[str, specs.Student]:
-    """The rows of the tables: equal students of two labels are two, those of one label one."""
-    named: dict[str, specs.Student] = {}
-    for student in students:
-        named.setdefault(specs.run_id(student), student)
-    return named
-
-
 def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarray, np.ndarray]:
     """P of each student's trait, first and last; nan where it was not measured."""
     begins, ends = np.full((2, len(students)), np.nan)
@@ -75,22 +65,19 @@ def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarra
 
 def _lineages(students: Sequence[specs.Student]) -> pd.DataFrame:
     """`specs.lineage` of every student. What students share is flattened once: there may be 100,000 of them."""
-    parts: dict[str, dict[int, dict[str, Any]]] = {}  # role → id of a spec → its columns
-    places: dict[str, np.ndarray] = {}  # role → which of these each student has, or -1
+    parts: dict[str, list[dict[str, Any]]] = {}  # role → columns of each spec that has it
+    known: dict[tuple[str, int], int] = {}  # role and id of a spec → its place among these
+    places: dict[str, np.ndarray] = {}  # role → the place of each student's, or -1
     for i, student in enumerate(students):
         for role, spec in specs.ancestry(student):
-            known = parts.setdefault(role, {})
-            if id(spec) not in known:
-                known[id(spec)] = specs.flat(role, spec) | {"": len(known)}
-            if role not in places:
-                places[role] = np.full(len(students), -1)
-            places[role][i] = known[id(spec)][""]
-    tables = []
-    for role, known in parts.items():
-        table = pd.DataFrame(list(known.values())).drop(columns="")
-        some_lack_it = places[role].min() < 0
-        tables.append(table.reindex(places[role]) if some_lack_it else table.take(places[role]))
-    return pd.concat([table.reset_index(drop=True) for table in tables], axis=1)
+            if role not in parts:
+                parts[role], places[role] = [], np.full(len(students), -1)
+            place = known.setdefault((role, id(spec)), len(parts[role]))
+            if place == len(parts[role]):
+                parts[role].append(specs.flat(role, spec))
+            places[role][i] = place
+    tables = [pd.DataFrame(part).reindex(places[role]).reset_index(drop=True) for role, part in parts.items()]
+    return pd.concat(tables, axis=1)
 
 
 def _kept_fraction(student: specs.Student, store: Store) -> float:
@@ -102,7 +89,7 @@ def _kept_fraction(student: specs.Student, store: Store) -> float:
 
 def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
     """Long form: run_id, step, metric, value. A number that does not exist (a control's cosine) has no row."""
-    named = _named(students)
+    named = specs.named(students)
     ids, keys = list(named), [student.key for student in named.values()]
     diverged = np.array([store.status(key) == "diverged" for key in keys])
     # Read batch by batch, as they are stored, and put into the order of the students.

@@ -235,11 +235,10 @@ def quiet(tmp_path_factory):
     return folder / "out"
 
 
-def assert_as_quiet(machines, quiet):
+def assert_as_quiet(workdir, quiet):
     for name in TABLES:
-        table, wanted = (pd.read_parquet(workdir / f"{name}.parquet") for workdir in (machines.workdir, quiet))
+        table, wanted = (pd.read_parquet(folder / f"{name}.parquet") for folder in (workdir, quiet))
         pd.testing.assert_frame_equal(table, wanted)
-    workdir = machines.workdir
     assert not (workdir / "checkpoints").exists()
     assert not [path for path in workdir.rglob("*") if ".tmp" in path.name]
     assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in quiet.iterdir())
@@ -251,7 +250,7 @@ def assert_as_quiet(machines, quiet):
 def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
     code, out, error = machines.run()
     assert (code, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
     facts = machines.facts()
     assert facts["fleet"]["resources"] == {"CPU": 1.0}
     assert len(facts["fleet"]["machines"]) == 2
@@ -260,7 +259,7 @@ def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
     assert [group["lanes"] for group in facts["groups"]] == [2, 4, 6, 10]
     code, out, error = machines.run()
     assert (code, error) == (0, "") and machines.facts()["groups"] == []
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
 
 
 # Ray's own autoscaler, with machines that are processes here: none at first, two at most.
@@ -316,9 +315,7 @@ def test_a_cluster_that_grows_with_the_work_gives_the_tables_of_one_machine(grow
     command += ["--workdir", "out", "--launcher=ray", f"--ray_address={growing}", "--ray_resources=CPU=1", *LONG]
     out, error = (process := _start(command, tmp_path)).communicate(timeout=300)
     assert (process.returncode, error) == (0, ""), out
-    for name in TABLES:
-        table, wanted = (pd.read_parquet(workdir / f"{name}.parquet") for workdir in (tmp_path / "out", quiet))
-        pd.testing.assert_frame_equal(table, wanted)
+    assert_as_quiet(tmp_path / "out", quiet)
     assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["fleet"]["machines"]) == 2
 
 
@@ -330,7 +327,7 @@ def test_a_worker_that_is_killed_is_replaced(machines, quiet):
         os.kill(pid, signal.SIGKILL)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
@@ -341,7 +338,7 @@ def test_a_node_that_is_lost_leaves_its_work_to_the_others(machines, quiet):
     machines.cluster.remove_node(node, allow_graceful=False)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
@@ -355,7 +352,7 @@ def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(machines, quie
     before = len(Store(machines.workdir, readonly=True).done())
     code, _, error = machines.run()
     assert (code, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
     computed = sum(group["lanes"] for group in machines.facts()["groups"])
     assert 0 < computed <= 22 - before
 
@@ -375,14 +372,14 @@ def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, q
     assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
     code, out, error = machines.run(*together)
     assert (code, error) == (0, "") and "cannot be used" not in out
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
 def test_machines_that_compute_together_give_the_tables_of_one(machines, quiet):
     code, _, error = machines.run("--ray_slice=2")
     assert (code, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
     facts = machines.facts()
     assert facts["fleet"]["slice"] == {"hosts": 2, "resources": {"CPU": 1.0}, "tpu": []}
     one, other = (machine["batches"] for machine in facts["fleet"]["machines"].values())
@@ -404,7 +401,7 @@ def test_of_machines_that_compute_together_one_is_lost(machines, quiet):
     machines.cluster.remove_node(node, allow_graceful=False)
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
@@ -422,7 +419,7 @@ def test_a_tpu_slice_is_reserved_by_ray_itself(machines, quiet):
     machines.cluster.wait_for_nodes()
     code, _, error = machines.run("--ray_slice=v4:2x2x2")
     assert (code, error) == (0, "")
-    assert_as_quiet(machines, quiet)
+    assert_as_quiet(machines.workdir, quiet)
     facts = machines.facts()["fleet"]
     assert facts["slice"] == {"hosts": 2, "resources": {"CPU": 1, "TPU": 4}, "tpu": ["v4", "2x2x2"]}
     assert {name.rpartition("/")[2] for name in facts["machines"]} == {node.node_id[-8:] for node in machines.nodes[:2]}
