@@ -18,7 +18,7 @@ from measuring import Data, Spread, Table
 NAME = "planning"
 COUNTS = (1_000, 10_000, 100_000)
 ROUNDS = 5
-PARTS = ("specs", "check", "plan", "run ids", "lineage")
+PARTS = ("specs", "check", "plan", "lineage")
 
 
 def students_of(count: int) -> Iterator[Any]:
@@ -45,7 +45,7 @@ def _students() -> Iterator[Any]:
 
 
 def plan_once(count: int) -> tuple[Data, Any]:
-    """Seconds of each part, and the plan. Keys are made where they are first needed: in the plan."""
+    """Seconds of each part, and the plan. Keys are made where they are first needed: in the check."""
     from subl_jax import specs
     from subl_jax.plan import make_plan
 
@@ -54,7 +54,6 @@ def plan_once(count: int) -> tuple[Data, Any]:
     parts.time("specs", lambda: list(students_of(count)))
     parts.time("check", lambda: specs.checked(made["specs"]))
     parts.time("plan", lambda: make_plan(made["specs"], ()))
-    parts.time("run ids", lambda: [specs.run_id(student) for student in made["specs"]])
     parts.time("lineage", lambda: [specs.lineage(student) for student in made["specs"]])
     return parts.seconds, made["plan"]
 
@@ -104,7 +103,7 @@ def tables(data: Data) -> list[Table]:
         )
     columns = ["students", "nodes", "groups", "to a plan, s", *PARTS, "kept, MiB", "peak, MiB"]
     note = (
-        "To a plan: specs, check, and plan, which makes the keys. Run ids and lineage are made for the tables at the "
+        "To a plan: specs, check, which makes the keys and run ids, and plan. Lineages are made for the tables at the "
         "end. Memory is the Python objects of students and plan (kept), and at most, lineages included (peak)."
     )
     return [Table("Planning", columns, rows, note)]

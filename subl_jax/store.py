@@ -384,7 +384,10 @@ class Store:
         try:
             return copy.deepcopy(_unpacked(shard.specs)[index])
         except (ValueError, IndexError, zlib.error) as error:
-            raise StorageError(f"artifacts/{shard.id}.json is damaged: its specs cannot be read ({error})") from error
+            raise StorageError(
+                f"artifacts/{shard.id}.json is damaged: its specs cannot be read ({error}); remove it and run the same "
+                "command again to compute its nodes again"
+            ) from error
 
     @_exclusive
     def stage(self, key: str) -> str:
