@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 
 import jsonschema
@@ -411,9 +412,11 @@ def test_help_says_every_option():
 @pytest.mark.parametrize("file", ["launch/tpu/run.sh", "launch/tpu/worker.sh", "launch/slurm.sbatch"])
 def test_shell_files_are_clean(file):
     subprocess.run(["bash", "-n", ROOT / file], check=True)
-    if not shutil.which("shellcheck"):
+    # A program, which its package puts beside the others of the environment.
+    program = shutil.which("shellcheck", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+    if program is None:
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", "--shell=bash", ROOT / file], check=True)
+    subprocess.run([program, "--shell=bash", ROOT / file], check=True)
 
 
 # --- Slurm ---

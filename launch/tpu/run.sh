@@ -351,7 +351,7 @@ some_failed() {
 # --- the whole story ---
 
 # At every end: nothing is left that costs money, unless --keep.
-# shellcheck disable=SC2317 # called by a trap
+# shellcheck disable=SC2317,SC2329 # called by a trap
 leave() {
   trap - EXIT
   trap '' INT TERM HUP PIPE
