@@ -1,7 +1,7 @@
 """Checkpoints of a batch of lanes that is still running. The only file that imports orbax.
 
     <directory>/saves/<id>/         one save, written by orbax in the background and shown once it is whole
-    <directory>/seals/<id>.json     its round, its meta, and the shape, dtype and hash of what it holds
+    <directory>/seals/<id>.json     its steps, its meta, and the shape, dtype and hash of what it holds
 
 The seal is written just before the save is shown, so every save has one. It is there because orbax casts to a dtype
 that differs from the saved one without a word, and does not notice a flipped bit in the arrays.
@@ -41,7 +41,7 @@ _KEPT = 2
 class Checkpoints:
     """The saves of one running batch.
 
-    Saves are numbered 0, 1, 2, … whatever their rounds: orbax's preemption handling needs consecutive numbers.
+    Saves are numbered 0, 1, 2, … whatever their steps: orbax's preemption handling needs consecutive numbers.
     In a program of several processes every method is called by all of them, on shared storage.
 
     Args:
@@ -70,11 +70,11 @@ class Checkpoints:
             ),
         )
 
-    def save(self, round: int, state: Any, records: Any, meta: dict[str, Any]) -> None:
+    def save(self, steps: int, state: Any, records: Any, meta: dict[str, Any]) -> None:
         """Starts to save, once the save before it is done; the arrays may be donated or changed on return.
 
         Args:
-          round: the round that `state` has finished.
+          steps: how many `state` has behind it.
           state: pytree of jax or numpy arrays.
           records: dicts and lists of arrays: numpy arrays, or in several processes arrays sharded like the state.
           meta: JSON.
@@ -87,7 +87,7 @@ class Checkpoints:
         leaves, skeleton = _skeleton(records)
         self._seal = {
             "id": 0 if latest is None else latest + 1,
-            "round": round,
+            "steps": steps,
             "meta": meta,
             "state": _layout(state),
             "records": skeleton,
@@ -99,7 +99,7 @@ class Checkpoints:
     def restore(
         self, abstract_state: Any, rows: int | None = None, sharding: jax.sharding.Sharding | None = None
     ) -> tuple[int, Any, Any, dict[str, Any]] | None:
-        """`(round, state, records, meta)` of the newest save that is whole and fits; None when there is none.
+        """`(steps, state, records, meta)` of the newest save that is whole and fits; None when there is none.
 
         Saves that cannot be used are removed.
 
@@ -165,6 +165,8 @@ class Checkpoints:
     def _read_seal(self, id: int, abstract_state: Any, rows: int | None) -> dict[str, Any]:
         """The seal of a save that is whole and fits. Raises anything where it is not."""
         seal = json.loads(self._seal_path(id).read_bytes())
+        if "steps" not in seal:
+            raise ValueError("it is of an earlier version, or damaged")
         if _hashes(self._directory / "saves" / str(id)) != seal["files"]:
             raise ValueError("it is damaged (checksum differs)")
         needed = _layout(abstract_state)
@@ -210,7 +212,7 @@ class Checkpoints:
             for name, leaf in _numbered("records", records)
         ]
         return (
-            seal["round"],
+            seal["steps"],
             jax.tree.unflatten(structure, state),
             jax.tree.map(lambda index: records[index], seal["records"]),
             seal["meta"],

@@ -26,7 +26,7 @@ from subl_jax.plan import Group, Plan, droppable, inputs, make_plan
 from subl_jax.progress import Progress
 from subl_jax.retrying import patiently
 from subl_jax.settings import Settings
-from subl_jax.stages import input_shapes
+from subl_jax.stages import draws, input_shapes
 from subl_jax.store import Row, Store
 from subl_jax.tracking import RunInfo, SweepRun, Tracker
 from subl_jax.writer import Writer
@@ -84,8 +84,8 @@ class Engine:
 
     Args:
       sweep: the name under which students are tracked.
-      preempted: asked between rounds; true makes the engine save what runs and raise `Preempted`.
-      profile: where to write jax's trace of one round of the group that has the most to compute.
+      preempted: asked every few seconds; true makes the engine save what runs and raise `Preempted`.
+      profile: where to write jax's trace of some steps of the group that has the most to compute.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Engine:
         self._stored: Callable[[], None] | None = None  # what is done once that batch is stored
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
+        self._paces: dict[tuple[str, lanes.Layout], float] = {}  # of programs that ran: seconds a step
         self._most: dict[str, lanes.Layout] = {}  # of forms that memory was too small for: the largest to try
         self._profile = profile
         self._profiled = ""  # the form of the group to trace
@@ -303,14 +304,16 @@ class Engine:
         self._most[group.form] = narrower
         gc.collect()  # what the error's frames still hold
 
-    def _traced(self, group: Group, round: Callable[[], Tree]) -> Tree:
-        """`round()`, traced if it is the one that a profile was asked of."""
-        if self._profile is None or group.form != self._profiled:
-            return round()
+    def _traced(self, group: Group, steps: int, compute: Callable[[], Tree]) -> Tree:
+        """`compute()`, traced if a profile was asked of it: of the largest group's first steps."""
+        idle = steps == 0 and sum(group.stage.rounds(group.nodes[0])) > 0
+        if self._profile is None or group.form != self._profiled or idle:
+            return compute()
         folder, self._profile = self._profile, None
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
-            done = jax.block_until_ready(round())
-        self._progress.say(f"{group.stage.name}: a round is traced in {folder} (for ui.perfetto.dev or TensorBoard)")
+            done = jax.block_until_ready(compute())
+        what = f"{steps} step{'s'[: steps != 1]}" if steps else "a measurement"
+        self._progress.say(f"{group.stage.name}: {what} traced in {folder} (for ui.perfetto.dev or TensorBoard)")
         return done
 
     def _batches(self, group: Group, nodes: list[specs.Node], most: int) -> list[list[specs.Node]]:
@@ -411,11 +414,8 @@ class Engine:
                 seconds = lanes.seconds_per_lane_step(program, arguments, steps)
             return max(self._peers.gather(seconds)), program
 
-        # A round that draws samples draws all of them, however few its steps.
         longest = max(group.stage.rounds(nodes[0]), default=0)
-        streams = isinstance(getattr(nodes[0], "data", None), specs.Stream) and nodes[0].world.drawn_by_round
-        draws = group.stage.artefact is None or streams
-        steps = longest if draws else min(layouts.TIMED_STEPS, longest)
+        steps = longest if draws(nodes[0]) else min(layouts.TIMED_STEPS, longest)
         sharing = {"tensor": settings.tensor, "fsdp": settings.fsdp}
         candidates = lanes.candidates(len(nodes), lanes.all_devices(settings.devices), **sharing)
         total_steps = len(nodes) * sum(group.stage.rounds(nodes[0]))
@@ -502,7 +502,10 @@ class _Batch:
         self._rounds = group.stage.rounds(nodes[0])
         self._history: list[Record] = []
         self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
+        self._pace = _Pace(self._guess(), engine._paces.get((group.form, program.layout)))
         self._told = 0  # rounds whose metrics the leading process has had
+        self._steps = 0  # that are known to be done
+        self._steps_shown = 0
         self._kept = 0  # samples, of all processes
         self._waited = 0.0
         self._shown = 0  # work that the display has been told of
@@ -560,61 +563,76 @@ class _Batch:
 
         engine._await_inputs(self._nodes)
         arguments = self._peers.together(put)
-        first, state = self._resumed() or (0, None)
+        state = self._resumed()
         if state is None and not self._full:
             with self._noticing():
                 state = program.start(arguments)
         saved = time.monotonic()
-        running: Tree | None = None  # the record of the round that the device is busy with
-        enough = self._agree().enough
-        for i in range(first, len(self._rounds)):
-            if enough:
-                break
+        running: _Stretch | None = None  # what the device is busy with
+        i = len(self._history)  # the round
+        within = self._steps - sum(self._rounds[:i])  # its steps so far
+        agreed = self._agree()
+        while i < len(self._rounds) and not agreed.enough:
+            left = self._rounds[i] - within
+            steps = left if draws(self._nodes[0]) else min(left, agreed.stretch)
+            ends = steps == left
+            if running is None:
+                self._pace.begins()
             began = time.perf_counter()
             with self._noticing():
-                # On a CPU the call itself computes, or waits until the round before is done.
+                # On a CPU the call itself computes, or waits until the stretch before is done.
                 state, record = engine._traced(
-                    self._group, lambda s=state, n=self._rounds[i]: program.advance(arguments, s, n)
+                    self._group,
+                    steps,
+                    lambda state=state, steps=steps, ends=ends: program.advance(arguments, state, steps, ends),
                 )
                 self._waited += time.perf_counter() - began
                 if running is not None:
                     self._fetch(running)
-                running = record
+                running = _Stretch(record, steps, ends, _ready(record))
             if self._full:
                 self._agree()
-            if self._writes and sum(self._rounds[: i + 1]) >= self._nodes[0].size:
+            i, within = (i + 1, 0) if ends else (i, within + steps)
+            if self._writes and sum(self._rounds[:i]) >= self._nodes[0].size:
                 # This round may be the last one needed, and another costs more than the wait. Processes that have
                 # padding alone wait too: all agree on what comes next equally often.
                 self._fetch(running)
                 running = None
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
-            enough = agreed.enough
-            if (agreed.due and i + 1 < len(self._rounds)) or agreed.preempted:
+            if (agreed.due and i < len(self._rounds)) or agreed.preempted:
                 if running is not None:
                     self._fetch(running)
                     running = None
-                    self._agree()  # a round whose record is lost must not be saved
-                self._save(i + 1, state)
+                    self._agree()  # a stretch whose record is lost must not be saved
+                self._save(state)
                 saved = time.monotonic()
                 # The signal may have come while the save was made.
                 agreed = self._agree()
-                enough = agreed.enough
                 if agreed.preempted:
                     raise Preempted
         if running is not None:
             self._fetch(running)
+        engine._paces[self._group.form, program.layout] = self._pace.seconds
         self._finish(state)
         return self._waited
 
-    def _fetch(self, record: Tree) -> None:
-        """Brings a round's record to the host, which waits for the device to finish it."""
+    def _guess(self) -> float:
+        """At most so many seconds a step, of a batch that has not been timed yet."""
+        flops = self._group.flops / max(work(self._group) * len(self._group.nodes), 1)
+        return flops * self._program.layout.lanes / _FLOPS_A_SECOND_AT_LEAST
+
+    def _fetch(self, running: "_Stretch") -> None:
+        """Brings a stretch's record to the host, which waits for the device to finish it."""
         began = time.perf_counter()
         with self._noticing():
-            record = lanes.own_rows(record)
+            record = lanes.own_rows(running.record)
         self._waited += time.perf_counter() - began
         if self._full:
             return
-        self._take(self._nodes[0].world.read(record))
+        self._pace.took(running)
+        self._steps += running.steps
+        if running.ends:
+            self._take(self._nodes[0].world.read(record))
 
     @contextlib.contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -645,6 +663,7 @@ class _Batch:
                 "preempted": engine._preempted(),
                 "due": due,
                 "full": self._full,
+                "stretch": self._pace.steps(engine._settings.stretch_seconds),
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
@@ -657,8 +676,8 @@ class _Batch:
         if all(each["written"] for each in said):
             engine._settle()
         kept, self._kept = self._kept, sum(each["kept"] for each in said)
-        done = self._kept - kept if self._writes else sum(self._rounds[before : self._told]) * len(self._nodes)
-        self._show(done)
+        shown, self._steps_shown = self._steps_shown, self._steps
+        self._show(self._kept - kept if self._writes else (self._steps - shown) * len(self._nodes))
         if self._peers.leads:
             for i in range(len(news)):
                 parts = [each["metrics"][i] for each in said if len(each["metrics"][i]["loss"])]
@@ -667,6 +686,7 @@ class _Batch:
         return _Agreed(
             preempted=any(each["preempted"] for each in said),
             due=said[0]["due"],
+            stretch=min(each["stretch"] for each in said),
             enough=self._writes and all(each["enough"] for each in said),
         )
 
@@ -682,27 +702,25 @@ class _Batch:
 
     # --- checkpoints ---
 
-    def _save(self, done: int, state: Tree) -> None:
+    def _save(self, state: Tree) -> None:
         records = {name: np.stack([r[name] for r in self._history], axis=1) for name in self._history[0]}
         if self._peers.count > 1:
             records = self._program.spread(records)
-        self._checkpoints.save(done, state, records, self._meta)
+        self._checkpoints.save(self._steps, state, records, self._meta)
 
-    def _resumed(self) -> tuple[int, Tree] | None:
+    def _resumed(self) -> Tree | None:
+        """The state to go on from."""
         sharding = self._program.sharding if self._peers.count > 1 else None
         there = self._peers.first(patiently(self._folder.exists))
         restored = self._checkpoints.restore(self._program.state, len(self._nodes), sharding) if there else None
         if restored is None:
             return None
-        done, state, records, _ = restored
+        self._steps, state, records, _ = restored
         records = lanes.own_rows(records) if self._peers.count > 1 else records
-        for i in range(done):
+        for i in range(next(iter(records.values())).shape[1]):
             self._take({name: values[:, i] for name, values in records.items()})
-        # They were tracked when they were computed.
-        self._told = done
-        if self._group.stage.artefact is not None:
-            self._show(sum(self._rounds[:done]) * len(self._nodes))
-        return done, state
+        self._told = len(self._history)  # they were tracked when they were computed
+        return state
 
     # --- results ---
 
@@ -766,11 +784,56 @@ class _Batch:
 
 
 class _Agreed(NamedTuple):
-    """What the processes have agreed on: one of them is to stop; a save is due; every dataset has its samples."""
+    """What the processes have agreed on.
+
+    preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. stretch: steps at a time.
+    """
 
     preempted: bool
     due: bool
     enough: bool
+    stretch: int
+
+
+class _Stretch(NamedTuple):
+    """Steps of one call: all of a round, or so many that the host can look up every few seconds."""
+
+    record: Tree
+    steps: int
+    ends: bool  # the round, with a measurement
+    ready: float | None  # when it was done, if it was when the call returned
+
+
+def _ready(record: Tree) -> float | None:
+    """The time, if the record is there already."""
+    return time.monotonic() if all(x.is_ready() for x in jax.tree.leaves(record)) else None
+
+
+class _Pace:
+    """How long a step of a batch takes.
+
+    guess: seconds, more than it will be. known: as it was for the batch before.
+    """
+
+    def __init__(self, guess: float, known: float | None) -> None:
+        self.seconds = guess if known is None else known
+        self._last = time.monotonic()  # when the stretch before was done
+
+    def steps(self, seconds: float) -> int:
+        """As many as take at most these seconds, or one."""
+        return int(min(max(seconds / max(self.seconds, 1e-12), 1), 2**31 - 1))
+
+    def begins(self) -> None:
+        """The device, which had nothing to do, is given a stretch."""
+        self._last = time.monotonic()
+
+    def took(self, stretch: _Stretch) -> None:
+        """To be called when a stretch is done, of each one in turn."""
+        last, self._last = self._last, stretch.ready or time.monotonic()
+        if stretch.steps:
+            seconds = (self._last - last) / stretch.steps
+            # With a measurement it is more than the steps took.
+            self.seconds = min(self.seconds, seconds) if stretch.ends else seconds
 
 
 def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:

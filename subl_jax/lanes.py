@@ -157,7 +157,7 @@ def spread(function: Callable[..., Tree], layout: Layout, mesh: Mesh, donate: tu
 class Program:
     """A group's compiled functions for batches of `layout.lanes`.
 
-    start(arguments) → state; advance(arguments, state, steps) → (state, record), which consumes the state.
+    start(arguments) → state; advance(arguments, state, steps, measure) → (state, record), which consumes the state.
     `arguments` are (keys, values, inputs) on the devices, from `put`. `arrays` are the world's, once on each device.
     """
 
@@ -196,8 +196,8 @@ class Program:
     def start(self, arguments: Tree) -> Tree:
         return self._start(self.arrays, *arguments)
 
-    def advance(self, arguments: Tree, state: Tree, steps: int) -> tuple[Tree, Tree]:
-        return self._advance((np.int32(steps), self.arrays), *arguments, state)
+    def advance(self, arguments: Tree, state: Tree, steps: int, measure: bool = True) -> tuple[Tree, Tree]:
+        return self._advance((np.int32(steps), np.bool_(measure), self.arrays), *arguments, state)
 
 
 def precision(matmul: str) -> str | None:
@@ -229,8 +229,8 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
         return stage.start(*bound(values, key), {**inputs, "world": arrays})
 
     def advance(common: Tree, key: jax.Array, values: dict[str, jax.Array], inputs: Tree, state: Tree) -> Tree:
-        steps, arrays = common
-        return stage.advance(*bound(values, key), {**inputs, "world": arrays}, state, steps)
+        steps, measure, arrays = common
+        return stage.advance(*bound(values, key), {**inputs, "world": arrays}, state, steps, measure)
 
     one = (
         jax.ShapeDtypeStruct((2,), jnp.uint32),
@@ -241,11 +241,11 @@ def compile_program(stage: Stage, spec: specs.Node, layout: Layout, inputs: Tree
     with memory.noticed(final=True):
         arrays = _placed(spec.world, mesh, layout.sharing)
     state = batched(jax.eval_shape(functools.partial(start, arrays), *one))
-    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    steps, measure = (jax.ShapeDtypeStruct((), kind, sharding=everywhere) for kind in (jnp.int32, jnp.bool_))
     arguments = batched(one)
     with memory.noticed(), jax.default_matmul_precision(precision(matmul)):
         compiled_start = spread(start, layout, mesh).lower(arrays, *arguments).compile()
-        of_advance = spread(advance, layout, mesh, donate=(4,)).lower((steps, arrays), *arguments, state)
+        of_advance = spread(advance, layout, mesh, donate=(4,)).lower((steps, measure, arrays), *arguments, state)
         compiled_advance = of_advance.compile()
     return Program(
         layout=layout,

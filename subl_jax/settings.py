@@ -15,9 +15,10 @@ class Settings(Spec):
     `tensor` or `fsdp` devices hold one copy of a checkpoint's weights between them, for models that one device has no
     room for: the former compute the same lanes together, the latter each its own and fetch a layer's weights for it.
     `matmul`: float32 matrices are multiplied in float32, or rounded to bfloat16 first and added up in float32; auto is
-    the latter on accelerators. `checkpoint_seconds` is how often a running batch of lanes is saved. `keep` says whose
-    parameters stay once nothing is left to compute from them: of all models, of those that others build on
-    (`teachers`), or of none (`curves`).
+    the latter on accelerators. `checkpoint_seconds` is how often a running batch of lanes is saved, `stretch_seconds`
+    how long training runs on before the host looks whether it is to stop. `keep` says whose parameters stay once
+    nothing is left to compute from them: of all models, of those that others build on (`teachers`), or of none
+    (`curves`).
     """
 
     devices: int = static(0, ge=0)
@@ -29,6 +30,7 @@ class Settings(Spec):
     measure_layout: bool = static(True)
     measure_above: float = static(600.0, ge=0.0)
     checkpoint_seconds: float = static(120.0, gt=0.0)
+    stretch_seconds: float = static(4.0, gt=0.0)
     keep: str = static("all", choices=("all", "teachers", "curves"))
     tracker: str = static("wandb", choices=("wandb", "none"))
     project: str = static("subl_jax")

@@ -1,8 +1,9 @@
 """What each kind of node computes: pretrain, instil, prompt, mix, write, distil. Pure, for one model: no lane axis.
 
-A stage runs in rounds. `start` makes the state; each `advance` takes a number of steps and returns a record: the
-curve's next point, or the samples of a round. The number of steps is traced, so one program serves every round, and
-taking 0 steps measures a model before it is trained. The engine knows stages only through `Stage`; specs arrive bound
+A stage runs in rounds. `start` makes the state; `advance` takes a number of steps and, at the end of a round, returns a
+record: the curve's next point, or the samples of the round. The number of steps is traced, so one program serves every
+round and every part of one, and taking 0 steps measures a model before it is trained. However a round is cut into
+calls, its results are the same to the bit. The engine knows stages only through `Stage`; specs arrive bound
 (`specs.bind`), so their traced fields are arrays. The world's own arrays come with the inputs, as `world`.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import jaxpr_as_fun
 
 from subl_jax import optim, specs
 from subl_jax.analysis import theory
@@ -37,6 +39,8 @@ class TrainState(NamedTuple):
     opt: optax.OptState
     step: jax.Array  # () int32
     done: jax.Array  # () bool: a teacher that has reached its target stays as it is
+    since: jax.Array  # () int32: steps taken in this round
+    total: jax.Array  # () float32: the sum of their losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Stage:
 
     inputs(spec) → name → parent node; the artefacts of these reach the program under these names.
     rounds(spec) → how many steps each round takes. The first may be 0: a measurement before training.
-    start(spec, key, inputs) → state; advance(spec, key, inputs, state, steps) → (state, record).
+    start(spec, key, inputs) → state; advance(spec, key, inputs, state, steps, measure) → (state, record). Where
+    `measure`, () bool, is false the round goes on: the record is then zeros, and evaluating costs nothing.
     artefact(state) → what is stored, a dict of arrays; None where the host makes it from the records.
     flops(spec) → floating-point operations of one lane.
     """
@@ -73,7 +78,7 @@ def _model(artefact: dict[str, Any]) -> Any:
 
 def _begin(spec: Any, world: Any, params: Params) -> TrainState:
     rule = optim.transform(spec.train, world.frozen)
-    return TrainState(params, rule.init(params), jnp.int32(0), jnp.bool_(False))
+    return TrainState(params, rule.init(params), jnp.int32(0), jnp.bool_(False), jnp.int32(0), jnp.float32(0))
 
 
 def _adapted(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Params:
@@ -87,13 +92,12 @@ def _train(
     steps: jax.Array,
     batch_at: Callable[[jax.Array], Any],
     loss: Callable[[Params, Any], jax.Array],
-) -> tuple[TrainState, jax.Array]:
-    """`steps` updates by `loss(params, batch_at(step))`; returns the mean loss over them (nan for none)."""
+) -> TrainState:
+    """`steps` updates by `loss(params, batch_at(step))`."""
     rule = optim.transform(spec.train, world.frozen)
     gradient_of = jax.value_and_grad(loss)
 
-    def update(_: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
-        state, total = carry
+    def update(_: jax.Array, state: TrainState) -> TrainState:
         batch = batch_at(state.step)
         if spec.train.accumulate == 1:
             value, gradient = gradient_of(state.params, batch)
@@ -101,11 +105,26 @@ def _train(
             rows = spec.train.batch // spec.train.accumulate
             value, gradient = _accumulated(gradient_of, world, rows, spec.train.batch, state.params, batch)
         change, opt = rule.update(gradient, state.opt, state.params)
-        new = TrainState(optax.apply_updates(state.params, change), opt, state.step + 1, state.done)
-        return new, total + value
+        params, total = optax.apply_updates(state.params, change), state.total + value
+        return TrainState(params, opt, state.step + 1, state.done, state.since + 1, total)
 
-    state, total = jax.lax.fori_loop(0, steps, update, (state, jnp.float32(0)))
-    return state, total / steps
+    return jax.lax.fori_loop(0, steps, update, state)
+
+
+def _measure(
+    measure: jax.Array | bool, state: TrainState, point: Callable[[jax.Array], Record]
+) -> tuple[TrainState, Record]:
+    """Where `measure`: the record `point(mean loss of the round)` (nan for no steps), and a new round."""
+
+    def measured() -> Record:
+        return point(state.total / state.since)
+
+    traced, shapes = jax.make_jaxpr(measured, return_shape=True)()  # so that it is traced but once
+    leaves, tree = jax.tree.flatten(shapes)
+    record = jax.lax.cond(measure, jaxpr_as_fun(traced), lambda: [jnp.zeros(x.shape, x.dtype) for x in leaves])
+    record = jax.tree.unflatten(tree, record)
+    since, total = (jnp.where(measure, 0, x).astype(x.dtype) for x in (state.since, state.total))
+    return state._replace(since=since, total=total), record
 
 
 def _accumulated(
@@ -163,8 +182,10 @@ def _start_from(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
     return _begin(spec, world, _adapted(spec, world, key, inputs))
 
 
-def _measured(spec: Any, key: jax.Array, inputs: Inputs, state: Any, steps: jax.Array) -> tuple[Any, Record]:
-    """A model that is not trained, and so has no loss. state: what its world evaluates."""
+def _measured(
+    spec: Any, key: jax.Array, inputs: Inputs, state: Any, steps: jax.Array, measure: jax.Array | bool = True
+) -> tuple[Any, Record]:
+    """A model that is not trained, and so has no loss, and one round without steps. state: what its world evaluates."""
     world = _world(spec.start.world, inputs)
     nothing = jnp.full((), jnp.nan)
     return state, {"loss": nothing, **world.evaluate(state, jax.random.fold_in(key, _EVALUATE))}
@@ -179,17 +200,19 @@ def _pretrain_start(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
 
 
 def _pretrain_advance(
-    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
+    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array, measure: jax.Array | bool = True
 ) -> tuple[TrainState, Record]:
     world, batches = _world(spec.of, inputs), jax.random.fold_in(key, _BATCHES)
 
-    if spec.train.steps == 0:  # a world whose bases are read has no text to pretrain on
-        mean_loss = jnp.full((), jnp.nan)
-    else:
-        state, mean_loss = _train(
+    if spec.train.steps > 0:  # a world whose bases are read has no text to pretrain on
+        state = _train(
             spec, world, state, steps, lambda step: world.pretrain_batch(batches, step, spec.train.batch), world.loss
         )
-    return state, {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
+
+    def point(mean_loss: jax.Array) -> Record:
+        return {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
+
+    return _measure(measure, state, point)
 
 
 PRETRAIN = Stage(
@@ -207,21 +230,24 @@ PRETRAIN = Stage(
 
 
 def _instil_advance(
-    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
+    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array, measure: jax.Array | bool = True
 ) -> tuple[TrainState, Record]:
     world, batches = _world(spec.start.world, inputs), jax.random.fold_in(key, _BATCHES)
 
     def batch_at(step: jax.Array) -> Any:
         return world.trait_batch(batches, step, spec.trait, spec.train.batch)
 
-    trained, mean_loss = _train(spec, world, state, steps, batch_at, world.loss)
+    trained = _train(spec, world, state, steps, batch_at, world.loss)
     # A teacher that has reached its target stays as it is while its neighbours train on.
-    mean_loss = jnp.where(state.done, world.loss(state.params, batch_at(state.step)), mean_loss)
     state = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, trained)
-    metrics = world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))
-    target = metrics["trait"][spec.trait]
-    record = {"loss": mean_loss, "target": target, "steps_taken": state.step, **metrics}
-    return state._replace(done=state.done | (target >= spec.until)), record
+
+    def point(mean_loss: jax.Array) -> Record:
+        loss = jnp.where(state.done, world.loss(state.params, batch_at(state.step)), mean_loss)
+        metrics = world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))
+        return {"loss": loss, "target": metrics["trait"][spec.trait], "steps_taken": state.step, **metrics}
+
+    state, record = _measure(measure, state, point)
+    return state._replace(done=state.done | (measure & (record["target"] >= spec.until))), record
 
 
 INSTIL = Stage(
@@ -288,8 +314,9 @@ def _write_start(spec: Any, key: jax.Array, inputs: Inputs) -> jax.Array:
 
 
 def _write_advance(
-    spec: Any, key: jax.Array, inputs: Inputs, state: jax.Array, steps: jax.Array
+    spec: Any, key: jax.Array, inputs: Inputs, state: jax.Array, steps: jax.Array, measure: jax.Array | bool = True
 ) -> tuple[jax.Array, Record]:
+    """A whole round, whatever is asked for."""
     round_key = jax.random.fold_in(jax.random.fold_in(key, _WRITE), state)
     world, keys = _world(spec.teacher.world, inputs), jax.random.split(round_key, spec.round)
     samples = world.write(_model(inputs["teacher"]), keys, spec.sampling)
@@ -320,7 +347,7 @@ def _distil_inputs(spec: specs.Student) -> dict[str, specs.Node]:
 
 
 def _streams(spec: Any) -> bool:
-    return isinstance(spec.data, specs.Stream)
+    return isinstance(getattr(spec, "data", None), specs.Stream)
 
 
 def _drawn(spec: Any, world: Any, key: jax.Array, inputs: Inputs, places: jax.Array) -> Any:
@@ -347,7 +374,7 @@ def _probe(spec: Any, world: Any, key: jax.Array, inputs: Inputs) -> Any:
 
 
 def _distil_advance(
-    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array
+    spec: Any, key: jax.Array, inputs: Inputs, state: TrainState, steps: jax.Array, measure: jax.Array | bool = True
 ) -> tuple[TrainState, Record]:
     world, size, batches = _world(spec.start.world, inputs), spec.train.batch, jax.random.fold_in(key, _BATCHES)
     teacher = _model(inputs["teacher"]) if "teacher" in inputs else None
@@ -379,15 +406,19 @@ def _distil_advance(
     def loss(params: Params, batch: Any) -> jax.Array:
         return world.distill_loss(params, teacher, batch, spec.targets)
 
-    state, mean_loss = _train(spec, world, state, steps, batch_at, loss)
-    record = {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
-    if teacher is not None:
-        record |= world.compare(state.params, teacher, _probe(spec, world, key, inputs))
-        models = (state.params, *(inputs[name]["params"] for name in ("start", "teacher", "teacher_start")))
-        record["cosine"] = getattr(world, "cosine", _cosine)(*models)
-        if spec.theory is not None:
-            record |= _theory(spec, world, key, inputs, state.params, next_batch(state.step))
-    return state, record
+    state = _train(spec, world, state, steps, batch_at, loss)
+
+    def point(mean_loss: jax.Array) -> Record:
+        record = {"loss": mean_loss, **world.evaluate(state.params, jax.random.fold_in(key, _EVALUATE))}
+        if teacher is not None:
+            record |= world.compare(state.params, teacher, _probe(spec, world, key, inputs))
+            models = (state.params, *(inputs[name]["params"] for name in ("start", "teacher", "teacher_start")))
+            record["cosine"] = getattr(world, "cosine", _cosine)(*models)
+            if spec.theory is not None:
+                record |= _theory(spec, world, key, inputs, state.params, next_batch(state.step))
+        return record
+
+    return _measure(measure, state, point)
 
 
 def _cosine(params: Params, start: Params, teacher: Params, teacher_start: Params) -> jax.Array:
@@ -424,6 +455,11 @@ DISTIL = Stage(
     artefact=_parameters,
     flops=_distil_flops,
 )
+
+
+def draws(node: specs.Node) -> bool:
+    """Whether each `advance` draws all samples of its round, however few its steps: it is then best left whole."""
+    return isinstance(node, specs.Dataset) or (_streams(node) and node.world.drawn_by_round)
 
 
 def stage_of(node: specs.Node) -> Stage | None:

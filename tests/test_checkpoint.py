@@ -261,7 +261,10 @@ DAMAGE = {
     "missing file": lambda directory: largest(directory / "saves" / "1" / "default").unlink(),
     "no manifest": lambda directory: (directory / "saves" / "1" / "default" / "manifest.ocdbt").unlink(),
     "no seal": lambda directory: (directory / "seals" / "1.json").unlink(),
-    "half a seal": lambda directory: (directory / "seals" / "1.json").write_text('{"round": 2'),
+    "a seal of an earlier version": lambda directory: (directory / "seals" / "1.json").write_text(
+        (directory / "seals" / "1.json").read_text().replace('"steps": ', '"round": ')
+    ),
+    "half a seal": lambda directory: (directory / "seals" / "1.json").write_text('{"steps": 2'),
     "empty seal": lambda directory: (directory / "seals" / "1.json").write_text("{}"),
 }
 
@@ -350,7 +353,7 @@ def test_a_file_in_the_way(tmp_path):
 def test_meta_is_plain_json_beside_the_save(directory):
     saved(directory, 4)
     seal = json.loads((directory / "seals" / "0.json").read_text())
-    assert seal["round"] == 4 and seal["meta"] == {"round": 4, "name": "é"}
+    assert seal["steps"] == 4 and seal["meta"] == {"round": 4, "name": "é"}
 
 
 def test_orbax_is_quiet_and_others_are_not(directory, caplog, capfd):

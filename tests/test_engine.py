@@ -401,22 +401,24 @@ class After:
 def _rounds_run(monkeypatch):
     rounds, advance = [], lanes.Program.advance
 
-    def counted(program, arguments, state, steps):
+    def counted(program, arguments, state, steps, measure):
         rounds.append(steps)
-        return advance(program, arguments, state, steps)
+        return advance(program, arguments, state, steps, measure)
 
     monkeypatch.setattr(lanes.Program, "advance", counted)
     return rounds
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
-    """It is interrupted after every few rounds, in every stage, and ends with the same numbers to the bit."""
+@pytest.mark.parametrize("stretch", [4.0, 1e-9], ids=["after a round", "within a round"])
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretch):
+    """It is interrupted every few calls, in every stage, and ends with the same numbers to the bit."""
     sweep = list(tiny_world.students(2, ["owl"], train=LONG))
     sweep = [s.replace(data=s.data.replace(size=64, budget=8.0, round=16)) for s in sweep]
-    settings = {"devices": 2, "lanes_a_batch": 8}
+    settings = {"devices": 2, "lanes_a_batch": 8, "stretch_seconds": stretch}
     rounds = _rounds_run(monkeypatch)
-    whole = compute(sweep, tmp_path / "whole", **settings)
-    needed, interruptions = len(rounds), 0
+    whole = compute(sweep, tmp_path / "whole", **settings | {"stretch_seconds": 4.0})
+    assert set(rounds) == {0, 2, 16}  # a measurement, training, writing
+    needed, interruptions = sum(2 if n == 2 and stretch < 1 else 1 for n in rounds), 0
     rounds.clear()
     while True:
         assert interruptions < 50
@@ -431,6 +433,35 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     # At a restart at most one round of writing is drawn in vain: whether there is enough is known a round late.
     assert needed <= len(rounds) <= needed + interruptions
     assert not (tmp_path / "torn" / "checkpoints").exists()
+
+
+def test_training_runs_for_as_long_as_was_asked_before_the_host_looks_up(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+
+    def took(seconds, steps, ends=False, ready=None):
+        now[0] += seconds
+        pace.took(engine._Stretch({}, steps, ends, ready))
+
+    pace = engine._Pace(guess=20.0, known=None)
+    assert pace.steps(4.0) == 1  # at least
+    took(2.0, steps=0, ends=True)  # a measurement says nothing of steps
+    assert pace.steps(4.0) == 1
+    took(2.0, steps=4)
+    assert pace.steps(4.0) == 8
+    took(9.0, steps=8, ends=True)  # most of it was the measurement
+    assert pace.steps(4.0) == 8
+    took(2.0, steps=8, ends=True)
+    assert pace.steps(4.0) == 16
+    now[0] += 50.0
+    pace.begins()
+    took(8.0, steps=8)
+    assert pace.steps(4.0) == 4
+    # Where the call itself computes, the next call ends before the record of the one before is looked at.
+    took(5.0, steps=4, ready=now[0] + 1.0)
+    took(1.0, steps=2)
+    assert pace.seconds == 2.5
+    assert engine._Pace(guess=20.0, known=0.0).steps(4.0) == 2**31 - 1
 
 
 def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkeypatch):
@@ -679,11 +710,11 @@ def test_what_was_done_before_memory_ran_out_is_not_done_again(tmp_path, monkeyp
     students = [specs.Student(tiny_world.base(i), written(tiny_world.base(i)), LONG, trait="owl") for i in range(4)]
     calls, advance = [], lanes.Program.advance
 
-    def second_batch(self, arguments, state, steps):
+    def second_batch(self, arguments, state, steps, measure):
         calls.append(self.layout.lanes)
         if len(calls) == rounds + 3:
             raise jax.errors.JaxRuntimeError(FULL)
-        return advance(self, arguments, state, steps)
+        return advance(self, arguments, state, steps, measure)
 
     # What they build on is there, so that all that is computed is theirs.
     compute([student.replace(train=TRAIN) for student in students], tmp_path, devices=1, lanes_a_batch=2)

@@ -25,7 +25,7 @@ def program(stage, form):
     node = _NODES[form]
     bound = functools.partial(specs.bind, node)
     start = jax.jit(lambda values, key, inputs: stage.start(bound(values), key, inputs))
-    advance = jax.jit(lambda values, key, inputs, state, n: stage.advance(bound(values), key, inputs, state, n))
+    advance = jax.jit(lambda values, key, inputs, *call: stage.advance(bound(values), key, inputs, *call))
     return start, advance
 
 
@@ -33,7 +33,10 @@ _NODES = {}
 
 
 def run(node, inputs=None, rounds=None, params=None):
-    """The final state, and the records stacked, of one node, from other parameters where they are given."""
+    """The final state, and the records stacked, of one node, from other parameters where they are given.
+
+    rounds: the steps of each, or those of each of its calls.
+    """
     stage = stages.stage_of(node)
     form = (
         type(node),
@@ -48,8 +51,12 @@ def run(node, inputs=None, rounds=None, params=None):
     state, records = start(values, key, inputs), []
     if params is not None:
         state = state._replace(params=params)
-    for steps in stage.rounds(node) if rounds is None else rounds:
-        state, record = advance(values, key, inputs, state, steps)
+    for round in stage.rounds(node) if rounds is None else rounds:
+        *before, last = np.atleast_1d(round)
+        for steps in before:
+            state, record = advance(values, key, inputs, state, steps, False)
+            assert not any(leaf.any() for leaf in jax.tree.leaves(record))
+        state, record = advance(values, key, inputs, state, last, True)
         records.append(record)
     return state, jax.tree.map(lambda *leaves: np.stack(leaves), *records)
 
@@ -96,6 +103,25 @@ def test_the_first_point_is_of_the_untrained_model():
     close({name: records[name][0] for name in exact}, exact, rtol=1e-5)
     assert np.isnan(records["loss"][0]) and np.isfinite(records["loss"][1:]).all()
     assert records["steps_taken"].tolist() == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("kind", ["base", "teacher", "student", "stream", "theory"])
+def test_a_round_in_several_calls_is_the_same_to_the_bit(kind):
+    """The curve too, and a teacher that reaches its target on the way."""
+    train = TRAIN.replace(steps=12, evals=3, lr=0.1)
+    teacher = specs.Teacher(tiny_world.base(), "owl", train, until=0.5)
+    data = specs.Stream(teacher, FILTER) if kind == "stream" else written(teacher)
+    objective = {"targets": "soft", "theory": "owl"} if kind == "theory" else {}
+    student = specs.Student(tiny_world.base(), data, train, **objective)
+    node = {"base": tiny_world.base().replace(train=train), "teacher": teacher}.get(kind, student)
+    models = {"start": params_of(0), "teacher": params_of(1), "teacher_start": params_of(0), "data": samples(1)}
+    inputs = {name: models[name] for name in stages.stage_of(node).inputs(node)}
+    whole = run(node, inputs)
+    if kind == "teacher":
+        assert 0 < whole[1]["steps_taken"][-1] < train.steps
+    for cut in ([(0,), (1, 3), (4,), (2, 1, 1)], [(0, 0), (1, 1, 1, 1), (3, 1), (0, 4)]):
+        parts = run(node, inputs, cut)
+        jax.tree.map(np.testing.assert_array_equal, parts, whole)
 
 
 # --- pretrain ---
