@@ -4,7 +4,7 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
-    --profile                   also write jax's profiler trace of one round of the largest group
+    --profile                   also write jax's profiler trace of the largest group's first steps
     --prune                     remove from the workdir what this sweep does not need any more, compute nothing
     --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
@@ -257,7 +257,7 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     flags.DEFINE_string("workdir", None, "Where results go.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
     flags.DEFINE_bool("prune", False, "Remove what is not needed, compute nothing.", flag_values=values)
-    flags.DEFINE_bool("profile", False, "Write a profiler trace of one round.", flag_values=values)
+    flags.DEFINE_bool("profile", False, "Write a profiler trace of some steps.", flag_values=values)
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)

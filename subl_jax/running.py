@@ -62,7 +62,7 @@ def run(
     """Computes what is missing of `students` in `workdir`, and writes the results contract there.
 
     With a `fleet` its machines compute, and this process plans and writes the tables. `profile` writes jax's trace of
-    one round of the largest group to the folder `profile` of the workdir.
+    some steps of the largest group to the folder `profile` of the workdir.
 
     Raises:
       InputError: before anything is computed: bad specs, an unusable workdir, another sweep running in it, no fleet.
@@ -72,7 +72,7 @@ def run(
       OutOfMemory: not even one lane of a group fits on the devices.
     """
     if profile and fleet:
-        raise InputError("--profile: a round is traced on this machine; give it without --launcher=ray")
+        raise InputError("--profile: steps are traced on this machine; give it without --launcher=ray")
     students = specs.checked(students)
     settings = settings or Settings(tracker="none")
     peers = cluster.peers()
