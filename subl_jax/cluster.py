@@ -84,7 +84,7 @@ def start(options: Options) -> None:
         return
     if options.process_id == 0:
         _check_port(options.coordinator)
-    # SIGTERM is a question that the processes ask each other between rounds; jax's own handler would take it away.
+    # SIGTERM is a question that the processes ask each other between stretches; jax's own handler would take it away.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     _leave_on_abort(f"not all processes came within {_START_SECONDS} s")

@@ -1,4 +1,4 @@
-"""The host loop: groups one after the other, batches of lanes, rounds; storing, logging and showing as they finish."""
+"""The host loop: groups one after the other, batches of lanes, rounds in stretches; storing, logging and showing."""
 
 import collections
 import contextlib
@@ -33,6 +33,8 @@ from subl_jax.writer import Writer
 
 # Any machine does more than this; groups that are short even so are not worth timing.
 _FLOPS_A_SECOND_AT_LEAST = 2e10
+# Seconds after which it is looked again how long a step takes.
+_PACE_HOLDS = 60.0
 
 Tree = Any
 Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
@@ -115,7 +117,7 @@ class Engine:
         self._stored: Callable[[], None] | None = None  # what is done once that batch is stored
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
         self._runs: dict[str, list[specs.Student]] = {}
-        self._paces: dict[tuple[str, lanes.Layout], float] = {}  # of programs that ran: seconds a step
+        self._paces: dict[tuple[str, lanes.Layout], _Pace] = {}  # of programs
         self._most: dict[str, lanes.Layout] = {}  # of forms that memory was too small for: the largest to try
         self._profile = profile
         self._profiled = ""  # the form of the group to trace
@@ -305,9 +307,8 @@ class Engine:
         gc.collect()  # what the error's frames still hold
 
     def _traced(self, group: Group, steps: int, compute: Callable[[], Tree]) -> Tree:
-        """`compute()`, traced if a profile was asked of it: of the largest group's first steps."""
-        idle = steps == 0 and sum(group.stage.rounds(group.nodes[0])) > 0
-        if self._profile is None or group.form != self._profiled or idle:
+        """`compute()`, traced if it is of the group that a profile was asked of, and the first that was."""
+        if self._profile is None or group.form != self._profiled:
             return compute()
         folder, self._profile = self._profile, None
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
@@ -502,7 +503,7 @@ class _Batch:
         self._rounds = group.stage.rounds(nodes[0])
         self._history: list[Record] = []
         self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
-        self._pace = _Pace(self._guess(), engine._paces.get((group.form, program.layout)))
+        self._pace = engine._paces.setdefault((group.form, program.layout), _Pace(self._guess()))
         self._told = 0  # rounds whose metrics the leading process has had
         self._steps = 0  # that are known to be done
         self._steps_shown = 0
@@ -572,24 +573,32 @@ class _Batch:
         i = len(self._history)  # the round
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
+        if agreed.preempted:
+            raise Preempted
+        whole = draws(self._nodes[0])
         while i < len(self._rounds) and not agreed.enough:
             left = self._rounds[i] - within
-            steps = left if draws(self._nodes[0]) else min(left, agreed.stretch)
+            steps = left if whole else min(left, agreed.stretch)
             ends = steps == left
-            if running is None:
-                self._pace.begins()
+            alone = agreed.alone and steps > 0 and not whole
+            if alone and running is not None:
+                self._fetch(running)
+                running = None
+            # A trace costs time, and is of training: not of what is timed or only measured, where there is more.
+            may_trace = (steps > 0 and not alone) or (ends and i + 1 == len(self._rounds))
+            compute = functools.partial(program.advance, arguments, state, steps, ends)
             began = time.perf_counter()
             with self._noticing():
-                # On a CPU the call itself computes, or waits until the stretch before is done.
-                state, record = engine._traced(
-                    self._group,
-                    steps,
-                    lambda state=state, steps=steps, ends=ends: program.advance(arguments, state, steps, ends),
-                )
+                # On some devices the call itself computes, or waits until the stretch before is done.
+                state, record = engine._traced(self._group, steps, compute) if may_trace else compute()
                 self._waited += time.perf_counter() - began
                 if running is not None:
                     self._fetch(running)
-                running = _Stretch(record, steps, ends, _ready(record))
+                running = _Stretch(record, steps, ends)
+                if alone:
+                    self._fetch(running)
+                    running = None
+                    self._pace.took(time.perf_counter() - began, steps, ends, engine._settings.stretch_seconds)
             if self._full:
                 self._agree()
             i, within = (i + 1, 0) if ends else (i, within + steps)
@@ -612,12 +621,11 @@ class _Batch:
                     raise Preempted
         if running is not None:
             self._fetch(running)
-        engine._paces[self._group.form, program.layout] = self._pace.seconds
         self._finish(state)
         return self._waited
 
     def _guess(self) -> float:
-        """At most so many seconds a step, of a batch that has not been timed yet."""
+        """Seconds a step, of a batch that has not been timed yet: large models take less on any machine."""
         flops = self._group.flops / max(work(self._group) * len(self._group.nodes), 1)
         return flops * self._program.layout.lanes / _FLOPS_A_SECOND_AT_LEAST
 
@@ -629,7 +637,6 @@ class _Batch:
         self._waited += time.perf_counter() - began
         if self._full:
             return
-        self._pace.took(running)
         self._steps += running.steps
         if running.ends:
             self._take(self._nodes[0].world.read(record))
@@ -664,6 +671,7 @@ class _Batch:
                 "due": due,
                 "full": self._full,
                 "stretch": self._pace.steps(engine._settings.stretch_seconds),
+                "alone": self._pace.is_old,
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
@@ -686,7 +694,8 @@ class _Batch:
         return _Agreed(
             preempted=any(each["preempted"] for each in said),
             due=said[0]["due"],
-            stretch=min(each["stretch"] for each in said),
+            stretch=said[0]["stretch"],
+            alone=said[0]["alone"],
             enough=self._writes and all(each["enough"] for each in said),
         )
 
@@ -787,12 +796,14 @@ class _Agreed(NamedTuple):
     """What the processes have agreed on.
 
     preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. stretch: steps at a time.
+    alone: the next stretch is to be timed, with nothing before or behind it.
     """
 
     preempted: bool
     due: bool
     enough: bool
     stretch: int
+    alone: bool
 
 
 class _Stretch(NamedTuple):
@@ -801,39 +812,33 @@ class _Stretch(NamedTuple):
     record: Tree
     steps: int
     ends: bool  # the round, with a measurement
-    ready: float | None  # when it was done, if it was when the call returned
-
-
-def _ready(record: Tree) -> float | None:
-    """The time, if the record is there already."""
-    return time.monotonic() if all(x.is_ready() for x in jax.tree.leaves(record)) else None
 
 
 class _Pace:
-    """How long a step of a batch takes.
+    """How long a step of a program takes, in seconds: a guess, then what a stretch took that ran alone.
 
-    guess: seconds, more than it will be. known: as it was for the batch before.
+    Of stretches that wait for one another no time is taken: devices differ in when a call returns.
     """
 
-    def __init__(self, guess: float, known: float | None) -> None:
-        self.seconds = guess if known is None else known
-        self._last = time.monotonic()  # when the stretch before was done
+    def __init__(self, guess: float) -> None:
+        self.seconds = guess
+        self._timed = -math.inf
+
+    @property
+    def is_old(self) -> bool:
+        """It is to be timed: the machine may be busier or idler by now."""
+        return time.monotonic() - self._timed > _PACE_HOLDS
 
     def steps(self, seconds: float) -> int:
         """As many as take at most these seconds, or one."""
         return int(min(max(seconds / max(self.seconds, 1e-12), 1), 2**31 - 1))
 
-    def begins(self) -> None:
-        """The device, which had nothing to do, is given a stretch."""
-        self._last = time.monotonic()
-
-    def took(self, stretch: _Stretch) -> None:
-        """To be called when a stretch is done, of each one in turn."""
-        last, self._last = self._last, stretch.ready or time.monotonic()
-        if stretch.steps:
-            seconds = (self._last - last) / stretch.steps
-            # With a measurement it is more than the steps took.
-            self.seconds = min(self.seconds, seconds) if stretch.ends else seconds
+    def took(self, seconds: float, steps: int, ends: bool, wanted: float) -> None:
+        """What a stretch of at least one step took alone; with a measurement, if it ends a round."""
+        self.seconds = seconds / steps
+        # With its measurement too long: the next one is cut, and tells what the steps alone take.
+        if not ends or seconds <= wanted:
+            self._timed = time.monotonic()
 
 
 def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:
@@ -850,7 +855,7 @@ def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: 
 
 @contextlib.contextmanager
 def preemption_notice() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and ctrl-C into a question that the engine asks between rounds. A second ctrl-C stops at once."""
+    """Turns SIGTERM and ctrl-C into a question that the engine asks every few seconds. A second one stops at once."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told.is_set

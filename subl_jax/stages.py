@@ -50,7 +50,7 @@ class Stage:
     inputs(spec) → name → parent node; the artefacts of these reach the program under these names.
     rounds(spec) → how many steps each round takes. The first may be 0: a measurement before training.
     start(spec, key, inputs) → state; advance(spec, key, inputs, state, steps, measure) → (state, record). Where
-    `measure`, () bool, is false the round goes on: the record is then zeros, and evaluating costs nothing.
+    `measure`, () bool, is false a round of training goes on: the record is zeros, and evaluating costs nothing.
     artefact(state) → what is stored, a dict of arrays; None where the host makes it from the records.
     flops(spec) → floating-point operations of one lane.
     """

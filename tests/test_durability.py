@@ -55,7 +55,9 @@ def _signalled_at_random(machine, rng, longest):
     count, number = rng.choice((1, 1, 2, 2, 3)), rng.choice((signal.SIGKILL, signal.SIGTERM))
     victims = [rng.randrange(count)] if rng.random() < 0.7 else list(range(count))
     logs = [machine.folder / f"{i}.log" for i in range(count)]
-    processes = machine.start_all(count, logs=logs)
+    # A save after every round, or a step at a time and one where half a second has passed.
+    cut = rng.choice(((), ("--config.engine.stretch_seconds=1e-6", "--config.engine.checkpoint_seconds=0.5")))
+    processes = machine.start_all(count, *cut, logs=logs)
     time.sleep(rng.uniform(0.5, longest))
     hit = [i for i in victims if processes[i].poll() is None]
     for i in hit:
@@ -71,7 +73,7 @@ def _signalled_at_random(machine, rng, longest):
     codes = [process.wait() for process in processes]
     groups = [line for line in logs[0].read_text().splitlines() if line.startswith("[") and "/" in line[:4]]
     stage = groups[-1].split()[1].rstrip(":") if groups else "start"
-    print(f"\n{number.name} to {hit} of {count} in {stage}: {codes} ", end="")
+    print(f"\n{number.name} to {hit} of {count} in {stage}{' by steps' if cut else ''}: {codes} ", end="")
     print(f"after {time.monotonic() - began:.1f} s", end="")
     for i, code in enumerate(codes):
         # SIGTERM kills a process that has not begun; one that has told all results ends well.

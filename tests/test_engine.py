@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import threading
+import types
 
 import jax
 import numpy as np
@@ -437,31 +438,44 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretc
 
 def test_training_runs_for_as_long_as_was_asked_before_the_host_looks_up(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(engine, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    pace = engine._Pace(guess=20.0)
+    assert pace.steps(4.0) == 1 and pace.is_old  # at least a step
+    pace.took(2.0, 4, ends=False, wanted=4.0)
+    assert pace.steps(4.0) == 8 and not pace.is_old
+    now[0] += 61.0
+    assert pace.is_old
+    pace.took(25.0, 8, ends=True, wanted=4.0)  # with a measurement, and too long: what the steps take is not known
+    assert pace.steps(4.0) == 1 and pace.is_old
+    pace.took(0.5, 1, ends=False, wanted=4.0)
+    assert pace.steps(4.0) == 8 and not pace.is_old
+    now[0] += 61.0
+    pace.took(3.0, 8, ends=True, wanted=4.0)
+    assert pace.steps(4.0) == 10 and not pace.is_old
+    assert engine._Pace(guess=0.0).steps(4.0) == 2**31 - 1
 
-    def took(seconds, steps, ends=False, ready=None):
-        now[0] += seconds
-        pace.took(engine._Stretch({}, steps, ends, ready))
 
-    pace = engine._Pace(guess=20.0, known=None)
-    assert pace.steps(4.0) == 1  # at least
-    took(2.0, steps=0, ends=True)  # a measurement says nothing of steps
-    assert pace.steps(4.0) == 1
-    took(2.0, steps=4)
-    assert pace.steps(4.0) == 8
-    took(9.0, steps=8, ends=True)  # most of it was the measurement
-    assert pace.steps(4.0) == 8
-    took(2.0, steps=8, ends=True)
-    assert pace.steps(4.0) == 16
-    now[0] += 50.0
-    pace.begins()
-    took(8.0, steps=8)
-    assert pace.steps(4.0) == 4
-    # Where the call itself computes, the next call ends before the record of the one before is looked at.
-    took(5.0, steps=4, ready=now[0] + 1.0)
-    took(1.0, steps=2)
-    assert pace.seconds == 2.5
-    assert engine._Pace(guess=20.0, known=0.0).steps(4.0) == 2**31 - 1
+def test_rounds_that_are_longer_than_was_guessed_are_cut(tmp_path, monkeypatch):
+    """Every step takes a second, of which the guess knows nothing; nothing is timed but what runs alone."""
+    now, calls, advance = [0.0], [], lanes.Program.advance
+
+    def slow(program, arguments, state, steps, measure):
+        calls.append((steps, measure))
+        now[0] += float(steps)
+        return advance(program, arguments, state, steps, measure)
+
+    def clock():
+        now[0] += 1e-6
+        return now[0]
+
+    monkeypatch.setattr(lanes.Program, "advance", slow)
+    monkeypatch.setattr(engine, "time", types.SimpleNamespace(perf_counter=clock, monotonic=clock))
+    base = tiny_world.base(steps=90, evals=2)
+    done = compute([specs.Student(base, written(base), LONG, trait="owl")], tmp_path, stretch_seconds=4.5, **ALONE)
+    of_base = calls[: calls.index((written(base).round, True))]
+    assert of_base == [(0, True), (45, True), *[(4, False)] * 11, (1, True)]  # the first round is timed
+    whole = compute([specs.Student(base, written(base), LONG, trait="owl")], tmp_path / "whole", **ALONE)
+    same(done.store, whole.store, [base])
 
 
 def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkeypatch):
