@@ -19,6 +19,7 @@ from subl_jax.settings import Settings
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 # One trait and base pair: short, and still with every stage and two batches of students.
 SMALL = ("--config.traits=('owl',)", "--config.engine.lanes_a_batch=4")
+BY_STEPS = ("--config.engine.stretch_seconds=1e-9", "--config.engine.checkpoint_seconds=0.5")
 GONE = (
     "preempted: another process of this run is gone; what was computed is stored; run the same command again to go on"
 )
@@ -173,20 +174,21 @@ def test_several_processes_give_the_tables_of_one(machine, quiet, count, devices
 
 
 def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
-    """One process, told to stop; then two, of which the first is killed; then one."""
-    code, _, error = machine.stop_when(a_checkpoint, signal.SIGTERM, *SMALL)
+    """One process, told to stop; then two, of which the first is killed; then one. All go a step at a time."""
+    code, _, error = machine.stop_when(a_checkpoint, signal.SIGTERM, *SMALL, *BY_STEPS)
     assert (code, error) == (75, f"{STOPPED}\n")
-    killed, other = machine.stop_one_of(2, 0, artifacts(3), signal.SIGKILL, *SMALL)
+    killed, other = machine.stop_one_of(2, 0, artifacts(3), signal.SIGKILL, *SMALL, *BY_STEPS)
     assert killed[0] == -signal.SIGKILL
     assert other[0] == 75 and other[2].splitlines()[-1] == GONE
     before = set(machine.stored())
-    assert machine.run(*SMALL, "--config.engine.devices=2")[0] == 0
+    assert machine.run(*SMALL, *BY_STEPS, "--config.engine.devices=2")[0] == 0
     assert machine.computed() == len(machine.stored()) - len(before)
     assert_complete(machine, quiet, **TOLERANCE)
 
 
-def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet):
-    done = machine.stop_one_of(2, 1, artifacts(8), signal.SIGTERM, *SMALL)  # in the second batch of students
+@pytest.mark.parametrize("cut", [(), BY_STEPS], ids=["by rounds", "by steps"])
+def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet, cut):
+    done = machine.stop_one_of(2, 1, artifacts(8), signal.SIGTERM, *SMALL, *cut)  # in the second batch of students
     assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
     assert list((machine.workdir / "checkpoints").glob("*/saves/*"))
     code, out, error = machine.run(*SMALL)

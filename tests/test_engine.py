@@ -410,6 +410,23 @@ def _rounds_run(monkeypatch):
     return rounds
 
 
+def _shown(monkeypatch):
+    """[stage, work, work shown as done] of each group."""
+    shown, begin, advance = [], engine.Progress.begin, engine.Progress.advance
+
+    def begun(progress, stage, count, work, layout):
+        shown.append([stage, work, 0])
+        begin(progress, stage, count, work, layout)
+
+    def advanced(progress, work):
+        shown[-1][2] += work
+        advance(progress, work)
+
+    monkeypatch.setattr(engine.Progress, "begin", begun)
+    monkeypatch.setattr(engine.Progress, "advance", advanced)
+    return shown
+
+
 @pytest.mark.parametrize("stretch", [4.0, 1e-9], ids=["after a round", "within a round"])
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretch):
     """It is interrupted every few calls, in every stage, and ends with the same numbers to the bit."""
@@ -419,6 +436,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretc
     rounds = _rounds_run(monkeypatch)
     whole = compute(sweep, tmp_path / "whole", **settings | {"stretch_seconds": 4.0})
     assert set(rounds) == {0, 2, 16}  # a measurement, training, writing
+    shown = _shown(monkeypatch)
     needed, interruptions = sum(2 if n == 2 and stretch < 1 else 1 for n in rounds), 0
     rounds.clear()
     while True:
@@ -430,6 +448,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretc
             interruptions += 1
             assert (tmp_path / "torn" / "checkpoints").exists()
     assert interruptions >= 5
+    # A group that ends has all of its work shown, whatever of it was done in earlier runs.
+    ended = [one for one, after in zip(shown, [*shown[1:], [None]], strict=True) if one[0] != after[0]]
+    assert [stage for stage, _, _ in ended] == ["pretrain", "instil", "write", "distil"]
+    assert all(work == done for stage, work, done in ended if stage != "write")
     same(done.store, whole.store, lineage(sweep))
     # At a restart at most one round of writing is drawn in vain: whether there is enough is known a round late.
     assert needed <= len(rounds) <= needed + interruptions
@@ -478,6 +500,14 @@ def test_rounds_that_are_longer_than_was_guessed_are_cut(tmp_path, monkeypatch):
     same(done.store, whole.store, [base])
 
 
+def test_a_round_that_draws_samples_is_not_cut(tmp_path, monkeypatch):
+    rounds = _rounds_run(monkeypatch)
+    base = tiny_world.base()
+    student = specs.Student(base, specs.Stream(base, FILTER), LONG)
+    compute([student], tmp_path, stretch_seconds=1e-9)
+    assert rounds[-1 - LONG.evals :] == [0, *[2] * LONG.evals]  # the student's
+
+
 def test_the_round_in_flight_is_saved_before_the_engine_lets_go(tmp_path, monkeypatch):
     rounds = _rounds_run(monkeypatch)
     student = specs.Student(tiny_world.base(), written(tiny_world.base()), LONG, trait="owl")
@@ -496,27 +526,31 @@ def test_a_notice_that_comes_while_a_program_is_compiled_is_heeded_before_it_run
     assert rounds == []
 
 
-def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch):
+@pytest.mark.parametrize("within", [False, True], ids=["after a round", "within a round"])
+def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch, within):
     from subl_jax import engine
 
     base = tiny_world.base(steps=LONG.steps, evals=LONG.evals)
     student = specs.Student(base, written(base), LONG, trait="owl")
     whole = compute([student], tmp_path / "whole")
-    taken, take = [], engine._Batch._take
+    fetched, fetch = [], engine._Batch._fetch
 
-    def crashing(batch, record):
-        taken.append(1)
-        if len(taken) == 5:
+    def crashing(batch, running):
+        fetched.append(running)
+        if len(fetched) == 5:
             raise KeyboardInterrupt
-        take(batch, record)
+        fetch(batch, running)
 
+    cut = {"stretch_seconds": 1e-9} if within else {}
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Batch, "_take", crashing)
+        patch.setattr(engine._Batch, "_fetch", crashing)
         with pytest.raises(KeyboardInterrupt):
-            compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9, **ALONE)
+            compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9, **cut, **ALONE)
     rounds = _rounds_run(monkeypatch)
     done = compute([student], tmp_path / "crashed")
-    assert rounds[0] == 2  # the base goes on; its first round has no steps
+    assert "cannot be used" not in done.text
+    # The base goes on; its first round has no steps. It was saved after a measurement and three steps.
+    assert rounds[:2] == ([1, 2] if within else [2, 2])
     same(done.store, whole.store, lineage([student]))
 
 
