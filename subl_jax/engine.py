@@ -671,7 +671,8 @@ class _Batch:
                 "due": due,
                 "full": self._full,
                 "stretch": self._pace.steps(engine._settings.stretch_seconds),
-                "alone": self._pace.is_old,
+                # A step that is too long by itself has no other dispatched behind it, for which a notice would wait too.
+                "alone": self._pace.is_old or self._pace.seconds > engine._settings.stretch_seconds,
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
                 "kept": sum(collector.kept for collector in self._collectors),
@@ -796,7 +797,7 @@ class _Agreed(NamedTuple):
     """What the processes have agreed on.
 
     preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. stretch: steps at a time.
-    alone: the next stretch is to be timed, with nothing before or behind it.
+    alone: the next stretch has nothing before or behind it, and is timed.
     """
 
     preempted: bool
