@@ -671,7 +671,7 @@ class _Batch:
                 "due": due,
                 "full": self._full,
                 "stretch": self._pace.steps(engine._settings.stretch_seconds),
-                # A step that is too long by itself has no other dispatched behind it, for which a notice would wait too.
+                # No other is dispatched behind a step that is too long by itself: a notice would wait for both.
                 "alone": self._pace.is_old or self._pace.seconds > engine._settings.stretch_seconds,
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
