@@ -306,9 +306,9 @@ class Engine:
         self._most[group.form] = narrower
         gc.collect()  # what the error's frames still hold
 
-    def _traced(self, group: Group, steps: int, compute: Callable[[], Tree]) -> Tree:
-        """`compute()`, traced if it is of the group that a profile was asked of, and the first that was."""
-        if self._profile is None or group.form != self._profiled:
+    def _traced(self, group: Group, steps: int, may: bool, compute: Callable[[], Tree]) -> Tree:
+        """`compute()`, traced if it is the first that may be of the group that a profile was asked of."""
+        if self._profile is None or group.form != self._profiled or not may:
             return compute()
         folder, self._profile = self._profile, None
         with jax.profiler.trace(str(folder), create_perfetto_trace=True):
@@ -586,11 +586,12 @@ class _Batch:
                 running = None
             # A trace costs time, and is of training: not of what is timed or only measured, where there is more.
             may_trace = (steps > 0 and not alone) or (ends and i + 1 == len(self._rounds))
-            compute = functools.partial(program.advance, arguments, state, steps, ends)
             began = time.perf_counter()
             with self._noticing():
                 # On some devices the call itself computes, or waits until the stretch before is done.
-                state, record = engine._traced(self._group, steps, compute) if may_trace else compute()
+                state, record = engine._traced(
+                    self._group, steps, may_trace, functools.partial(program.advance, arguments, state, steps, ends)
+                )
                 self._waited += time.perf_counter() - began
                 if running is not None:
                     self._fetch(running)
@@ -837,8 +838,9 @@ class _Pace:
     def took(self, seconds: float, steps: int, ends: bool, wanted: float) -> None:
         """What a stretch of at least one step took alone; with a measurement, if it ends a round."""
         self.seconds = seconds / steps
-        # With its measurement too long: the next one is cut, and tells what the steps alone take.
-        if not ends or seconds <= wanted:
+        # A measurement may be what made it long, and a first call's own time what made its steps look slow: the next
+        # one then tells more.
+        if seconds <= wanted if ends else seconds >= wanted / 2:
             self._timed = time.monotonic()
 
 
