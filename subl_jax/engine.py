@@ -44,6 +44,7 @@ Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
 class GroupTiming:
     """What a group took.
 
+    lane_steps: those of this run, without what was restored.
     waited_seconds: the part of `run_seconds` that the host spent in, or awaiting, programs.
     flops_per_second: of the work as it is counted on paper; ceiling_percent: of what a matrix product reaches on all
     the devices there are (ceiling.py).
@@ -212,7 +213,7 @@ class Engine:
             return GroupTiming(group.stage.name, len(group.nodes), "none")
 
         self._progress.compiling()
-        began, compiling, getting, waited, batches = time.perf_counter(), 0.0, 0.0, 0.0, 0
+        began, compiling, getting, waited, batches, earlier = time.perf_counter(), 0.0, 0.0, 0.0, 0, 0
         left = {node.key: node for node in alive}
         while left:
             asked = time.perf_counter()
@@ -225,15 +226,19 @@ class Engine:
             try:
                 for batch in self._batches(group, list(left.values()), program.layout.lanes):
                     # It may have been stored by another machine, which died after it.
-                    if not self._peers.any(self._store.has_batch([node.key for node in batch])):
-                        waited += self._run_batch(group, program, batch)
-                        batches += 1
+                    if self._peers.any(self._store.has_batch([node.key for node in batch])):
+                        earlier += work(group) * len(batch)
+                    else:
+                        done = self._run_batch(group, program, batch)
+                        waited, earlier, batches = waited + done.waited, earlier + done.earlier, batches + 1
                     for node in batch:
                         del left[node.key]
             except OutOfMemory as error:
                 self._narrow(group, program.layout, error)
         seconds = time.perf_counter() - began - getting
-        lane_steps, flops = work(group) * len(alive), group.flops / len(group.nodes) * len(alive) / seconds
+        lane_steps = work(group) * len(alive) - earlier
+        share = lane_steps / (work(group) * len(group.nodes)) if lane_steps else len(alive) / len(group.nodes)
+        flops = group.flops * share / seconds
         best = ceiling.flops_a_second(self._dtype(group))
         timing = GroupTiming(
             stage=group.stage.name,
@@ -261,10 +266,12 @@ class Engine:
         bfloat16 = lanes.precision(self._settings.matmul) == lanes.precision("bfloat16")
         return "bfloat16" if bfloat16 else own
 
-    def _run_batch(self, group: Group, program: lanes.Program, batch: list[specs.Node]) -> float:
+    def _run_batch(self, group: Group, program: lanes.Program, batch: list[specs.Node]) -> "_Batch":
         if len(batch) > program.layout.lanes:
             program = self._compiled(group, batch[0], self._default_layout(len(batch), group.form))
-        return _Batch(self, group, program, batch).run()
+        done = _Batch(self, group, program, batch)
+        done.run()
+        return done
 
     def _fitting_program(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
         """The group's program in a layout that there is memory for, as far as can be known before it runs."""
@@ -508,7 +515,8 @@ class _Batch:
         self._steps = 0  # that are known to be done
         self._steps_shown = 0
         self._kept = 0  # samples, of all processes
-        self._waited = 0.0
+        self.waited = 0.0  # seconds, for the device
+        self.earlier = 0  # work that an earlier run has done
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
@@ -531,10 +539,10 @@ class _Batch:
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self._folder, warn=self._engine._progress.warn)
 
-    def run(self) -> float:
-        """Computes and stores the batch. Returns the seconds spent waiting for the device."""
+    def run(self) -> None:
+        """Computes and stores the batch."""
         try:
-            waited = self._run()
+            self._run()
         except PeerLost:
             raise  # a save that runs waits for the process that is gone
         except BaseException as error:
@@ -543,14 +551,13 @@ class _Batch:
                 self._show(-self._shown)  # it is done again, by fewer lanes at a time
             raise
         self._close()
-        return waited
 
     def _close(self) -> None:
         """Whatever happens, no thread goes on writing."""
         if "_checkpoints" in vars(self):
             self._checkpoints.close()
 
-    def _run(self) -> float:
+    def _run(self) -> None:
         engine, program = self._engine, self._program
         if self._peers.leads:
             for node in self._live:
@@ -573,6 +580,8 @@ class _Batch:
         i = len(self._history)  # the round
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
+        self.earlier = self._shown
+        engine._progress.restored(self.earlier)
         if agreed.preempted:
             raise Preempted
         whole = draws(self._nodes[0])
@@ -592,7 +601,7 @@ class _Batch:
                 state, record = engine._traced(
                     self._group, steps, may_trace, functools.partial(program.advance, arguments, state, steps, ends)
                 )
-                self._waited += time.perf_counter() - began
+                self.waited += time.perf_counter() - began
                 if running is not None:
                     self._fetch(running)
                 running = _Stretch(record, steps, ends)
@@ -623,7 +632,6 @@ class _Batch:
         if running is not None:
             self._fetch(running)
         self._finish(state)
-        return self._waited
 
     def _guess(self) -> float:
         """Seconds a step, of a batch that has not been timed yet: large models take less on any machine."""
@@ -635,7 +643,7 @@ class _Batch:
         began = time.perf_counter()
         with self._noticing():
             record = lanes.own_rows(running.record)
-        self._waited += time.perf_counter() - began
+        self.waited += time.perf_counter() - began
         if self._full:
             return
         self._steps += running.steps
@@ -776,7 +784,7 @@ class _Batch:
         else:
             began = time.perf_counter()
             tree = jax.tree.map(lambda x: x[:count], lanes.own_rows(stage.artefact(state)))
-            self._waited += time.perf_counter() - began
+            self.waited += time.perf_counter() - began
             stacked = {name: np.stack([r[name][:count] for r in self._history], axis=1) for name in self._history[0]}
             curves = tables.named_metrics(self._nodes[0].world, stacked)
             steps = np.cumsum(self._rounds)

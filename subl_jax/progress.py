@@ -136,6 +136,11 @@ class Progress:
             group.said = now
             self._print(f"{group.title}: {self._numbers(group, now)}")
 
+    def restored(self, lane_steps: int) -> None:
+        """Keeps out of the rate so much of the work that was counted: an earlier run did it."""
+        if (group := self._group) is not None:
+            group.unrated += lane_steps
+
     def end(self, summary: str = "") -> None:
         """Closes the group with one line that stays."""
         if (group := self._group) is None:

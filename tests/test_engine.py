@@ -553,6 +553,7 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch, withi
     assert "cannot be used" not in done.text
     # The base goes on; its first round has no steps. It was saved after a measurement and three steps.
     assert rounds[:2] == ([1, 2] if within else [2, 2])
+    assert done.timings[0].lane_steps == LONG.steps - (3 if within else 6)  # those of this run
     same(done.store, whole.store, lineage([student]))
 
 

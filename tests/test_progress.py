@@ -90,6 +90,19 @@ def test_work_reported_with_the_end_of_compilation_is_not_in_the_rate():
     assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 1:00"
 
 
+def test_work_of_an_earlier_run_is_not_in_the_rate():
+    progress, clock, console = plain(every=1.0)
+    progress.begin("distil", lanes=1, lane_steps=400, layout="map")
+    progress.compiling()
+    progress.advance(0)
+    clock.now += 1.0
+    progress.advance(200)
+    progress.restored(200)
+    clock.now += 9.0
+    progress.advance(100)
+    assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 10 s"
+
+
 def test_groups_are_counted_and_elapsed_is_that_of_the_sweep():
     progress, clock, console = plain(every=0.0)
     progress.plan(2)
