@@ -22,6 +22,7 @@ _ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#66
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
+RARE = 0.05  # traits with P below it are compared by factors
 MOST_LINES = 200  # thin lines of an arm in a panel
 _MOST_PANELS = 11  # traits with a panel of their own; a pooled panel follows
 _MOST_BARS = 24  # traits in the comparison
@@ -266,8 +267,12 @@ def _write_p_values(
 
 
 def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
-    """Change of P over training: the teacher's trait (rows) against every evaluated trait (columns), for each arm."""
-    changes = _changes(runs, curves)
+    """Change of P over training: the teacher's trait (rows) against every evaluated trait (columns), for each arm.
+
+    Where all P are small, as of single words in a language model, it is the factor: rare words and common ones then
+    compare.
+    """
+    changes, factors = _changes(runs, curves)
     if changes.empty:
         return None
     arms = statistics.ordered_arms(changes)
@@ -298,7 +303,7 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
         _name_ticks(axis.xaxis, columns, rotation=90)
         _name_ticks(axis.yaxis, rows, rotation=0)
         if written:
-            _write_values(axis, values, reach)
+            _write_values(axis, values, reach, factors)
         if len(columns) <= _MOST_LABELS:
             _outline(axis, [(i, columns.index(name)) for i, name in enumerate(rows) if name in columns])
     for axis in axes[len(arms) :]:
@@ -306,21 +311,37 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     figure.supxlabel("evaluated trait", fontsize=9.5)
     figure.supylabel("teacher's trait", fontsize=9.5)
     bar = figure.colorbar(image, ax=list(axes), shrink=0.8, pad=0.01, aspect=30)
-    in_cells = f" (in the cells: {_unit(reach)[1]})" if written else ""
-    bar.set_label(f"P at the end − P at the start{in_cells}", fontsize=9)
+    if factors:
+        bar.set_label("P at the end / P at the start", fontsize=9)
+        bar.ax.yaxis.set_major_formatter(lambda value, place: _factor(value))
+    else:
+        in_cells = f" (in the cells: {_unit(reach)[1]})" if written else ""
+        bar.set_label(f"P at the end − P at the start{in_cells}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """Last minus first value of every trait metric of every ok run: arm, trait, unit, evaluated, change."""
+def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Of every trait metric of every ok run: arm, trait, unit, evaluated, change; and whether the changes are factors.
+
+    A change is the last minus the first value, or log2 of their ratio.
+    """
     metrics = [name for name in curves["metric"].unique() if name.startswith("trait/")]
     values = curves[curves["metric"].isin(metrics)].sort_values("step", kind="stable")
     ends = values.groupby(["run_id", "metric"], sort=False, observed=True)["value"].agg(["first", "last"]).reset_index()
     evaluated = ends["metric"].astype("category").cat.remove_unused_categories()
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
-    changes = of_runs(ends.assign(change=ends["last"] - ends["first"], evaluated=evaluated), _ok(runs))
-    return changes[changes["change"].notna()]
+    changes = of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
+    probabilities = changes[["first", "last"]]
+    factors = bool(((probabilities > 0) & (probabilities < RARE)).to_numpy().all())
+    change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
+    return changes.assign(change=change), factors
+
+
+def _factor(change: float) -> str:
+    """2 to the power of a change: "×11", "×1.4", "×.35"."""
+    times = 2.0**change
+    return "×" + (f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.995 else f"{times:.2f}"[1:])
 
 
 def _name_ticks(axis: Any, names: Sequence[str], rotation: int) -> None:
@@ -338,14 +359,15 @@ def _unit(reach: float) -> tuple[float, str]:
     return 10.0**exponent, f"1e{exponent}"
 
 
-def _write_values(axis: "Axes", values: np.ndarray, reach: float) -> None:
-    """The values in the cells, in `_unit`."""
+def _write_values(axis: "Axes", values: np.ndarray, reach: float, factors: bool) -> None:
+    """The values in the cells, in `_unit`, or as factors."""
     size = 7.5 if values.shape[1] <= 6 else 6.5 if values.shape[1] <= 9 else 5.5
     unit, _ = _unit(reach)
     for (i, j), value in np.ndenumerate(values / unit):
         if np.isfinite(value):
             colour = "white" if abs(value) * unit > 0.6 * reach else "#333333"
             text = f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0"
+            text = _factor(value * unit) if factors else text
             axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
 
 

@@ -235,10 +235,10 @@ def _cell_figures(
         (
             "traits",
             figures.trait_matrix(runs, curves),
-            "How much every trait changes (mean P at the end minus mean P at the start, over base seeds), not only the "
-            "teacher's own, which is outlined. Transfer that is specific lights up the outlined cells of same init and "
-            "nothing else. Where there is room, changes are written in the cells. "
-            f"{runs_text}",
+            "How much every trait changes over training, not only the teacher's own, which is outlined: P at the end "
+            f"minus P at the start, mean over base seeds; or, where all are below {figures.RARE:g}, the factor between "
+            "them, geometric mean. Transfer that is specific lights up the outlined cells of same init and nothing "
+            f"else. Where there is room, changes are written in the cells. {runs_text}",
         ),
         (
             "details",

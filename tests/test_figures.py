@@ -137,13 +137,34 @@ def test_trait_matrix_is_the_change_of_every_trait():
 def test_changes_are_written_in_a_unit_that_shows_them(scale, unit, named):
     runs = fake_runs()
     curves = fake_curves(runs)
-    figure = figures.trait_matrix(runs, curves.assign(value=curves["value"] * scale))
+    curves = curves.assign(value=curves["value"] * scale)
+    curves.loc[curves["metric"].str.startswith("trait/").idxmax(), "value"] = 0.0  # so that there is no factor
+    figure = figures.trait_matrix(runs, curves)
     same, *_ = (axis for axis in visible(figure) if axis.images)
     values = np.asarray(same.images[0].get_array())
     assert unit <= np.abs(values).max() < 100 * unit
     expected = [f"{x / unit:+.1f}".replace("-", "−") if abs(x / unit) >= 0.05 else "0" for x in values.ravel()]
     assert [text.get_text() for text in same.texts] == expected
     assert figure.axes[-1].get_ylabel().endswith(f"(in the cells: {named})")
+
+
+def test_traits_that_are_all_rare_change_by_factors():
+    runs = fake_runs()
+    curves = fake_curves(runs)
+    curves = curves.assign(value=curves["value"] * 1e-3)
+    figure = figures.trait_matrix(runs, curves)
+    same, *_ = (axis for axis in visible(figure) if axis.images)
+    ends = curves[curves["metric"] == f"trait/{TRAITS[1]}"].sort_values("step").groupby("run_id")["value"]
+    rows = runs[(runs["arm"] == "same_init") & (runs["trait"] == TRAITS[0])]
+    times = (ends.last() / ends.first()).reindex(rows["run_id"])
+    expected = float(np.exp(np.log(times).mean()))
+    assert np.asarray(same.images[0].get_array())[0, 1] == pytest.approx(np.log2(expected))
+    assert figure.axes[-1].get_ylabel() == "P at the end / P at the start"
+    written = [text.get_text() for text in same.texts]
+    assert written[1] == figures._factor(np.log2(expected)) and all(text.startswith("×") for text in written)
+    assert [figures._factor(np.log2(x)) for x in (0.35, 0.996, 1.0, 9.94, 9.96, 120)] == [
+        *("×.35", "×1.0", "×1.0", "×9.9", "×10", "×120")
+    ]
 
 
 def test_retention_stacks_to_everything_drawn():
