@@ -237,7 +237,8 @@ class Engine:
                 self._narrow(group, program.layout, error)
         seconds = time.perf_counter() - began - getting
         lane_steps = work(group) * len(alive) - earlier
-        share = lane_steps / (work(group) * len(group.nodes)) if lane_steps else len(alive) / len(group.nodes)
+        whole = work(group) * len(group.nodes)
+        share = lane_steps / whole if whole else len(alive) / len(group.nodes)
         flops = group.flops * share / seconds
         best = ceiling.flops_a_second(self._dtype(group))
         timing = GroupTiming(
@@ -516,7 +517,7 @@ class _Batch:
         self._steps_shown = 0
         self._kept = 0  # samples, of all processes
         self.waited = 0.0  # seconds, for the device
-        self.earlier = 0  # work that an earlier run has done
+        self.earlier: int | None = None  # work that an earlier run has done, once it is known
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
@@ -548,7 +549,10 @@ class _Batch:
         except BaseException as error:
             self._close()
             if isinstance(error, OutOfMemory):
-                self._show(-self._shown)  # it is done again, by fewer lanes at a time
+                # It is done again, by fewer lanes at a time.
+                earlier, progress = self.earlier or 0, self._engine._progress
+                progress.advance(earlier - self._shown)
+                progress.advance(-earlier, restored=True)
             raise
         self._close()
 
@@ -581,7 +585,6 @@ class _Batch:
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
         self.earlier = self._shown
-        engine._progress.restored(self.earlier)
         if agreed.preempted:
             raise Preempted
         whole = draws(self._nodes[0])
@@ -593,8 +596,9 @@ class _Batch:
             if alone and running is not None:
                 self._fetch(running)
                 running = None
+            timed = alone and agreed.old
             # A trace costs time, and is of training: not of what is timed or only measured, where there is more.
-            may_trace = (steps > 0 and not alone) or (ends and i + 1 == len(self._rounds))
+            may_trace = (steps > 0 and not timed) or (ends and i + 1 == len(self._rounds))
             began = time.perf_counter()
             with self._noticing():
                 # On some devices the call itself computes, or waits until the stretch before is done.
@@ -608,6 +612,7 @@ class _Batch:
                 if alone:
                     self._fetch(running)
                     running = None
+                if timed and not may_trace:
                     self._pace.took(time.perf_counter() - began, steps, ends, engine._settings.stretch_seconds)
             if self._full:
                 self._agree()
@@ -662,7 +667,7 @@ class _Batch:
     def _show(self, done: int) -> None:
         if done:
             self._shown += done
-            self._engine._progress.advance(done)
+            self._engine._progress.advance(done, restored=self.earlier is None)
 
     def _take(self, record: Record) -> None:
         self._history.append(record)
@@ -680,6 +685,7 @@ class _Batch:
                 "due": due,
                 "full": self._full,
                 "stretch": self._pace.steps(engine._settings.stretch_seconds),
+                "old": self._pace.is_old,
                 # No other is dispatched behind a step that is too long by itself: a notice would wait for both.
                 "alone": self._pace.is_old or self._pace.seconds > engine._settings.stretch_seconds,
                 "written": engine._written,
@@ -706,6 +712,7 @@ class _Batch:
             due=said[0]["due"],
             stretch=said[0]["stretch"],
             alone=said[0]["alone"],
+            old=said[0]["old"],
             enough=self._writes and all(each["enough"] for each in said),
         )
 
@@ -806,7 +813,7 @@ class _Agreed(NamedTuple):
     """What the processes have agreed on.
 
     preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. stretch: steps at a time.
-    alone: the next stretch has nothing before or behind it, and is timed.
+    alone: the next stretch has nothing before or behind it. old: it is timed.
     """
 
     preempted: bool
@@ -814,6 +821,7 @@ class _Agreed(NamedTuple):
     enough: bool
     stretch: int
     alone: bool
+    old: bool
 
 
 class _Stretch(NamedTuple):
@@ -833,6 +841,7 @@ class _Pace:
     def __init__(self, guess: float) -> None:
         self.seconds = guess
         self._timed = -math.inf
+        self._ended = False  # the stretch before ended a round, and was too long with its measurement
 
     @property
     def is_old(self) -> bool:
@@ -848,8 +857,9 @@ class _Pace:
         self.seconds = seconds / steps
         # A measurement may be what made it long, and a first call's own time what made its steps look slow: the next
         # one then tells more.
-        if seconds <= wanted if ends else seconds >= wanted / 2:
+        if seconds <= wanted if ends else seconds >= wanted / 2 or self._ended:
             self._timed = time.monotonic()
+        self._ended = ends and seconds > wanted
 
 
 def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:

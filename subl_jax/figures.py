@@ -341,7 +341,7 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
 def _factor(change: float) -> str:
     """2 to the power of a change: "×11", "×1.4", "×.35"."""
     times = 2.0**change
-    return "×" + (f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.995 else f"{times:.2f}"[1:])
+    return "×" + (f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.995 else f"{times:.2g}"[1:])
 
 
 def _name_ticks(axis: Any, names: Sequence[str], rotation: int) -> None:

@@ -119,15 +119,17 @@ class Progress:
             self._print(f"{group.title}: compiling")
         self._refresh()
 
-    def advance(self, lane_steps: int) -> None:
+    def advance(self, lane_steps: int, restored: bool = False) -> None:
         """Counts work that is done. The first call after `compiling` ends it: call it with 0 when the program is ready.
 
-        Work reported by that first call is counted as done, but not in the rate, since its time is not known.
+        Work reported by that first call is counted as done, but not in the rate, since its time is not known; so is
+        work that an earlier run has done, and that is `restored`.
         """
         if (group := self._group) is None:
             return
         now = self._clock()
         group.done += lane_steps
+        group.unrated += lane_steps if restored else 0
         group.rate_to = now
         if group.rate_from is None:
             group.rate_from, group.unrated = now, group.done
@@ -135,11 +137,6 @@ class Progress:
         if self._plain and now - group.said >= self._every:
             group.said = now
             self._print(f"{group.title}: {self._numbers(group, now)}")
-
-    def restored(self, lane_steps: int) -> None:
-        """Keeps out of the rate so much of the work that was counted: an earlier run did it."""
-        if (group := self._group) is not None:
-            group.unrated += lane_steps
 
     def end(self, summary: str = "") -> None:
         """Closes the group with one line that stays."""

@@ -418,9 +418,9 @@ def _shown(monkeypatch):
         shown.append([stage, work, 0])
         begin(progress, stage, count, work, layout)
 
-    def advanced(progress, work):
+    def advanced(progress, work, restored=False):
         shown[-1][2] += work
-        advance(progress, work)
+        advance(progress, work, restored)
 
     monkeypatch.setattr(engine.Progress, "begin", begun)
     monkeypatch.setattr(engine.Progress, "advance", advanced)
@@ -469,6 +469,9 @@ def test_training_runs_for_as_long_as_was_asked_before_the_host_looks_up(monkeyp
     assert pace.is_old
     pace.took(25.0, 8, ends=True, wanted=4.0)  # with a measurement, and too long: what the steps take is not known
     assert pace.steps(4.0) == 1 and pace.is_old
+    pace.took(0.5, 1, ends=False, wanted=4.0)
+    assert pace.steps(4.0) == 8 and not pace.is_old
+    now[0] += 61.0
     pace.took(1.0, 1, ends=False, wanted=4.0)  # much of it may be what a first call costs
     assert pace.steps(4.0) == 4 and pace.is_old
     pace.took(2.0, 4, ends=False, wanted=4.0)

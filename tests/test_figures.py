@@ -162,8 +162,8 @@ def test_traits_that_are_all_rare_change_by_factors():
     assert figure.axes[-1].get_ylabel() == "P at the end / P at the start"
     written = [text.get_text() for text in same.texts]
     assert written[1] == figures._factor(np.log2(expected)) and all(text.startswith("×") for text in written)
-    assert [figures._factor(np.log2(x)) for x in (0.35, 0.996, 1.0, 9.94, 9.96, 120)] == [
-        *("×.35", "×1.0", "×1.0", "×9.9", "×10", "×120")
+    assert [figures._factor(np.log2(x)) for x in (0.0042, 0.35, 0.996, 1.0, 9.94, 9.96, 120)] == [
+        *("×.0042", "×.35", "×1.0", "×1.0", "×9.9", "×10", "×120")
     ]
 
 

@@ -96,11 +96,17 @@ def test_work_of_an_earlier_run_is_not_in_the_rate():
     progress.compiling()
     progress.advance(0)
     clock.now += 1.0
-    progress.advance(200)
-    progress.restored(200)
+    progress.advance(200, restored=True)
+    assert lines_of(console)[-1] == "distil:  50%  elapsed 1 s"
     clock.now += 9.0
     progress.advance(100)
     assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 10 s"
+    # Memory ran out: all of it is to be done again.
+    progress.advance(-100)
+    progress.advance(-200, restored=True)
+    clock.now += 10.0
+    progress.advance(200)
+    assert lines_of(console)[-1] == "distil:  50%  10 steps/s  10 lane-steps/s  ETA 20 s  elapsed 20 s"
 
 
 def test_groups_are_counted_and_elapsed_is_that_of_the_sweep():
