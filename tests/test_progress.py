@@ -97,7 +97,7 @@ def test_work_of_an_earlier_run_is_not_in_the_rate():
     progress.advance(0)
     clock.now += 1.0
     progress.advance(200, restored=True)
-    assert lines_of(console)[-1] == "distil:  50%  elapsed 1 s"
+    assert lines_of(console)[-1] == "distil:  50%  elapsed 1.0 s"
     clock.now += 9.0
     progress.advance(100)
     assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 10 s"
