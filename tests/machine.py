@@ -115,6 +115,23 @@ def artifacts(n):
     return lambda workdir: len(list((workdir / "artifacts").glob("*.json"))) >= n
 
 
+def under_way(workdir):
+    """The seals of each batch that is not stored, and has a save."""
+    sidecars = (workdir / "artifacts").glob("*.json")
+    stored = {row["key"] for path in sidecars for row in json.loads(path.read_text())["rows"]}
+    seals = []
+    for folder in (workdir / "checkpoints").glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # they are being removed
+            found = sorted(folder.glob("seals/*.json"))
+            if found and not stored & set(json.loads(found[0].read_text())["meta"]["nodes"]):
+                seals.append(found)
+    return seals
+
+
+def a_batch_after(n):
+    return lambda workdir: artifacts(n)(workdir) and len(under_way(workdir)) > 0
+
+
 def a_checkpoint(workdir):
     return any((workdir / "checkpoints").glob("*/seals/*.json"))
 

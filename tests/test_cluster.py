@@ -8,7 +8,7 @@ import sys
 
 import jax
 import pytest
-from machine import TESTS, Machine, a_checkpoint, artifacts, assert_complete, ended
+from machine import TESTS, Machine, a_batch_after, a_checkpoint, artifacts, assert_complete, ended
 
 from subl_jax import cluster, running
 from subl_jax.errors import InputError, StorageError
@@ -19,7 +19,7 @@ from subl_jax.settings import Settings
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 # One trait and base pair: short, and still with every stage and two batches of students.
 SMALL = ("--config.traits=('owl',)", "--config.engine.lanes_a_batch=4")
-BY_STEPS = ("--config.engine.stretch_seconds=1e-9", "--config.engine.checkpoint_seconds=0.5")
+BY_STEPS = ("--config.engine.stretch_seconds=1e-9", "--config.engine.checkpoint_seconds=0.05")
 GONE = (
     "preempted: another process of this run is gone; what was computed is stored; run the same command again to go on"
 )
@@ -188,7 +188,7 @@ def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
 
 @pytest.mark.parametrize("cut", [(), BY_STEPS], ids=["by rounds", "by steps"])
 def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet, cut):
-    done = machine.stop_one_of(2, 1, artifacts(8), signal.SIGTERM, *SMALL, *cut)  # in the second batch of students
+    done = machine.stop_one_of(2, 1, a_batch_after(8), signal.SIGTERM, *SMALL, *cut)  # the second one of students
     assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
     assert list((machine.workdir / "checkpoints").glob("*/saves/*"))
     code, out, error = machine.run(*SMALL)

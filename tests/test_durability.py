@@ -10,7 +10,15 @@ import subprocess
 import time
 
 import pytest
-from machine import Machine, a_checkpoint, a_second_stage_in_the_making, a_table, artifacts, assert_complete
+from machine import (
+    Machine,
+    a_batch_after,
+    a_checkpoint,
+    a_second_stage_in_the_making,
+    a_table,
+    artifacts,
+    assert_complete,
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,7 @@ def test_sweeps_stopped_at_random_end_as_if_nothing_had_been(machine, quiet, see
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_preempted_sweep_says_so_and_goes_on(machine, quiet, number):
-    code, _, error = machine.stop_when(artifacts(5), number)  # in the second batch of students
+    code, _, error = machine.stop_when(a_batch_after(5), number)  # the second one of students
     assert code == 75
     assert error == "preempted: what was computed is stored; run the same command again to go on\n"
     saves = list((machine.workdir / "checkpoints").glob("*/saves/*"))

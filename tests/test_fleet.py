@@ -11,6 +11,7 @@ import time
 import pandas as pd
 import pytest
 import tiny_world
+from machine import artifacts, under_way
 
 from subl_jax import engine, fleet, specs
 from subl_jax.errors import InputError, StorageError
@@ -171,25 +172,12 @@ class Machines:
 
     def mid_batch(self):
         """A node and its process, when a batch that is not of the first stage has begun, and is far from its end."""
-        sidecars = list((self.workdir / "artifacts").glob("*.json"))
-        stored = {row["key"] for path in sidecars for row in json.loads(path.read_text())["rows"]}
-        if len(sidecars) < 2 or not any(
-            1 <= len(seals := list(folder.glob("seals/*.json"))) <= 10 and not _nodes(seals[0]) & {None, *stored}
-            for folder in (self.workdir / "checkpoints").glob("*")
-        ):
+        if not artifacts(2)(self.workdir) or not any(len(seals) <= 10 for seals in under_way(self.workdir)):
             return None
         return next(((node, pid) for node in self.nodes for pid in self.computing(node)), None)
 
     def facts(self):
         return json.loads((self.workdir / "sweep.json").read_text())
-
-
-def _nodes(seal):
-    """The keys of the batch that a save is of; none where its saves are being removed."""
-    try:
-        return set(json.loads(seal.read_text())["meta"]["nodes"])
-    except FileNotFoundError:
-        return {None}
 
 
 def _start(command, folder):
