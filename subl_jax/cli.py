@@ -4,7 +4,7 @@
     --config.NAME=VALUE         another value for one of its settings
     --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
     --dry_run                   print the plan, compute nothing
-    --profile                   also write jax's profiler trace of the largest group's first steps
+    --profile                   also write jax's profiler trace of some steps of the largest group
     --prune                     remove from the workdir what this sweep does not need any more, compute nothing
     --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
     --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to

@@ -514,8 +514,7 @@ class _Batch:
         self._pace = engine._paces.setdefault((group.form, program.layout), _Pace(self._guess()))
         self._told = 0  # rounds whose metrics the leading process has had
         self._steps = 0  # that are known to be done
-        self._steps_shown = 0
-        self._kept = 0  # samples, of all processes
+        self._running: _Stretch | None = None  # what the device is busy with
         self.waited = 0.0  # seconds, for the device
         self.earlier: int | None = None  # work that an earlier run has done, once it is known
         self._shown = 0  # work that the display has been told of
@@ -580,7 +579,6 @@ class _Batch:
             with self._noticing():
                 state = program.start(arguments)
         saved = time.monotonic()
-        running: _Stretch | None = None  # what the device is busy with
         i = len(self._history)  # the round
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
@@ -593,9 +591,8 @@ class _Batch:
             steps = left if whole else min(left, agreed.stretch)
             ends = steps == left
             alone = agreed.alone and steps > 0 and not whole
-            if alone and running is not None:
-                self._fetch(running)
-                running = None
+            if alone:
+                self._drain()
             timed = alone and agreed.old
             # A trace costs time, and is of training: not of what is timed or only measured, where there is more.
             may_trace = (steps > 0 and not timed) or (ends and i + 1 == len(self._rounds))
@@ -606,12 +603,10 @@ class _Batch:
                     self._group, steps, may_trace, functools.partial(program.advance, arguments, state, steps, ends)
                 )
                 self.waited += time.perf_counter() - began
-                if running is not None:
-                    self._fetch(running)
-                running = _Stretch(record, steps, ends)
+                self._drain()
+                self._running = _Stretch(record, steps, ends)
                 if alone:
-                    self._fetch(running)
-                    running = None
+                    self._drain()
                 if timed and not may_trace:
                     self._pace.took(time.perf_counter() - began, steps, ends, engine._settings.stretch_seconds)
             if self._full:
@@ -620,13 +615,11 @@ class _Batch:
             if self._writes and sum(self._rounds[:i]) >= self._nodes[0].size:
                 # This round may be the last one needed, and another costs more than the wait. Processes that have
                 # padding alone wait too: all agree on what comes next equally often.
-                self._fetch(running)
-                running = None
+                self._drain()
             agreed = self._agree(due=time.monotonic() - saved > engine._settings.checkpoint_seconds)
             if (agreed.due and i < len(self._rounds)) or agreed.preempted:
-                if running is not None:
-                    self._fetch(running)
-                    running = None
+                if self._running is not None:
+                    self._drain()
                     self._agree()  # a stretch whose record is lost must not be saved
                 self._save(state)
                 saved = time.monotonic()
@@ -634,14 +627,19 @@ class _Batch:
                 agreed = self._agree()
                 if agreed.preempted:
                     raise Preempted
-        if running is not None:
-            self._fetch(running)
+        self._drain()
         self._finish(state)
 
     def _guess(self) -> float:
         """Seconds a step, of a batch that has not been timed yet: large models take less on any machine."""
         flops = self._group.flops / max(work(self._group) * len(self._group.nodes), 1)
         return flops * self._program.layout.lanes / _FLOPS_A_SECOND_AT_LEAST
+
+    def _drain(self) -> None:
+        """Waits for what the device is busy with, if it is."""
+        running, self._running = self._running, None
+        if running is not None:
+            self._fetch(running)
 
     def _fetch(self, running: "_Stretch") -> None:
         """Brings a stretch's record to the host, which waits for the device to finish it."""
@@ -665,9 +663,10 @@ class _Batch:
             self._full = str(error)
 
     def _show(self, done: int) -> None:
-        if done:
-            self._shown += done
-            self._engine._progress.advance(done, restored=self.earlier is None)
+        """done: all work so far."""
+        news, self._shown = done - self._shown, done
+        if news:
+            self._engine._progress.advance(news, restored=self.earlier is None)
 
     def _take(self, record: Record) -> None:
         self._history.append(record)
@@ -699,9 +698,8 @@ class _Batch:
             raise OutOfMemory(full)
         if all(each["written"] for each in said):
             engine._settle()
-        kept, self._kept = self._kept, sum(each["kept"] for each in said)
-        shown, self._steps_shown = self._steps_shown, self._steps
-        self._show(self._kept - kept if self._writes else (self._steps - shown) * len(self._nodes))
+        kept = sum(each["kept"] for each in said)
+        self._show(kept if self._writes else self._steps * len(self._nodes))
         if self._peers.leads:
             for i in range(len(news)):
                 parts = [each["metrics"][i] for each in said if len(each["metrics"][i]["loss"])]
@@ -857,9 +855,10 @@ class _Pace:
         self.seconds = seconds / steps
         # A measurement may be what made it long, and a first call's own time what made its steps look slow: the next
         # one then tells more.
-        if seconds <= wanted if ends else seconds >= wanted / 2 or self._ended:
+        known = seconds <= wanted if ends else seconds >= wanted / 2 or self._ended
+        if known:
             self._timed = time.monotonic()
-        self._ended = ends and seconds > wanted
+        self._ended = ends and not known
 
 
 def _health(lane: int, tree: Tree, curves: dict[str, np.ndarray] | None, steps: Any) -> tuple[str, str | None]:

@@ -4,8 +4,9 @@ Every figure shows the single bases or runs beside the mean, because transfer is
 with an interval hides that. Intervals of curves are Student's t over base seeds (`analysis.statistics`).
 """
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -295,6 +296,8 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     tall = float(np.clip(side * len(rows) / len(columns), 1.0, 4.0))
     figure = _figure(side * across + 0.9, down * (tall + 1.3) + 0.3)
     axes = np.atleast_1d(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)).ravel()
+    unit, unit_name = _unit(reach)
+    text = _factor if factors else functools.partial(_difference, unit=unit)
     written = len(columns) <= _MOST_WRITTEN and len(rows) * len(columns) <= _MOST_CELL_VALUES
     for axis, arm in zip(axes, arms, strict=False):
         values = tables[arm].to_numpy(float)
@@ -303,7 +306,7 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
         _name_ticks(axis.xaxis, columns, rotation=90)
         _name_ticks(axis.yaxis, rows, rotation=0)
         if written:
-            _write_values(axis, values, reach, factors)
+            _write_values(axis, values, reach, text)
         if len(columns) <= _MOST_LABELS:
             _outline(axis, [(i, columns.index(name)) for i, name in enumerate(rows) if name in columns])
     for axis in axes[len(arms) :]:
@@ -315,7 +318,7 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
         bar.set_label("P at the end / P at the start", fontsize=9)
         bar.ax.yaxis.set_major_formatter(lambda value, place: _factor(value))
     else:
-        in_cells = f" (in the cells: {_unit(reach)[1]})" if written else ""
+        in_cells = f" (in the cells: {unit_name})" if written else ""
         bar.set_label(f"P at the end − P at the start{in_cells}", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -359,16 +362,18 @@ def _unit(reach: float) -> tuple[float, str]:
     return 10.0**exponent, f"1e{exponent}"
 
 
-def _write_values(axis: "Axes", values: np.ndarray, reach: float, factors: bool) -> None:
-    """The values in the cells, in `_unit`, or as factors."""
+def _difference(change: float, unit: float) -> str:
+    """In a unit, with one decimal: "+2.3", "−0.1"; "0" for what rounds to it."""
+    return f"{change / unit:+.1f}".replace("-", "−") if abs(change / unit) >= 0.05 else "0"
+
+
+def _write_values(axis: "Axes", values: np.ndarray, reach: float, text: Callable[[float], str]) -> None:
+    """The values in the cells, as `text` writes them."""
     size = 7.5 if values.shape[1] <= 6 else 6.5 if values.shape[1] <= 9 else 5.5
-    unit, _ = _unit(reach)
-    for (i, j), value in np.ndenumerate(values / unit):
+    for (i, j), value in np.ndenumerate(values):
         if np.isfinite(value):
-            colour = "white" if abs(value) * unit > 0.6 * reach else "#333333"
-            text = f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0"
-            text = _factor(value * unit) if factors else text
-            axis.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
+            colour = "white" if abs(value) > 0.6 * reach else "#333333"
+            axis.text(j, i, text(value), ha="center", va="center", fontsize=size, color=colour)
 
 
 def _outline(axis: "Axes", cells: Iterable[tuple[int, int]]) -> None:

@@ -8,10 +8,9 @@ import subprocess
 import sys
 import time
 
-import pandas as pd
 import pytest
 import tiny_world
-from machine import artifacts, under_way
+from machine import artifacts, assert_as_quiet, under_way
 
 from subl_jax import engine, fleet, specs
 from subl_jax.errors import InputError, StorageError
@@ -19,7 +18,6 @@ from subl_jax.store import Row, Store
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"
-TABLES = ("runs", "curves", "summary", "datasets")
 # Each batch is saved 60 times and so takes a few seconds: what is to happen while it runs has time to.
 LONG = ("--config.train.steps=360", "--config.train.evals=60")
 
@@ -221,17 +219,6 @@ def quiet(tmp_path_factory):
     _, error = process.communicate(timeout=300)
     assert (process.returncode, error) == (0, "")
     return folder / "out"
-
-
-def assert_as_quiet(workdir, quiet):
-    for name in TABLES:
-        table, wanted = (pd.read_parquet(folder / f"{name}.parquet") for folder in (workdir, quiet))
-        pd.testing.assert_frame_equal(table, wanted)
-    assert not (workdir / "checkpoints").exists()
-    assert not [path for path in workdir.rglob("*") if ".tmp" in path.name]
-    assert sorted(path.name for path in workdir.iterdir()) == sorted(path.name for path in quiet.iterdir())
-    used = {json.loads(path.read_text())["data"] for path in (workdir / "artifacts").glob("*.json")}
-    assert {path.name for path in (workdir / "artifacts").glob("*.safetensors")} == used
 
 
 @pytest.mark.slow
