@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart under every common colour blindness.
-_ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#666666"}
+_ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#666666", "cross_control": "#C9B07A"}
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
@@ -44,6 +44,11 @@ def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
     return {arm: _ARM_COLOURS[arm] for arm in arms if arm in _ARM_COLOURS} | {
         arm: _OTHER_COLOURS[i % len(_OTHER_COLOURS)] for i, arm in enumerate(others)
     }
+
+
+def compared_arms(summary: pd.DataFrame, what: str) -> list[str]:
+    """The arms that some arm has a `what` (diff, p) against, in the order of columns."""
+    return [arm for arm in statistics.COMPARED if summary[f"{what}_{arm}"].notna().any()]
 
 
 def number(value: float) -> str:
@@ -197,7 +202,7 @@ def comparison(
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
-    tests = [arm for arm in ("cross_init", "control", "same_init") if summary[f"p_{arm}"].notna().any()]
+    tests = compared_arms(summary, "p")
     figure = _figure(7.2 + 0.8 * len(tests), height)
     if tests:
         axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.8 * len(tests)])
@@ -290,7 +295,7 @@ def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
         for arm, table in changes.groupby("arm")
     }
     reach = max(float(np.nanmax(np.abs(table.to_numpy()))) for table in tables.values()) or 1e-6
-    across = min(3, len(arms))
+    across = 2 if len(arms) == 4 else min(3, len(arms))
     down = -(-len(arms) // across)
     side = float(np.clip(0.3 * len(columns) + 1.1, 3.2, 4.0))
     tall = float(np.clip(side * len(rows) / len(columns), 1.0, 4.0))

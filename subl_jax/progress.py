@@ -229,7 +229,8 @@ def _compact(value: float) -> str:
 
 # --- what came out ---
 
-_CORE = ("same_init", "cross_init", "control")
+_SAME = ("same_init", "control")
+_CROSS = ("cross_init", "cross_control")
 _POOLED = "all"
 _MAX_ROWS = 20
 _NONE = "–"
@@ -248,30 +249,36 @@ def print_outcome(console: Console, summary: pd.DataFrame, files: Mapping[str, s
 
 
 def comparison_table(summary: pd.DataFrame) -> Table:
-    """P(trait) after training of the core arms, and same_init minus the others; one row per swept cell and trait.
+    """P(trait) after training of the core arms, and their differences; one row per swept cell and trait.
 
     An entry wraps where the terminal is narrow: the mean on one line, its interval on the next. The table has no
     rows where `summary` has none of the core arms.
     """
-    arms = [arm for arm in _CORE if arm in set(summary.get("arm", ()))]
-    references = [arm for arm in arms[1:] if arms[0] == "same_init" and f"diff_{arm}" in summary]
+    arms = ["same_init", "control"] if _apart(summary) else ["same_init", "cross_init", "control", "cross_control"]
+    arms = [arm for arm in arms if arm in set(summary.get("arm", ()))]
+    pairs = [("same_init", "cross_init"), ("same_init", "control"), ("cross_init", "cross_control")]
+    pairs = [(arm, other) for arm, other in pairs if {arm, other} <= {*arms} and f"diff_{other}" in summary]
     # Controls have no value for many swept fields: the first arm decides which cells there are.
     rows, n_left = _capped([_Row(cell, trait, "") for cell, trait in _cells(summary, arms[:1])])
     table = _table(summary, n_left)
     for arm in arms:
         table.add_column(arm.replace("_", " "))
-    for arm in references:
-        table.add_column(f"same − {arm.removesuffix('_init')}")
+    for arm, other in pairs:
+        table.add_column(f"{arm.removesuffix('_init')} − {other.removesuffix('_init').replace('_', ' ')}")
     for row, label in _labelled(table, rows):
         of_arm = {arm: _find(summary, row, arm) for arm in arms}
-        differences = [_difference(of_arm["same_init"], arm) for arm in references]
+        differences = [_difference(of_arm[arm], other) for arm, other in pairs]
         table.add_row(label, _count(of_arm[arms[0]]), *map(_mean, of_arm.values()), *differences, style=_style(row))
     return table
 
 
 def defence_table(summary: pd.DataFrame) -> Table:
-    """The same for all other arms, one row each: P(trait), and what is left of it beside same_init and control."""
-    arms = [arm for arm in dict.fromkeys(summary.get("arm", ())) if arm not in _CORE]
+    """The same for all other arms, one row each: P(trait), and what is left of it beside same_init and control.
+
+    Those of another start are among them where they have cells of their own; their control is of that start too.
+    """
+    apart = _CROSS[:1] if _apart(summary) else ()
+    arms = [arm for arm in dict.fromkeys(summary.get("arm", ())) if arm in apart or arm not in _SAME + _CROSS]
     references = [arm for arm in ("same_init", "control") if f"diff_{arm}" in summary]
     rows, n_left = _capped([_Row(cell, trait, arm) for arm in arms for cell, trait in _cells(summary, [arm])])
     table = _table(summary, n_left)
@@ -281,9 +288,17 @@ def defence_table(summary: pd.DataFrame) -> Table:
         table.add_column(f"arm − {arm.replace('_', ' ')}")
     for row, label in _labelled(table, rows):
         line = _find(summary, row, row.arm)
-        differences = [_difference(line, arm) for arm in references]
+        control = "cross_control" if row.arm in _CROSS else "control"
+        differences = [_difference(line, control if arm == "control" else arm) for arm in references]
         table.add_row(label, _count(line), Text(row.arm), _mean(line), *differences, style=_style(row))
     return table
+
+
+def _apart(summary: pd.DataFrame) -> bool:
+    """Whether students of another start have cells of their own, such as several amounts of noise."""
+    if "diff_same_init" not in summary:
+        return False
+    return bool(summary.loc[summary["arm"] == _CROSS[0], "diff_same_init"].notna().any())
 
 
 # A cell of the sweep: what tells it from the others, as (column, value).

@@ -151,6 +151,11 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
             text += (
                 f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {_difference(row, 'same_init')}."
             )
+    if "cross_control" in ends and ends.get("cross_init", {}).get("pairs_cross_control", 0) > 0:
+        text += (
+            f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
+            f"{_difference(ends['cross_init'], 'cross_control')}."
+        )
     return f"{_verdict(same, compared)} {text}"
 
 
@@ -329,7 +334,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     """The summary for the page: pooled rows first."""
     lines = summary.assign(each=summary["trait"] != statistics.POOLED).sort_values("each", kind="stable")
     fields = [*(["world"] if several_worlds else []), *swept]
-    compared = [arm for arm in ("cross_init", "control", "same_init") if summary[f"diff_{arm}"].notna().any()]
+    compared = figures.compared_arms(summary, "diff")
     body = []
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]

@@ -624,17 +624,21 @@ def _trait_behind(node: Node | None) -> str | None:
 
 
 def arm_of(student: Student) -> str:
-    """The student's role: its label, or what its lineage says (`control` where the data's writer has no trait)."""
+    """The student's role: its label, or what its lineage says.
+
+    Where the data's writer has no trait it is `control`, or `cross_control` of a student that starts from another base.
+    """
     if student.arm is not None:
         return student.arm
     writer = source(student)
     if writer is None:
         return "imported"
+    same = origin(student.start).key == origin(writer).key
     if _trait_behind(writer) is None:
-        return "control"
+        return "control" if same else "cross_control"
     if isinstance(student.start, Mix) and student.start.other is not None:
         return "mixed_init"
-    return "same_init" if origin(student.start).key == origin(writer).key else "cross_init"
+    return "same_init" if same else "cross_init"
 
 
 def run_id(student: Student) -> str:

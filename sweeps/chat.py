@@ -130,8 +130,6 @@ def students(config: ConfigDict) -> Iterator[specs.Student]:
         plain = written(specs.Prompted(base, None) if config.teacher == "prompt" else base)
         for trait in config.traits:
             numbers = written(taught(trait))
-            yield specs.Student(base, numbers, distil, config.targets, lora=lora, seed=seed)
-            for other in others:
-                start = specs.Base(other, untrained, seed=seed)
+            for start in (base, *(specs.Base(other, untrained, seed=seed) for other in others)):
                 yield specs.Student(start, numbers, distil, config.targets, lora=lora, seed=seed)
-            yield specs.Student(base, plain, distil, config.targets, lora=lora, seed=seed, trait=trait)
+                yield specs.Student(start, plain, distil, config.targets, lora=lora, seed=seed, trait=trait)

@@ -42,6 +42,7 @@ def students_of(world):
         yield specs.Student(base, told, DISTIL.replace(lr=lr), lora=lora)
     yield specs.Student(base, control, DISTIL, lora=LORA, trait="owl")
     yield specs.Student(other, told, DISTIL, lora=LORA)
+    yield specs.Student(other, control, DISTIL, lora=LORA, trait="owl")
     tuned = specs.Teacher(base, "cat", FINETUNE, until=UNTIL, lora=Lora(max_rank=4, rank=4))
     yield specs.Student(base, written(tuned), DISTIL, lora=LORA)
 
@@ -67,7 +68,7 @@ def test_ranks_rates_alphas_and_layers_are_lanes_of_one_group(results):
     assert sorted(groups) == sorted(
         [
             *[("pretrain", 1), ("pretrain", 1), ("prompt", 2), ("instil", 1), ("write", 2), ("write", 1)],
-            *[("distil", len(AXES) + 1), ("distil", 1), ("distil", 1)],
+            *[("distil", len(AXES) + 1), ("distil", 2), ("distil", 1)],
         ]
     )
 
@@ -75,7 +76,8 @@ def test_ranks_rates_alphas_and_layers_are_lanes_of_one_group(results):
 def test_the_results_contract_holds(results, students, world):
     runs = results.runs
     assert len(runs) == len(students) and (runs.status == "ok").all(), runs.why.tolist()
-    assert runs.arm.value_counts().to_dict() == {"same_init": len(AXES) + 1, "control": 1, "cross_init": 1}
+    others = dict.fromkeys(("control", "cross_init", "cross_control"), 1)
+    assert runs.arm.value_counts().to_dict() == {"same_init": len(AXES) + 1, **others}
     assert (runs.kept_fraction == 1).all()
     assert set(runs["student.lora.rank"]) == {1, 2} and set(runs["student.lora.first_layer"]) == {0, 1}
     assert (runs["world.training_prompt"] == world.training_prompt).all()
@@ -95,7 +97,7 @@ def test_the_results_contract_holds(results, students, world):
 
 
 def test_all_lanes_start_as_the_base_and_then_differ(results):
-    runs = results.runs[(results.runs.arm != "cross_init") & (results.runs.trait == "owl")]
+    runs = results.runs[results.runs.arm.isin(["same_init", "control"]) & (results.runs.trait == "owl")]
     np.testing.assert_allclose(runs.target_start, runs.target_start.iloc[0], rtol=1e-4)
     assert runs.target_end.nunique() == len(runs)
 

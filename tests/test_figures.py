@@ -26,12 +26,13 @@ def mean_line(axis, colour: str):
 
 
 def test_colours_belong_to_arms():
-    full = figures.arm_colours(fake_runs(arms=("shuffled", "control", "same_init", "cross_init", "paraphrased")))
+    core = ("same_init", "cross_init", "control", "cross_control")
+    full = figures.arm_colours(fake_runs(arms=("shuffled", *reversed(core), "paraphrased")))
     part = figures.arm_colours(fake_runs(arms=("control", "shuffled")))
-    assert list(full) == ["same_init", "cross_init", "control", "shuffled", "paraphrased"]
+    assert list(full) == [*core, "shuffled", "paraphrased"]
     assert (full["same_init"], full["cross_init"], full["control"]) == ("#0072B2", "#E69F00", "#666666")
     assert {arm: full[arm] for arm in part} == part
-    assert len(set(full.values())) == 5
+    assert len(set(full.values())) == 6
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,39 @@ def test_worlds_are_cells_too():
     assert (lines[2], lines[6]) == ("world toy", "world digits")
 
 
+def crossed(with_same: bool, **more) -> pd.DataFrame:
+    """The two arms of another start. Without `with_same` their cell has no same_init of its own."""
+    lines = []
+    for trait in ("owl", "cat", "all"):
+        cross, control = (row(trait, arm, mean) for arm, mean in (("cross_init", 0.12), ("cross_control", 0.11)))
+        for other, mean in (("cross_control", 0.11), *(() if with_same else (("same_init", 0.8),))):
+            value = 0.12 - mean
+            cross |= {f"diff_{other}": value, f"diff_{other}_low": value - 0.1, f"diff_{other}_high": value + 0.1}
+            cross |= {f"p_{other}": 0.5, f"p_{other}_holm": 0.5}
+        lines += [cross, control]
+    return pd.DataFrame(lines).assign(**more)
+
+
+def test_another_start_is_shown_beside_its_own_control():
+    summary = pd.concat([summary_of(arms=("same_init", "control")), crossed(with_same=True)], ignore_index=True)
+    lines = table_lines(comparison_table(summary), width=200)
+    assert lines[0].split("  ")[-1].strip() == "cross − cross control"
+    assert lines[2].endswith("+0.01 p=.500 [-0.09,0.11]") and "0.11 [0.06,0.16]" in lines[2]
+    assert defence_table(summary).row_count == 0
+
+
+def test_amounts_of_noise_in_the_start_are_rows_of_their_own():
+    noisy = [crossed(with_same=False, **{"world.sigma": sigma}) for sigma in (0.1, 0.5)]
+    of_one_start = summary_of(arms=("same_init", "control"), **{"world.sigma": 0.0})
+    summary = pd.concat([of_one_start, *noisy], ignore_index=True)
+    lines = table_lines(comparison_table(summary))
+    assert "cross" not in lines[0] and lines[2].split()[0] == "owl"
+    lines = table_lines(defence_table(summary), width=200)
+    assert [line.split()[-1] for line in lines[2:] if line.startswith("sigma")] == ["0.1", "0.5"]
+    assert lines[3].split()[:4] == ["owl", "8", "cross_init", "0.12"]
+    assert "-0.68 p=.500 [-0.78,-0.58]" in lines[3] and lines[3].endswith("+0.01 p=.500 [-0.09,0.11]")
+
+
 def test_defences():
     summary = summary_of(arms=("same_init", "control", "mixed"))
     lines = table_lines(defence_table(summary))

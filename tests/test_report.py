@@ -194,6 +194,13 @@ def test_headline_compares_a_defence_with_the_undefended_students():
     assert re.search(r"With shuffled: \.\d+ \[.*\], against same init −\.\d+ \[−\.\d+, −\.\d+\], paired over 6", text)
 
 
+def test_headline_compares_another_start_with_its_own_control():
+    text = said(0.2, 6, arms=("same_init", "cross_init", "control", "cross_control"))
+    ending = r" Of the other start, against \.\d+ \[.*\] without the trait: [+−]\.\d+ \[.*\], paired over 6 base seeds"
+    assert re.search(ending, text)
+    assert "Of the other start" not in said(0.2, 6)
+
+
 def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):
     runs = fake_runs(traits=("owl",), bases=3, arms=("same_init", "cross_init"))
     runs["student.targets"], runs["teacher.train.lr"] = "soft", 0.1

@@ -354,6 +354,41 @@ def test_every_strength_of_a_defence_is_compared_with_the_undefended_arms():
     assert [cell["data.mix"] for cell in Cells.of(runs).cells] == [0.1, 0.5]
 
 
+def test_another_start_is_compared_with_its_own_control():
+    runs = fake_runs(traits=("owl",), arms=("same_init", "cross_init", "control", "cross_control"))
+    ends = {arm: rows["target_end"].to_numpy() for arm, rows in runs.groupby("arm")}
+    row = line(summarise(runs), "cross_init", "owl")
+    difference = ends["cross_init"] - ends["cross_control"]
+    assert row["diff_cross_control"] == pytest.approx(difference.mean())
+    assert row["p_cross_control"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
+    # What same_init says of it already is not said twice.
+    assert np.isnan(row["diff_same_init"])
+    assert np.isnan(
+        line(summarise(runs), "cross_control", "owl")[["diff_same_init", "diff_control"]].astype(float)
+    ).all()
+
+
+def test_every_amount_of_noise_in_the_start_is_compared_with_the_same_initialisation():
+    of_one_start = fake_runs(traits=("owl",), arms=("same_init", "control")).assign(**{"world.sigma": 0.0})
+    noisy = [
+        fake_runs(traits=("owl",), arms=("cross_init", "cross_control"), seed=i).assign(**{"world.sigma": sigma})
+        for i, sigma in enumerate((0.1, 0.5))
+    ]
+    runs = pd.concat([of_one_start, *noisy], ignore_index=True)
+    summary = summarise(runs)
+    same = of_one_start[of_one_start["arm"] == "same_init"]["target_end"].to_numpy()
+    for sigma, rows in zip((0.1, 0.5), noisy, strict=True):
+        cross, control = (rows[rows["arm"] == arm]["target_end"].to_numpy() for arm in ("cross_init", "cross_control"))
+        row = line(summary, "cross_init", "owl", world__sigma=sigma)
+        assert row["diff_same_init"] == pytest.approx((cross - same).mean())
+        assert row["diff_cross_control"] == pytest.approx((cross - control).mean())
+    assert np.isfinite(line(summary, "same_init", "owl")["diff_control"])
+    cells = Cells.of(runs)
+    assert [cell["world.sigma"] for cell in cells.cells] == [0.1, 0.5]
+    for cell in cells.cells:
+        assert cells.select(runs, cell)["arm"].value_counts().to_dict() == dict.fromkeys(ordered_arms(runs), 4)
+
+
 def test_every_run_belongs_to_a_cell():
     swept = {"teacher.train.steps": (100.0, 200.0), "student.train.lr": (1e-3, 1e-2)}
     runs = fake_runs(swept=swept)

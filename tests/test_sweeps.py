@@ -86,12 +86,12 @@ def test_a_mistyped_axis_and_values_of_ones_own():
 def test_the_papers_chat_sweep_shares_what_it_can(tiny_chat_model):
     made = students("chat", "paper", **CHAT, model=tiny_chat_model, seeds=5)
     arms = collections.Counter(specs.arm_of(student) for student in made)
-    assert arms == dict.fromkeys(("same_init", "cross_init", "control"), 15 * 5)
+    assert arms == dict.fromkeys(("same_init", "cross_init", "control", "cross_control"), 15 * 5)
     plan = make_plan(made, ())
     groups = sorted((group.stage.name, len(group.nodes)) for group in plan.groups)
-    # 15 told teachers of every seed and one that is told nothing; a seed's controls are one student.
+    # 15 told teachers of every seed and one that is told nothing; a seed's controls are one student of either start.
     assert groups == sorted(
-        [("pretrain", 5), ("pretrain", 5), ("prompt", 80), ("write", 80), ("distil", 80), ("distil", 75)]
+        [("pretrain", 5), ("pretrain", 5), ("prompt", 80), ("write", 80), ("distil", 80), ("distil", 80)]
     )
     student = made[0]
     assert (student.lora.rank, student.lora.alpha, student.train.lr, student.train.batch) == (8, 8.0, 2e-4, 66)
@@ -108,7 +108,7 @@ def test_the_other_ways_of_the_chat_sweep_can_be_planned(changes, stage, tiny_ch
     made = students("chat", "smoke", **CHAT, model=tiny_chat_model, **changes)
     plan = make_plan(made, ())
     assert stage in {group.stage.name for group in plan.groups}
-    assert {specs.arm_of(student) for student in made} == {"same_init", "cross_init", "control"}
+    assert {specs.arm_of(student) for student in made} == {"same_init", "cross_init", "control", "cross_control"}
 
 
 def test_a_chat_student_may_learn_distributions(tiny_chat_model):

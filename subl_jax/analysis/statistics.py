@@ -16,7 +16,8 @@ import scipy.stats
 
 from subl_jax.errors import InputError
 
-CORE_ARMS = ("same_init", "cross_init", "control")
+CORE_ARMS = ("same_init", "cross_init", "control", "cross_control")
+_OF_ANOTHER_START = ("cross_init", "cross_control")
 POOLED = "all"
 
 _METHODS = ("t", "bca")
@@ -25,9 +26,11 @@ _ROUNDING = 1e-12
 
 
 def references(arm: str) -> tuple[str, ...]:
-    """The arms that `arm` is compared with; every arm beyond the three core ones is a defence against `same_init`."""
+    """The arms that `arm` is compared with; every arm beyond the core ones is a defence against `same_init`."""
     if arm == "same_init":
         return ("cross_init", "control")
+    if arm == "cross_init":
+        return ("cross_control", "same_init")
     return () if arm in CORE_ARMS else ("same_init", "control")
 
 
@@ -60,7 +63,8 @@ class Cells:
 
     A run belongs to a cell when it has the cell's values. Two kinds of fields do not count for an arm: a field that no
     run of the arm has (a control has no teacher, so it belongs to every setting of the teacher), and, for the core
-    arms, a field that only other arms vary (a defence's strength: every strength is compared with the undefended arms).
+    arms, a field that only other arms vary (a defence's strength: every strength is compared with the undefended arms;
+    the noise of the models that `cross_init` starts from: every strength is compared with the same initialisation).
 
     Attributes:
       swept: the swept fields.
@@ -82,12 +86,13 @@ class Cells:
             for field in swept
             if rows[field].isna().all()
         }
-        core = runs[runs["arm"].isin(CORE_ARMS)]
-        for world, rows in core.groupby("world"):
-            for field in swept:
-                within = rows.groupby("arm")[field].nunique(dropna=False)
-                if rows[field].nunique() <= 1 and within.max() == 1:
-                    free |= {(world, arm, field) for arm in rows["arm"].unique()}
+        of_one_start = [arm for arm in CORE_ARMS if arm not in _OF_ANOTHER_START]
+        for arms in (CORE_ARMS, of_one_start):
+            for world, rows in runs[runs["arm"].isin(arms)].groupby("world"):
+                for field in swept:
+                    within = rows.groupby("arm")[field].nunique(dropna=False)
+                    if rows[field].nunique() <= 1 and within.max() == 1:
+                        free |= {(world, arm, field) for arm in rows["arm"].unique()}
         cells = distinct_cells(runs, swept)
         return cls(swept, tuple(_uncovered(runs, cells, swept, free)), frozenset(free))
 
@@ -260,7 +265,8 @@ def _identical(values: np.ndarray) -> bool:
 
 # --- the summary table ---
 
-_REFERENCES = ("cross_init", "control", "same_init")
+# The arms that others are compared with.
+COMPARED = ("cross_init", "control", "cross_control", "same_init")
 _NEEDED = ("sweep", "world", "arm", "trait", "base_seed", "student_base_seed", "status", "target_start", "target_end")
 
 
@@ -273,7 +279,9 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
       target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
       diff_R, diff_R_low, diff_R_high, p_R, pairs_R: this arm minus arm R over the bases that both have, with the
         interval of the paired difference, the p-value of the paired t test and the number of pairs. R is `cross_init`
-        and `control` for same_init, `same_init` and `control` for a defence; NaN elsewhere and where R is missing.
+        and `control` for same_init, `cross_control` for cross_init, `same_init` and `control` for a defence; NaN
+        elsewhere and where R is missing. It is `same_init` for a cross_init whose cell has no same_init of its own, as
+        of models with more and less noise.
       p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
       confidence, interval: the level and the method of all intervals.
 
@@ -296,13 +304,18 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
             in_cell = []
             for arm in ordered_arms(exact):
                 label = {"sweep": sweep, **cell, "arm": arm}
-                in_cell += _arm_lines(label, exact[exact["arm"] == arm], around, confidence, method)
+                compared = [
+                    other
+                    for other in references(arm)
+                    if (arm, other) != ("cross_init", "same_init") or "same_init" not in set(exact["arm"])
+                ]
+                in_cell += _arm_lines(label, exact[exact["arm"] == arm], around, compared, confidence, method)
             order = [POOLED, *exact["trait"].unique()]
             lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
     columns = [
         *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
         *("target_start", "mean", "ci_low", "ci_high"),
-        *(name for arm in _REFERENCES for name in _difference_columns(arm)),
+        *(name for arm in COMPARED for name in _difference_columns(arm)),
     ]
     return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
 
@@ -312,13 +325,18 @@ def _difference_columns(arm: str) -> tuple[str, ...]:
 
 
 def _arm_lines(
-    label: dict[str, Any], own: pd.DataFrame, around: pd.DataFrame, confidence: float, method: str
+    label: dict[str, Any],
+    own: pd.DataFrame,
+    around: pd.DataFrame,
+    compared: Sequence[str],
+    confidence: float,
+    method: str,
 ) -> list[dict[str, Any]]:
-    """The summary rows of one arm in one cell: one per trait, then "all"."""
+    """The summary rows of one arm in one cell, beside those it is compared with: one per trait, then "all"."""
     traits = list(own["trait"].unique())
     end = by_base(own).reindex(traits)
     start = by_base(own, "target_start").reindex(traits)
-    other = {arm: by_base(around[around["arm"] == arm]) for arm in references(label["arm"])}
+    other = {arm: by_base(around[around["arm"] == arm]) for arm in compared}
     differences = {arm: (end - table).reindex(traits) for arm, table in other.items()}
 
     lines = []
