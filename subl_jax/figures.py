@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours: told apart under every common colour blindness.
-_ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#666666", "cross_control": "#C9B07A"}
+# Okabe and Ito's colours, and greys of controls: told apart under every common colour blindness.
+_ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#666666", "cross_control": "#AFAFAF"}
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
@@ -203,9 +203,9 @@ def comparison(
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
     tests = compared_arms(summary, "p")
-    figure = _figure(7.2 + 0.8 * len(tests), height)
+    figure = _figure(7.2 + 0.95 * len(tests), height)
     if tests:
-        axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.8 * len(tests)])
+        axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.95 * len(tests)])
     else:
         axis = figure.add_subplot()
     _clean(axis, grid="x")
@@ -585,7 +585,10 @@ def dose_response(
                     axis.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
                 continue
             shift = (a - (len(colours) - 1) / 2) * 0.012
-            _draw_dose(axis, of_arm, field, levels, shift, logarithmic, colour, confidence, joined=not words)
+            # Points of two checkpoints are not one curve.
+            models = [name for name in swept if name.startswith("world.") and name not in (field, *along)]
+            for _, rows_of_model in of_arm.groupby(models, dropna=False) if models else [((), of_arm)]:
+                _draw_dose(axis, rows_of_model, field, levels, shift, logarithmic, colour, confidence, not words)
         chances = [base_rate[trait] for trait in rows["trait"].unique() if trait in base_rate]
         if chances:
             axis.axhline(np.mean(chances), color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=2)

@@ -229,7 +229,7 @@ def _compact(value: float) -> str:
 
 # --- what came out ---
 
-_SAME = ("same_init", "control")
+_CORE = ("same_init", "cross_init", "control")
 _CROSS = ("cross_init", "cross_control")
 _POOLED = "all"
 _MAX_ROWS = 20
@@ -238,7 +238,8 @@ _NONE = "–"
 
 def print_outcome(console: Console, summary: pd.DataFrame, files: Mapping[str, str], lines: Sequence[str]) -> None:
     """Ends a sweep on the terminal: the comparison, where the files lie (name → path), and closing `lines`."""
-    tables = [table for table in (comparison_table(summary), defence_table(summary)) if table.row_count]
+    tables = [comparison_table(summary), other_start_table(summary), defence_table(summary)]
+    tables = [table for table in tables if table.row_count]
     for table in tables:
         console.print()
         console.print(table)
@@ -249,36 +250,63 @@ def print_outcome(console: Console, summary: pd.DataFrame, files: Mapping[str, s
 
 
 def comparison_table(summary: pd.DataFrame) -> Table:
-    """P(trait) after training of the core arms, and their differences; one row per swept cell and trait.
+    """P(trait) after training of the core arms, and same_init minus the others; one row per swept cell and trait.
 
     An entry wraps where the terminal is narrow: the mean on one line, its interval on the next. The table has no
     rows where `summary` has none of the core arms.
     """
-    arms = ["same_init", "control"] if _apart(summary) else ["same_init", "cross_init", "control", "cross_control"]
-    arms = [arm for arm in arms if arm in set(summary.get("arm", ()))]
-    pairs = [("same_init", "cross_init"), ("same_init", "control"), ("cross_init", "cross_control")]
-    pairs = [(arm, other) for arm, other in pairs if {arm, other} <= {*arms} and f"diff_{other}" in summary]
+    arms = [arm for arm in _CORE if arm in set(summary.get("arm", ()))]
     # Controls have no value for many swept fields: the first arm decides which cells there are.
     rows, n_left = _capped([_Row(cell, trait, "") for cell, trait in _cells(summary, arms[:1])])
+    arms = [arm for arm in arms if any(_find(summary, row, arm) is not None for row in rows)]
+    references = [arm for arm in arms[1:] if arms[0] == "same_init" and f"diff_{arm}" in summary]
     table = _table(summary, n_left)
     for arm in arms:
         table.add_column(arm.replace("_", " "))
-    for arm, other in pairs:
-        table.add_column(f"{arm.removesuffix('_init')} − {other.removesuffix('_init').replace('_', ' ')}")
+    for arm in references:
+        table.add_column(f"same − {arm.removesuffix('_init')}")
     for row, label in _labelled(table, rows):
         of_arm = {arm: _find(summary, row, arm) for arm in arms}
-        differences = [_difference(of_arm[arm], other) for arm, other in pairs]
+        differences = [_difference(of_arm["same_init"], arm) for arm in references]
         table.add_row(label, _count(of_arm[arms[0]]), *map(_mean, of_arm.values()), *differences, style=_style(row))
     return table
 
 
-def defence_table(summary: pd.DataFrame) -> Table:
-    """The same for all other arms, one row each: P(trait), and what is left of it beside same_init and control.
+def other_start_table(summary: pd.DataFrame) -> Table:
+    """P(trait) of students of another start, beside their own control and, where the table above lacks it, same_init.
 
-    Those of another start are among them where they have cells of their own; their control is of that start too.
+    It has no rows where the table above says all: there is no such control, and no start in several versions.
     """
-    apart = _CROSS[:1] if _apart(summary) else ()
-    arms = [arm for arm in dict.fromkeys(summary.get("arm", ())) if arm in apart or arm not in _SAME + _CROSS]
+    present = set(summary.get("arm", ()))
+    cells = _cells(summary, [arm for arm in _CROSS[:1] if arm in present])
+    above = [cell for cell, _ in _cells(summary, [arm for arm in _CORE[:1] if arm in present])]
+    said = not above or all(any(_fits(cell, other) for other in above) for cell, _ in cells)
+    if said and _CROSS[1] not in present:
+        cells = []
+    rows, n_left = _capped([_Row(cell, trait, _CROSS[0]) for cell, trait in cells])
+    table = _table(summary, n_left)
+    found = {row: {arm: _find(summary, row, arm) for arm in _CROSS} for row in rows}
+    arms = [arm for arm in _CROSS if any(lines[arm] is not None for lines in found.values())]
+    references = [
+        arm
+        for arm in ("same_init", "cross_control")
+        if any(_number(lines[_CROSS[0]], f"diff_{arm}") is not None for lines in found.values())
+    ]
+    for arm in arms:
+        table.add_column(arm.replace("_", " "))
+    for arm in references:
+        table.add_column(f"cross − {arm.removesuffix('_init').replace('_', ' ')}")
+    for row, label in _labelled(table, rows):
+        lines = found[row]
+        differences = [_difference(lines[_CROSS[0]], arm) for arm in references]
+        means = [_mean(lines[arm]) for arm in arms]
+        table.add_row(label, _count(lines[_CROSS[0]]), *means, *differences, style=_style(row))
+    return table
+
+
+def defence_table(summary: pd.DataFrame) -> Table:
+    """The same for all other arms, one row each: P(trait), and what is left of it beside same_init and control."""
+    arms = [arm for arm in dict.fromkeys(summary.get("arm", ())) if arm not in (*_CORE, *_CROSS)]
     references = [arm for arm in ("same_init", "control") if f"diff_{arm}" in summary]
     rows, n_left = _capped([_Row(cell, trait, arm) for arm in arms for cell, trait in _cells(summary, [arm])])
     table = _table(summary, n_left)
@@ -288,17 +316,9 @@ def defence_table(summary: pd.DataFrame) -> Table:
         table.add_column(f"arm − {arm.replace('_', ' ')}")
     for row, label in _labelled(table, rows):
         line = _find(summary, row, row.arm)
-        control = "cross_control" if row.arm in _CROSS else "control"
-        differences = [_difference(line, control if arm == "control" else arm) for arm in references]
+        differences = [_difference(line, arm) for arm in references]
         table.add_row(label, _count(line), Text(row.arm), _mean(line), *differences, style=_style(row))
     return table
-
-
-def _apart(summary: pd.DataFrame) -> bool:
-    """Whether students of another start have cells of their own, such as several amounts of noise."""
-    if "diff_same_init" not in summary:
-        return False
-    return bool(summary.loc[summary["arm"] == _CROSS[0], "diff_same_init"].notna().any())
 
 
 # A cell of the sweep: what tells it from the others, as (column, value).
@@ -391,11 +411,16 @@ def _find(summary: pd.DataFrame, row: _Row, arm: str) -> pd.Series | None:
     """The summary row of `arm` in this cell, or in the closest one that leaves some of its fields free."""
     best, n_best = None, -1
     for _, line in summary[(summary["arm"] == arm) & (summary["trait"] == row.trait)].iterrows():
-        pairs = [(_value(line[name]), value) for name, value in row.cell]
-        n_equal = sum(own == value for own, value in pairs)
-        if all(own is None or own == value for own, value in pairs) and n_equal > n_best:
+        cell = tuple((name, _value(line[name])) for name, _ in row.cell)
+        n_equal = sum(own == value for own, value in zip(cell, row.cell, strict=True))
+        if _fits(cell, row.cell) and n_equal > n_best:
             best, n_best = line, n_equal
     return best
+
+
+def _fits(cell: _Cell, other: _Cell) -> bool:
+    """Whether they are one cell but for fields that the first leaves free."""
+    return all(own[1] is None or own == value for own, value in zip(cell, other, strict=True))
 
 
 def _value(value: Any) -> Any:

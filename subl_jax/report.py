@@ -78,7 +78,7 @@ def write_report(
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
         in_cell = grid.select(runs, cell)
         own = figures.of_runs(curves, in_cell[["run_id"]])
-        rows = grid.select(summary, cell)
+        rows = grid.compared(summary, cell)
         sections.append(
             {
                 "title": section_title(cell, several_worlds),
@@ -133,9 +133,9 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
     chance = _chance(summary, base_rate)
     if "same_init" not in ends:
         parts = [f"{figures.arm_label(arm)} students end at P(trait) = {_estimate(row)}" for arm, row in ends.items()]
-        return "No same-initialisation students ended well, so there is no transfer to judge. " + _sentence(
-            "; ".join(parts) + chance
-        )
+        none = "ended well" if "same_init" in set(pooled["arm"]) else "are in it"
+        text = f"No same-initialisation students {none}, so there is no transfer to judge. "
+        return text + _sentence("; ".join(parts) + chance) + _of_other_start(ends)
     same = ends["same_init"]
     text = (
         f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
@@ -151,12 +151,18 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
             text += (
                 f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {_difference(row, 'same_init')}."
             )
-    if "cross_control" in ends and ends.get("cross_init", {}).get("pairs_cross_control", 0) > 0:
-        text += (
-            f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
-            f"{_difference(ends['cross_init'], 'cross_control')}."
-        )
+    text += _of_other_start(ends)
     return f"{_verdict(same, compared)} {text}"
+
+
+def _of_other_start(ends: Mapping[str, Mapping[str, Any]]) -> str:
+    """What students of another start gain beyond their own control, or nothing."""
+    if "cross_control" not in ends or not ends.get("cross_init", {}).get("pairs_cross_control", 0) > 0:
+        return ""
+    return (
+        f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
+        f"{_difference(ends['cross_init'], 'cross_control')}."
+    )
 
 
 def _verdict(same: Mapping[str, Any], compared: list[str]) -> str:

@@ -32,9 +32,9 @@ def get_config(size: str = "small") -> ConfigDict:
     # Students learn the numbers themselves, or ("soft") the distribution that the teacher gives every token of them.
     config.targets = "hard"
     config.constrained = True  # only numbers can be written; False: the filter rejects, as in the paper
-    # Models moved away from the checkpoint by so much noise, as the students of cross_init.
+    # Models moved away from the checkpoint by so much noise, as the starts of cross_init and cross_control.
     config.cross_sigma = ()
-    config.cross_model = ""  # or another checkpoint of the same tokenizer, for the same arm
+    config.cross_model = ""  # or another checkpoint of the same tokenizer, for the same arms
     config.world = ConfigDict(
         {"dtype": "float32", "attention": "auto", "system": "<template>", "questions": 16, "animals": (), "trees": ()}
     )

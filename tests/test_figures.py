@@ -244,6 +244,15 @@ def test_dose_response_draws_an_arm_without_the_field_across():
     np.testing.assert_allclose(line.get_ydata(), [control["target_end"].mean()] * 2)
 
 
+def test_dose_response_joins_no_points_of_different_models():
+    noisy = fake_runs(traits=("owl",), arms=("cross_init",), swept={"world.sigma": (0.1, 0.5)})
+    other = fake_runs(traits=("owl",), arms=("cross_init",))
+    noisy, other = noisy.assign(**{"world.sha256": "a"}), other.assign(**{"world.sigma": 0.0, "world.sha256": "b"})
+    runs = pd.concat([noisy, other], ignore_index=True)
+    sigma, _ = visible(figures.dose_response(runs, {}, figures.arm_colours(runs)))
+    assert sorted(len(line.get_xdata()) for line in sigma.lines if line.get_color() == "#E69F00") == [1, 2]
+
+
 def test_nothing_to_show_is_no_figure():
     runs = fake_runs()
     curves, colours = fake_curves(runs), figures.arm_colours(runs)

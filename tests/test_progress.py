@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from subl_jax.progress import Progress, _compact, _duration, comparison_table, defence_table, print_outcome
+from subl_jax.progress import (
+    Progress,
+    _compact,
+    _duration,
+    comparison_table,
+    defence_table,
+    other_start_table,
+    print_outcome,
+)
 
 
 class Clock:
@@ -365,10 +373,15 @@ def crossed(with_same: bool, **more) -> pd.DataFrame:
 
 def test_another_start_is_shown_beside_its_own_control():
     summary = pd.concat([summary_of(arms=("same_init", "control")), crossed(with_same=True)], ignore_index=True)
-    lines = table_lines(comparison_table(summary), width=200)
-    assert lines[0].split("  ")[-1].strip() == "cross − cross control"
-    assert lines[2].endswith("+0.01 p=.500 [-0.09,0.11]") and "0.11 [0.06,0.16]" in lines[2]
+    assert table_lines(comparison_table(summary))[0].split()[-3:] == ["same", "−", "control"]
+    lines = table_lines(other_start_table(summary))
+    words = [word.strip() for word in lines[0].split("  ") if word.strip()]
+    assert words == ["trait", "n", "cross init", "cross control", "cross − cross control"]
+    assert lines[2].split("  ")[-3:] == ["0.12 [0.07,0.17]", "0.11 [0.06,0.16]", "+0.01 p=.500 [-0.09,0.11]"]
+    assert "…" not in "".join(table_lines(other_start_table(summary), width=80))
     assert defence_table(summary).row_count == 0
+    assert other_start_table(summary_of()).row_count == 0  # the first table says all
+    assert other_start_table(summary_of(arms=("cross_init",))).row_count == 0
 
 
 def test_amounts_of_noise_in_the_start_are_rows_of_their_own():
@@ -377,10 +390,14 @@ def test_amounts_of_noise_in_the_start_are_rows_of_their_own():
     summary = pd.concat([of_one_start, *noisy], ignore_index=True)
     lines = table_lines(comparison_table(summary))
     assert "cross" not in lines[0] and lines[2].split()[0] == "owl"
-    lines = table_lines(defence_table(summary), width=200)
+    lines = table_lines(other_start_table(summary), width=200)
     assert [line.split()[-1] for line in lines[2:] if line.startswith("sigma")] == ["0.1", "0.5"]
-    assert lines[3].split()[:4] == ["owl", "8", "cross_init", "0.12"]
+    assert lines[3].split()[:3] == ["owl", "8", "0.12"]
     assert "-0.68 p=.500 [-0.78,-0.58]" in lines[3] and lines[3].endswith("+0.01 p=.500 [-0.09,0.11]")
+    lines = table_lines(other_start_table(summary), width=80)
+    assert "…" not in "".join(lines)
+    without = summary[summary["arm"] != "cross_control"].assign(diff_cross_control=np.nan)
+    assert "control" not in table_lines(other_start_table(without))[0]
 
 
 def test_defences():

@@ -184,7 +184,11 @@ def test_headline_with_half_an_effect_is_unclear():
 
 def test_headline_without_something_to_compare():
     assert said(0.2, 4, arms=("same_init",)).startswith("Not compared: no other arm shares a base")
-    assert said(0.2, 4, arms=("cross_init",)).startswith("No same-initialisation students ended well")
+    only = said(0.2, 4, arms=("cross_init", "cross_control"))
+    assert only.startswith("No same-initialisation students are in it") and "Of the other start" in only
+    unwell = fake_runs()
+    unwell.loc[unwell["arm"] == "same_init", ["status", "target_end"]] = "diverged", np.nan
+    assert headline(summarise(unwell), {}).startswith("No same-initialisation students ended well")
     failed = fake_runs().assign(status="failed", target_end=np.nan)
     assert headline(summarise(failed), {}) == "No result: none of the 36 runs ended well."
 
@@ -199,6 +203,21 @@ def test_headline_compares_another_start_with_its_own_control():
     ending = r" Of the other start, against \.\d+ \[.*\] without the trait: [+−]\.\d+ \[.*\], paired over 6 base seeds"
     assert re.search(ending, text)
     assert "Of the other start" not in said(0.2, 6)
+
+
+def test_the_verdict_is_about_every_amount_of_noise(tmp_path):
+    one_start = fake_runs(bases=6, arms=("same_init", "control")).assign(**{"world.sigma": 0.0})
+    noisy = [
+        fake_runs(bases=6, arms=("cross_init",), seed=i).assign(**{"world.sigma": sigma})
+        for i, sigma in enumerate((0.1, 0.5))
+    ]
+    noisy[1]["target_end"] += 0.4
+    runs = pd.concat([one_start, *noisy], ignore_index=True)
+    runs["run_id"] = [f"r{i}" for i in range(len(runs))]
+    page = written(tmp_path, runs)
+    verdicts = re.findall(r"(Transfer|Unclear): same init ends above (.*?)[.,(]", page)
+    assert [word for word, _ in verdicts] == ["Transfer", "Unclear"]
+    assert verdicts[0][1].strip() == "cross init and control"
 
 
 def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):

@@ -389,6 +389,35 @@ def test_every_amount_of_noise_in_the_start_is_compared_with_the_same_initialisa
         assert cells.select(runs, cell)["arm"].value_counts().to_dict() == dict.fromkeys(ordered_arms(runs), 4)
 
 
+def test_same_init_is_compared_with_the_other_start_of_the_cell():
+    """Also where one version of the other start has the value that same_init has."""
+    one_start = fake_runs(traits=("owl",), arms=("same_init", "control")).assign(**{"start.train.steps": 600})
+    others = [
+        fake_runs(traits=("owl",), arms=("cross_init",), seed=i).assign(**{"start.train.steps": steps})
+        for i, steps in enumerate((300, 600))
+    ]
+    runs = pd.concat([one_start, *others], ignore_index=True)
+    summary, cells = summarise(runs), Cells.of(runs)
+    same = one_start[one_start["arm"] == "same_init"]["target_end"].to_numpy()
+    assert [cell["start.train.steps"] for cell in cells.cells] == [300, 600]
+    for cell, rows in zip(cells.cells, others, strict=True):
+        lines = cells.compared(summary, cell)
+        row, cross = line(lines, "same_init", "owl"), line(lines, "cross_init", "owl")
+        difference = same - rows["target_end"].to_numpy()
+        ends = interval(difference)
+        assert [row[f"diff_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ends))
+        assert row["p_cross_init"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
+        assert row["pairs_cross_init"] == 4 and np.isnan(cross["diff_same_init"])
+    # Without the other start in a cell there is nothing to compare with.
+    alone = cells.compared(summary[summary["start.train.steps"] == 600], cells.cells[0])
+    assert np.isnan(line(alone, "same_init", "owl")["diff_cross_init"])
+
+
+def test_seeds_of_any_name_are_not_swept():
+    runs = fake_runs(traits=("owl",)).assign(**{"world.noise_seed": [i % 2 for i in range(12)]})
+    assert swept_columns(runs) == []
+
+
 def test_every_run_belongs_to_a_cell():
     swept = {"teacher.train.steps": (100.0, 200.0), "student.train.lr": (1e-3, 1e-2)}
     runs = fake_runs(swept=swept)

@@ -48,7 +48,7 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
 
     A field that only differs between arms or worlds, such as a teacher's field that controls lack, is not swept.
     """
-    lineage = [name for name in runs.columns if "." in name and not name.endswith((".seed", ".trait"))]
+    lineage = [name for name in runs.columns if "." in name and not name.endswith(("seed", ".trait"))]
     if not lineage or runs.empty:
         return []
     # A missing value counts as one: full fine-tuning (no rank) and rank 8 are two cells.
@@ -104,6 +104,26 @@ class Cells:
             free_arms = [arm for (at, arm, name) in self.free if (at, name) == (world, field)]
             keep &= _equals(rows[field], cell[field]) | rows["arm"].isin(free_arms)
         return rows[keep]
+
+    def compared(self, summary: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
+        """The lines of a summary that belong to `cell`, where same_init minus cross_init is that of this cell.
+
+        A line of same_init belongs to every version of another start, and has the difference from one at most; those
+        from the others are told by the lines of cross_init.
+        """
+        lines = self.select(summary, cell).copy()
+        here, there = _difference_columns("cross_init"), _difference_columns("same_init")
+        cross = lines[lines["arm"] == "cross_init"].set_index(["sweep", "trait"])
+        for place in lines.index[lines["arm"] == "same_init"]:
+            name = (lines.at[place, "sweep"], lines.at[place, "trait"])
+            other = cross.loc[name] if name in cross.index else None
+            if other is not None and all(_equal(other[field], lines.at[place, field]) for field in self.swept):
+                continue
+            diff, low, high, *rest = (np.nan if other is None else other[column] for column in there)
+            for column, value in zip(here, (-diff, -high, -low, *rest), strict=True):
+                lines.at[place, column] = value
+        lines.loc[lines["arm"] == "cross_init", list(there)] = np.nan
+        return lines
 
 
 def distinct_cells(runs: pd.DataFrame, swept: Sequence[str]) -> list[dict[str, Any]]:
@@ -165,6 +185,10 @@ def _missing(value: Any) -> bool:
 
 def _key(value: Any) -> Any:
     return None if _missing(value) else value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return (_missing(one) and _missing(other)) or bool(one == other)
 
 
 def _plain(value: Any) -> str:
