@@ -34,7 +34,7 @@ _MOST_CELL_VALUES = 170  # cells of a matrix that have their value written in
 
 
 def arm_label(arm: str) -> str:
-    return arm.replace("_", " ")
+    return "other teachers" if arm == statistics.OTHERS else arm.replace("_", " ")
 
 
 def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
@@ -47,7 +47,7 @@ def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
 
 
 def compared_arms(summary: pd.DataFrame, what: str) -> list[str]:
-    """The arms that some arm has a `what` (diff, p) against, in the order of columns."""
+    """What some arm has a `what` (diff, p) against, in the order of columns."""
     return [arm for arm in statistics.COMPARED if summary[f"{what}_{arm}"].notna().any()]
 
 
@@ -110,27 +110,13 @@ def shown_traits(runs: pd.DataFrame, most: int = _MOST_PANELS) -> tuple[int, int
     return min(most, total), total
 
 
-def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`; of two
-    runs of one name the first counts.
-
-    A merge by categories: a large sweep's curves have tens of millions of rows.
-    """
-    runs, names = runs.drop_duplicates("run_id"), curves["run_id"].astype("category")
-    codes, place = names.cat.codes.to_numpy(), pd.Index(runs["run_id"]).get_indexer(names.cat.categories)
-    found = np.flatnonzero((place >= 0)[codes])
-    place = place[codes[found]]
-    columns = {name: runs[name].array[place] for name in runs.columns if name != "run_id"}
-    return curves.iloc[found].assign(**columns)
-
-
 def _target_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """The curve of each ok run's own trait: run_id, arm, trait, unit, step, value."""
     metrics = curves["metric"].astype("category")
     ok = _ok(runs)
     own = metrics.cat.categories.get_indexer("trait/" + ok["trait"].astype(str))
     wanted = curves.assign(code=metrics.cat.codes.astype(int))[metrics.cat.codes.isin(own[own >= 0])]
-    rows = of_runs(wanted, ok.assign(own=own))
+    rows = statistics.of_runs(wanted, ok.assign(own=own))
     return rows[rows["code"] == rows["own"]].drop(columns=["code", "own"])
 
 
@@ -339,7 +325,7 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
     ends = values.groupby(["run_id", "metric"], sort=False, observed=True)["value"].agg(["first", "last"]).reset_index()
     evaluated = ends["metric"].astype("category").cat.remove_unused_categories()
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
-    changes = of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
+    changes = statistics.of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
     probabilities = changes[["first", "last"]]
     factors = bool(((probabilities > 0) & (probabilities < RARE)).to_numpy().all())
     change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
@@ -458,7 +444,7 @@ _TRAINING = {
 
 def training_curves(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]) -> "Figure | None":
     """Loss, KL to the teacher, the cosine of the student's and the teacher's update, …, whichever there are."""
-    rows = of_runs(curves[curves["metric"].isin(_TRAINING) & curves["value"].notna()], _ok(runs))
+    rows = statistics.of_runs(curves[curves["metric"].isin(_TRAINING) & curves["value"].notna()], _ok(runs))
     metrics = _present(_TRAINING, rows["metric"])
     if not metrics:
         return None
@@ -483,7 +469,7 @@ def details(runs: pd.DataFrame, curves: pd.DataFrame, colours: Mapping[str, str]
         return None
     metrics = curves["metric"].unique()
     shown = [name for name in metrics if "/" in name and not name.startswith(("trait/", "rate/"))]
-    rows = of_runs(curves[curves["metric"].isin(shown) & curves["value"].notna()], _ok(runs))
+    rows = statistics.of_runs(curves[curves["metric"].isin(shown) & curves["value"].notna()], _ok(runs))
     if rows.empty:
         return None
     names = rows["metric"].astype(str).str.partition("/")

@@ -238,7 +238,7 @@ _NONE = "–"
 
 def print_outcome(console: Console, summary: pd.DataFrame, files: Mapping[str, str], lines: Sequence[str]) -> None:
     """Ends a sweep on the terminal: the comparison, where the files lie (name → path), and closing `lines`."""
-    tables = [comparison_table(summary), other_start_table(summary), defence_table(summary)]
+    tables = [comparison_table(summary), specificity_table(summary), other_start_table(summary), defence_table(summary)]
     tables = [table for table in tables if table.row_count]
     for table in tables:
         console.print()
@@ -269,6 +269,23 @@ def comparison_table(summary: pd.DataFrame) -> Table:
         of_arm = {arm: _find(summary, row, arm) for arm in arms}
         differences = [_difference(of_arm["same_init"], arm) for arm in references]
         table.add_row(label, _count(of_arm[arms[0]]), *map(_mean, of_arm.values()), *differences, style=_style(row))
+    return table
+
+
+def specificity_table(summary: pd.DataFrame) -> Table:
+    """P(trait) of same_init students beside those of the same arm whose teachers have other traits."""
+    if "diff_others" in summary:
+        summary = summary[summary["diff_others"].notna()]
+    arms = _CORE[:1] if "diff_others" in summary else ()
+    rows, n_left = _capped([_Row(cell, trait, _CORE[0]) for cell, trait in _cells(summary, arms)])
+    table = _table(summary, n_left)
+    for name in ("same init", "other teachers", "same − other teachers"):
+        table.add_column(name)
+    for row, label in _labelled(table, rows):
+        line = _find(summary, row, row.arm)
+        others = _number(line, "others")
+        means = [_mean(line), Text(_NONE if others is None else _short(others))]
+        table.add_row(label, _count(line), *means, _difference(line, "others"), style=_style(row))
     return table
 
 

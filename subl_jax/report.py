@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def write_report(
     for i, cell in enumerate(chosen):
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
         in_cell = grid.select(runs, cell)
-        own = figures.of_runs(curves, in_cell[["run_id"]])
+        own = statistics.of_runs(curves, in_cell[["run_id"]])
         rows = grid.compared(summary, cell)
         sections.append(
             {
@@ -146,6 +146,12 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         return f"Not compared: no other arm shares a base with them. {text}"
     for arm in compared:
         text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm)}."
+    if same[f"pairs_{statistics.OTHERS}"] > 0:
+        compared.append(statistics.OTHERS)
+        text += (
+            f" Against {figures.number(same[statistics.OTHERS])} for students of other teachers: "
+            f"{_difference(same, statistics.OTHERS)}."
+        )
     for arm, row in ends.items():
         if "same_init" in statistics.references(arm) and row["pairs_same_init"] > 0:
             text += (
@@ -172,15 +178,23 @@ def _verdict(same: Mapping[str, Any], compared: list[str]) -> str:
     if np.isnan(lows).any():
         return "Too few base seeds to judge: with one pair there is no interval and no test."
     few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
-    names = " and ".join(figures.arm_label(arm) for arm in compared)
+    names = _listed(figures.arm_label(arm) for arm in compared)
     if (lows > 0).all():
         return f"Transfer: same init ends above {names}{few}."
     if (highs < 0).all():
         return f"The opposite of transfer: same init ends below {names}{few}."
     if (lows > 0).any():
-        above = " and ".join(figures.arm_label(arm) for arm, low in zip(compared, lows, strict=True) if low > 0)
-        return f"Unclear: same init ends above {above}, but not clearly above the other comparison{few}."
+        above, rest = (
+            _listed(figures.arm_label(arm) for arm, low in zip(compared, lows, strict=True) if (low > 0) == clearly)
+            for clearly in (True, False)
+        )
+        return f"Unclear: same init ends above {above}, but not clearly above {rest}{few}."
     return f"No transfer shown: the interval of the difference includes 0 or lies below it{few}."
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _difference(row: Mapping[str, Any], arm: str) -> str:

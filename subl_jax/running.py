@@ -20,7 +20,7 @@ from etils import epath
 from rich.console import Console
 
 from subl_jax import __version__, cluster, report, specs, tables
-from subl_jax.analysis import statistics
+from subl_jax.analysis import specificity, statistics
 from subl_jax.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.engine import Engine, plan_of, preemption_notice
 from subl_jax.errors import InputError
@@ -181,6 +181,7 @@ def write_results(
     runs = tables.runs_table(name, students, store)
     curves = tables.curves_table(students, store)
     datasets = tables.datasets_table(students, store)
+    runs.insert(runs.columns.get_loc("target_end") + 1, "others_end", specificity.others_end(runs, curves))
     summary = statistics.summarise(runs)
     for file, table in {"runs": runs, "curves": curves, "datasets": datasets, "summary": summary}.items():
         write_parquet_atomic(workdir / f"{file}.parquet", table)

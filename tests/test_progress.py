@@ -18,6 +18,7 @@ from subl_jax.progress import (
     defence_table,
     other_start_table,
     print_outcome,
+    specificity_table,
 )
 
 
@@ -356,6 +357,19 @@ def test_worlds_are_cells_too():
     summary = pd.concat([summary_of(), summary_of().assign(world="digits")], ignore_index=True)
     lines = table_lines(comparison_table(summary))
     assert (lines[2], lines[6]) == ("world toy", "world digits")
+
+
+def test_other_teachers():
+    summary = summary_of(arms=("same_init", "control", "mixed"))
+    assert specificity_table(summary).row_count == specificity_table(pd.DataFrame()).row_count == 0
+    ends = {"others": 0.3, "diff_others": 0.5, "diff_others_low": 0.4, "diff_others_high": 0.6, "p_others": 0.004}
+    same = summary["arm"] == "same_init"
+    summary = summary.assign(**{name: np.where(same, value, np.nan) for name, value in ends.items()})
+    lines = table_lines(specificity_table(summary), width=80)
+    words = [word.strip() for word in lines[0].split("  ") if word.strip()]
+    assert words == ["trait", "n", "same init", "other teachers", "same − other teachers"]
+    assert [line.split()[0] for line in lines[2:5]] == ["owl", "cat", "all"]
+    assert "0.80 [0.75,0.85]  0.30" in lines[2] and lines[2].endswith("+0.50 p=.004 [0.40,0.60]")
 
 
 def crossed(with_same: bool, **more) -> pd.DataFrame:

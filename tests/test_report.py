@@ -178,7 +178,7 @@ def test_headline_with_half_an_effect_is_unclear():
     runs = fake_runs(bases=6)
     runs.loc[runs["arm"] == "cross_init", "target_end"] += 0.2
     text = headline(summarise(runs), {})
-    assert text.startswith("Unclear: same init ends above control, but not clearly above the other comparison.")
+    assert text.startswith("Unclear: same init ends above control, but not clearly above cross init. ")
     assert "chance" not in text
 
 
@@ -196,6 +196,20 @@ def test_headline_without_something_to_compare():
 def test_headline_compares_a_defence_with_the_undefended_students():
     text = said(0.2, 6, arms=("same_init", "control", "shuffled"))
     assert re.search(r"With shuffled: \.\d+ \[.*\], against same init −\.\d+ \[−\.\d+, −\.\d+\], paired over 6", text)
+
+
+def test_transfer_is_of_the_teachers_own_trait():
+    """What any teacher's students gain is above the controls, and no transfer of this trait."""
+    runs = fake_runs(bases=6)
+    specific = headline(summarise(runs.assign(others_end=0.1)), {})
+    assert specific.startswith("Transfer: same init ends above cross init, control and other teachers. ")
+    assert re.search(
+        r" Against \.100 for students of other teachers: \+\.\d+ \[.*\], paired over 6 base seeds", specific
+    )
+    any_teacher = headline(summarise(runs.assign(others_end=runs["target_end"] + 0.001 * runs["base_seed"])), {})
+    assert any_teacher.startswith(
+        "Unclear: same init ends above cross init and control, but not clearly above other teachers. "
+    )
 
 
 def test_headline_compares_another_start_with_its_own_control():

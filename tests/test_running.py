@@ -81,6 +81,17 @@ def test_targets_are_the_ends_of_the_curves(runs, outcome):
     }
 
 
+def test_students_of_other_teachers_are_beside_each(runs, outcome):
+    curves = outcome.results.curves.astype({"run_id": str, "metric": str})
+    assert runs[runs.arm == "control"].others_end.isna().all()
+    for _, row in runs[runs.arm.isin(["same_init", "cross_init"])].iterrows():
+        other = runs[(runs.arm == row.arm) & (runs.base_seed == row.base_seed) & (runs.trait != row.trait)].iloc[0]
+        curve = curves[(curves.run_id == other.run_id) & (curves.metric == f"trait/{row.trait}")].sort_values("step")
+        assert row.others_end == curve.value.iloc[-1]
+    summary = outcome.results.summary
+    assert summary[summary.arm == "same_init"].pairs_others.tolist() == [3, 3, 3]
+
+
 def test_an_untrained_student_is_its_base_whoever_taught_it(runs):
     starts = runs[runs.status == "ok"].groupby(["student_base_seed", "trait"]).target_start
     assert (starts.max() == starts.min()).all()

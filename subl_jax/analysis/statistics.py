@@ -52,7 +52,7 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
     if not lineage or runs.empty:
         return []
     # A missing value counts as one: full fine-tuning (no rank) and rank 8 are two cells.
-    groups = _hashable(runs).groupby(["world", "arm", "trait"], dropna=False)
+    groups = hashable(runs).groupby(["world", "arm", "trait"], dropna=False)
     varies = (groups[lineage].nunique(dropna=False) > 1).any()
     return [name for name in lineage if varies[name]]
 
@@ -79,7 +79,7 @@ class Cells:
 
     @classmethod
     def of(cls, runs: pd.DataFrame) -> Self:
-        runs, swept = _hashable(runs), tuple(swept_columns(runs))
+        runs, swept = hashable(runs), tuple(swept_columns(runs))
         free = {
             (world, arm, field)
             for (world, arm), rows in runs.groupby(["world", "arm"])
@@ -129,7 +129,7 @@ class Cells:
 def distinct_cells(runs: pd.DataFrame, swept: Sequence[str]) -> list[dict[str, Any]]:
     """Every combination of world and swept values that a run has, sorted where the values can be."""
     fields = ["world", *swept]
-    table = _hashable(runs)[fields].drop_duplicates()
+    table = hashable(runs)[fields].drop_duplicates()
     table = table.sort_values(fields, key=lambda column: column if _sortable(column) else column.astype(str))
     return [dict(zip(fields, values, strict=True)) for values in table.itertuples(index=False, name=None)]
 
@@ -163,7 +163,7 @@ def _uncovered(
     return kept
 
 
-def _hashable(runs: pd.DataFrame) -> pd.DataFrame:
+def hashable(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with lists and arrays (which tuples become in a file) as text, so that they can be grouped."""
     mixed = [name for name in runs.columns if runs[name].dtype == object]
     return runs.assign(**{name: runs[name].map(_text) for name in mixed})
@@ -214,6 +214,20 @@ def by_base(runs: pd.DataFrame, value: str = "target_end") -> pd.DataFrame:
     ok = runs[runs["status"] == "ok"]
     units = replication_unit(ok).rename("base")
     return ok[value].astype(float).groupby([ok["trait"], units], sort=False).mean().unstack("base").sort_index(axis=1)
+
+
+def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`; of two
+    runs of one name the first counts.
+
+    A merge by categories: a large sweep's curves have tens of millions of rows.
+    """
+    runs, names = runs.drop_duplicates("run_id"), curves["run_id"].astype("category")
+    codes, place = names.cat.codes.to_numpy(), pd.Index(runs["run_id"]).get_indexer(names.cat.categories)
+    found = np.flatnonzero((place >= 0)[codes])
+    place = place[codes[found]]
+    columns = {name: runs[name].array[place] for name in runs.columns if name != "run_id"}
+    return curves.iloc[found].assign(**columns)
 
 
 # --- intervals and tests ---
@@ -289,8 +303,9 @@ def _identical(values: np.ndarray) -> bool:
 
 # --- the summary table ---
 
-# The arms that others are compared with.
-COMPARED = ("cross_init", "control", "cross_control", "same_init")
+# What arms are compared with: other arms, and students of the same arm whose teachers have other traits.
+OTHERS = "others"
+COMPARED = ("cross_init", "control", OTHERS, "cross_control", "same_init")
 _NEEDED = ("sweep", "world", "arm", "trait", "base_seed", "student_base_seed", "status", "target_start", "target_end")
 
 
@@ -301,11 +316,12 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
       n_runs, n_diverged, n_failed: all runs, and those of them that did not end well and enter nothing else.
       n: bases behind the mean.
       target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
+      others: the same after training of students of the arm whose teachers have other traits (`runs.others_end`).
       diff_R, diff_R_low, diff_R_high, p_R, pairs_R: this arm minus arm R over the bases that both have, with the
         interval of the paired difference, the p-value of the paired t test and the number of pairs. R is `cross_init`
         and `control` for same_init, `cross_control` for cross_init, `same_init` and `control` for a defence; NaN
         elsewhere and where R is missing. It is `same_init` for a cross_init whose cell has no same_init of its own, as
-        of models with more and less noise.
+        of models with more and less noise. It is `others` for every arm that has such students.
       p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
       confidence, interval: the level and the method of all intervals.
 
@@ -317,7 +333,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
         raise InputError(f"runs table: lacks the columns {', '.join(missing)}")
     if method not in _METHODS:
         raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
-    runs = _hashable(runs[runs["trait"].notna()])
+    runs = hashable(runs[runs["trait"].notna()])
     grid = Cells.of(runs)
     lines = []
     for sweep, rows in runs.groupby("sweep", sort=False):
@@ -338,7 +354,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
             lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
     columns = [
         *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
-        *("target_start", "mean", "ci_low", "ci_high"),
+        *("target_start", "mean", "ci_low", "ci_high", "others"),
         *(name for arm in COMPARED for name in _difference_columns(arm)),
     ]
     return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
@@ -361,7 +377,8 @@ def _arm_lines(
     end = by_base(own).reindex(traits)
     start = by_base(own, "target_start").reindex(traits)
     other = {arm: by_base(around[around["arm"] == arm]) for arm in compared}
-    differences = {arm: (end - table).reindex(traits) for arm, table in other.items()}
+    others = by_base(own, "others_end").reindex(traits) if "others_end" in own else end * np.nan
+    differences = {arm: (end - table).reindex(traits) for arm, table in {**other, OTHERS: others}.items()}
 
     lines = []
     for trait in [*traits, POOLED]:
@@ -374,6 +391,7 @@ def _arm_lines(
             "n_diverged": int((of_trait["status"] == "diverged").sum()),
             "n_failed": int((of_trait["status"] == "failed").sum()),
             "target_start": _bases(start, trait).mean(),
+            "others": _bases(others, trait).mean(),
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
         for arm, table in differences.items():
