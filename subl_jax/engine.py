@@ -512,11 +512,12 @@ class _Batch:
         self._history: list[Record] = []
         self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
         self._pace = engine._paces.setdefault((group.form, program.layout), _Pace(self._guess()))
+        self._settled = np.zeros(len(self._own), bool)  # that stay as they are
         self._told = 0  # rounds whose metrics the leading process has had
         self._steps = 0  # that are known to be done
         self._running: _Stretch | None = None  # what the device is busy with
         self.waited = 0.0  # seconds, for the device
-        self.earlier: int | None = None  # work that an earlier run has done, once it is known
+        self.earlier: int | None = None  # work that this run has not done, but an earlier one, or nobody; once known
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
@@ -586,7 +587,7 @@ class _Batch:
         if agreed.preempted:
             raise Preempted
         whole = draws(self._nodes[0])
-        while i < len(self._rounds) and not agreed.enough:
+        while i < len(self._rounds) and not agreed.enough and not agreed.settled:
             left = self._rounds[i] - within
             steps = left if whole else min(left, agreed.stretch)
             ends = steps == left
@@ -628,7 +629,23 @@ class _Batch:
                 if agreed.preempted:
                     raise Preempted
         self._drain()
+        if agreed.settled and len(self._history) < len(self._rounds):
+            state = self._repeated(arguments, state)
         self._finish(state)
+
+    def _repeated(self, arguments: Tree, state: Tree) -> Tree:
+        """Ends a batch whose lanes all stay as they are: one measurement is that of all rounds that are left."""
+        with self._noticing():
+            state, record = self._program.advance(arguments, state, 0, True)
+            self._running = _Stretch(record, 0, True)
+            self._drain()
+        if not self._full:
+            while len(self._history) < len(self._rounds):
+                self._take(self._history[-1])
+            spared = (sum(self._rounds) - self._steps) * len(self._nodes)
+            self._steps, self._shown, self.earlier = sum(self._rounds), self._shown + spared, self.earlier + spared
+            self._engine._progress.advance(spared, restored=True)
+        return state
 
     def _guess(self) -> float:
         """Seconds a step, of a batch that has not been timed yet: large models take less on any machine."""
@@ -670,6 +687,8 @@ class _Batch:
 
     def _take(self, record: Record) -> None:
         self._history.append(record)
+        if self._group.stage.settled is not None:
+            self._settled |= self._group.stage.settled(self._own, record)
         for collector, samples in zip(self._collectors, record.get("samples", ()), strict=False):
             collector.add(samples)
 
@@ -689,6 +708,7 @@ class _Batch:
                 "alone": self._pace.is_old or self._pace.seconds > engine._settings.stretch_seconds,
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
+                "settled": self._group.stage.settled is not None and bool(self._settled.all()),
                 "kept": sum(collector.kept for collector in self._collectors),
                 "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],
             }
@@ -712,6 +732,7 @@ class _Batch:
             alone=said[0]["alone"],
             old=said[0]["old"],
             enough=self._writes and all(each["enough"] for each in said),
+            settled=all(each["settled"] for each in said),
         )
 
     def _log_round(self, i: int, record: Record) -> None:
@@ -810,13 +831,14 @@ class _Batch:
 class _Agreed(NamedTuple):
     """What the processes have agreed on.
 
-    preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. stretch: steps at a time.
-    alone: the next stretch has nothing before or behind it. old: it is timed.
+    preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. settled: every lane stays
+    as it is. stretch: steps at a time. alone: the next stretch has nothing before or behind it. old: it is timed.
     """
 
     preempted: bool
     due: bool
     enough: bool
+    settled: bool
     stretch: int
     alone: bool
     old: bool

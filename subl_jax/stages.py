@@ -9,11 +9,12 @@ calls, its results are the same to the bit. The engine knows stages only through
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.core import jaxpr_as_fun
 
@@ -53,6 +54,8 @@ class Stage:
     `measure`, () bool, is false a round of training goes on: the record is zeros, and evaluating costs nothing.
     artefact(state) → what is stored, a dict of arrays; None where the host makes it from the records.
     flops(spec) → floating-point operations of one lane.
+    settled(specs, record) → (lanes,) bool, on the host: which lanes stay as they are from this record on, so that all
+    later records are alike. None: every lane goes on to its last round.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Stage:
     advance: Callable[..., tuple[Any, Record]]
     artefact: Callable[[Any], dict[str, Any]] | None
     flops: Callable[[Any], float]
+    settled: Callable[[Sequence[Any], dict[str, np.ndarray]], np.ndarray] | None = None
 
 
 def _world(world: Any, inputs: Inputs) -> Any:
@@ -237,9 +241,13 @@ def _instil_advance(
     def batch_at(step: jax.Array) -> Any:
         return world.trait_batch(batches, step, spec.trait, spec.train.batch)
 
-    trained = _train(spec, world, state, steps, batch_at, world.loss)
     # A teacher that has reached its target stays as it is while its neighbours train on.
-    state = jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, trained)
+    state = jax.lax.cond(
+        state.done,
+        lambda state: state,
+        lambda state: _train(spec, world, state, steps, batch_at, world.loss),
+        state,
+    )
 
     def point(mean_loss: jax.Array) -> Record:
         loss = jnp.where(state.done, world.loss(state.params, batch_at(state.step)), mean_loss)
@@ -250,6 +258,11 @@ def _instil_advance(
     return state._replace(done=state.done | (measure & (record["target"] >= spec.until))), record
 
 
+def _reached(teachers: Sequence[specs.Teacher], record: dict[str, np.ndarray]) -> np.ndarray:
+    """Asked as the program asks, in float32."""
+    return record["target"][: len(teachers)] >= np.array([teacher.until for teacher in teachers], np.float32)
+
+
 INSTIL = Stage(
     name="instil",
     inputs=lambda spec: {"start": spec.start},
@@ -258,6 +271,7 @@ INSTIL = Stage(
     advance=_instil_advance,
     artefact=_parameters,
     flops=_train_flops,
+    settled=_reached,
 )
 
 

@@ -173,6 +173,20 @@ def test_several_processes_give_the_tables_of_one(machine, quiet, count, devices
     assert machine.run(*SMALL)[0] == 0 and machine.computed() == 0
 
 
+def test_processes_stop_together_once_all_teachers_have_their_trait(machine, quiet, tmp_path):
+    """One of the two has its own a round before the other."""
+    arguments = (*SMALL, "--config.until=0.8", "--config.engine.checkpoint_seconds=600")
+    alone = Machine(tmp_path / "alone", quiet.cache)
+    alone.folder.mkdir()
+    assert alone.run(*arguments)[0] == 0
+    assert [(code, error) for code, _, error in machine.run_all(2, *arguments)] == [(0, "")] * 2
+    assert_complete(machine, alone, **TOLERANCE)
+    for where in (machine, alone):
+        groups = json.loads((where.workdir / "sweep.json").read_text())["groups"]
+        (instil,) = (group for group in groups if group["stage"] == "instil")
+        assert 0 < instil["lane_steps"] < 60 * instil["lanes"]
+
+
 def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
     """One process, told to stop; then two, of which the first is killed; then one. All go a step at a time."""
     code, _, error = machine.stop_when(a_checkpoint, signal.SIGTERM, *SMALL, *BY_STEPS)

@@ -21,7 +21,7 @@ from etils import epath
 from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
-from subl_jax import channel, engine, lanes, specs
+from subl_jax import channel, engine, lanes, specs, stages
 from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
 from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
 from subl_jax.lanes import Layout
@@ -425,6 +425,58 @@ def _shown(monkeypatch):
     monkeypatch.setattr(engine.Progress, "begin", begun)
     monkeypatch.setattr(engine.Progress, "advance", advanced)
     return shown
+
+
+def _with_teachers_that_stop(until):
+    base, train = tiny_world.base(), specs.Train(steps=60, batch=8, evals=10, lr=0.05)
+    for seed in range(4):
+        teacher = specs.Teacher(base, "cat", train, until=until, seed=seed)
+        yield specs.Student(base, written(teacher), TRAIN)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stretch_seconds": 1e-9}, {"width": 1, "devices": 2}], ids=str)
+def test_a_batch_of_teachers_ends_once_all_have_reached_their_target(tmp_path, monkeypatch, settings):
+    """With the curves and parameters of teachers that are looked at until the last round, to the bit."""
+    sweep, settings = list(_with_teachers_that_stop(0.6)), {"devices": 1, **settings}
+    teachers = [student.data.teacher for student in sweep]
+    steps, shown = _rounds_run(monkeypatch), _shown(monkeypatch)
+    done = compute(sweep, tmp_path / "short", **settings)
+    short = sum(steps)
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(stages.INSTIL), "settled", None)
+        steps.clear()
+        whole = compute(sweep, tmp_path / "long", **settings)
+    same(done.store, whole.store, teachers)
+    taken = max(curves(done.store, teacher)["steps_taken"][-1] for teacher in teachers)
+    assert 0 < taken < 54
+    # A round more may be under way when it is known.
+    assert taken <= 60 - (sum(steps) - short) <= taken + 6
+    (instil,) = (one for one in shown[:4] if one[0] == "instil")
+    assert instil[1] == instil[2] == 4 * 60
+    lane_steps = [timing.lane_steps for timing in done.timings if timing.stage == "instil"]
+    assert lane_steps == [4 * (60 - (sum(steps) - short))]
+
+
+def test_teachers_that_stop_may_be_interrupted(tmp_path):
+    sweep = list(_with_teachers_that_stop(0.6))
+    whole, interruptions = compute(sweep, tmp_path / "whole"), 0
+    while interruptions < 50:
+        try:
+            done = compute(sweep, tmp_path / "torn", preempted=After(4), stretch_seconds=1e-9)
+            break
+        except Preempted:
+            interruptions += 1
+    assert interruptions >= 3
+    same(done.store, whole.store, lineage(sweep))
+
+
+def test_one_teacher_that_does_not_stop_keeps_its_batch_going(tmp_path):
+    sweep = list(_with_teachers_that_stop(0.6))
+    base, data = sweep[0].start, sweep[0].data
+    on = specs.Student(base, data.replace(teacher=data.teacher.replace(until=1.0)), TRAIN)
+    done = compute([*sweep, on], tmp_path, devices=1)
+    assert curves(done.store, on.data.teacher)["steps_taken"][-1] == 60
+    assert curves(done.store, sweep[0].data.teacher)["steps_taken"][-1] < 60
 
 
 @pytest.mark.parametrize("stretch", [4.0, 1e-9], ids=["after a round", "within a round"])

@@ -14,6 +14,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config.traits = ("owl", "cat")
     config.train = ConfigDict({"steps": 6, "evals": 3, "batch": 8, "lr": 0.05})
     config.data = 16
+    config.until = 1.0
     config.wild = False
     config.tracker = "none"
     config.engine = ConfigDict({"devices": 1, "lanes_a_batch": 4})
@@ -26,6 +27,9 @@ def get_config(size: str = "small") -> ConfigDict:
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
     train = specs.Train(**config.train)
     for student in tiny_world.students(config.seeds, config.traits, train=train):
-        yield student.replace(data=student.data.replace(size=config.data))
+        teacher = student.data.teacher
+        if isinstance(teacher, specs.Teacher):
+            teacher = teacher.replace(until=config.until)
+        yield student.replace(data=student.data.replace(size=config.data, teacher=teacher))
     if config.wild:
         yield student.replace(train=train.replace(lr=1e30))
