@@ -69,7 +69,7 @@ def keep_books(workdir: str, count: int) -> Data:
     from etils import epath
 
     from subl_jax import memory, report, specs, tables
-    from subl_jax.analysis import statistics
+    from subl_jax.analysis import specificity, statistics
     from subl_jax.atomic import write_parquet_atomic
     from subl_jax.engine import plan_of
     from subl_jax.store import Store
@@ -81,6 +81,10 @@ def keep_books(workdir: str, count: int) -> Data:
         for name in ("runs", "curves", "datasets", "summary"):
             write_parquet_atomic(epath.Path(workdir) / f"{name}.parquet", made[name])
 
+    def summarise() -> Any:
+        made["runs"]["others_end"] = specificity.others_end(made["runs"], made["curves"])
+        return statistics.summarise(made["runs"])
+
     def write_report() -> None:
         report.write_report(workdir, made["runs"], made["curves"], made["summary"], made["datasets"], {})
 
@@ -90,7 +94,7 @@ def keep_books(workdir: str, count: int) -> Data:
     parts.time("runs", lambda: tables.runs_table("sweep", made["specs"], made["index"]))
     parts.time("curves", lambda: tables.curves_table(made["specs"], made["index"]))
     parts.time("datasets", lambda: tables.datasets_table(made["specs"], made["index"]))
-    parts.time("summary", lambda: statistics.summarise(made["runs"]))
+    parts.time("summary", summarise)
     parts.time("tables to disk", to_disk)
     parts.time("report", write_report)
     assert not made["plan"].groups and len(made["runs"]) == count

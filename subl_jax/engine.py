@@ -44,7 +44,7 @@ Record = dict[str, np.ndarray]  # one round of a batch, each (lanes, …)
 class GroupTiming:
     """What a group took.
 
-    lane_steps: those of this run, without what was restored.
+    lane_steps: those of this run, without what was restored and what teachers did not need for their target.
     waited_seconds: the part of `run_seconds` that the host spent in, or awaiting, programs.
     flops_per_second: of the work as it is counted on paper; ceiling_percent: of what a matrix product reaches on all
     the devices there are (ceiling.py).
@@ -230,7 +230,8 @@ class Engine:
                         earlier += work(group) * len(batch)
                     else:
                         done = self._run_batch(group, program, batch)
-                        waited, earlier, batches = waited + done.waited, earlier + done.earlier, batches + 1
+                        waited, batches = waited + done.waited, batches + 1
+                        earlier += done.earlier + done.spared
                     for node in batch:
                         del left[node.key]
             except OutOfMemory as error:
@@ -512,12 +513,14 @@ class _Batch:
         self._history: list[Record] = []
         self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
         self._pace = engine._paces.setdefault((group.form, program.layout), _Pace(self._guess()))
-        self._settled = np.zeros(len(self._own), bool)  # that stay as they are
+        self._reached = np.zeros(len(self._own), bool)  # that stay as they are
         self._told = 0  # rounds whose metrics the leading process has had
         self._steps = 0  # that are known to be done
         self._running: _Stretch | None = None  # what the device is busy with
         self.waited = 0.0  # seconds, for the device
-        self.earlier: int | None = None  # work that this run has not done, but an earlier one, or nobody; once known
+        self.spared = 0  # steps that turned out not to be needed, once the batch has ended
+        self.earlier: int | None = None  # work that an earlier run has done, once it is known
+        self._begun = 0  # steps that it has done
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
@@ -583,11 +586,11 @@ class _Batch:
         i = len(self._history)  # the round
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
-        self.earlier = self._shown
+        self.earlier, self._begun = self._shown, self._steps
         if agreed.preempted:
             raise Preempted
         whole = draws(self._nodes[0])
-        while i < len(self._rounds) and not agreed.enough and not agreed.settled:
+        while i < len(self._rounds) and not agreed.enough and not agreed.reached:
             left = self._rounds[i] - within
             steps = left if whole else min(left, agreed.stretch)
             ends = steps == left
@@ -608,7 +611,8 @@ class _Batch:
                 self._running = _Stretch(record, steps, ends)
                 if alone:
                     self._drain()
-                if timed and not may_trace:
+                # Lanes that have their target take no time, those of the next batch do.
+                if timed and not may_trace and not self._reached.any():
                     self._pace.took(time.perf_counter() - began, steps, ends, engine._settings.stretch_seconds)
             if self._full:
                 self._agree()
@@ -629,21 +633,22 @@ class _Batch:
                 if agreed.preempted:
                     raise Preempted
         self._drain()
-        if agreed.settled and len(self._history) < len(self._rounds):
+        if agreed.reached and len(self._history) < len(self._rounds):
             state = self._repeated(arguments, state)
         self._finish(state)
 
     def _repeated(self, arguments: Tree, state: Tree) -> Tree:
         """Ends a batch whose lanes all stay as they are: one measurement is that of all rounds that are left."""
+        measured = functools.partial(self._program.advance, arguments, state, 0, True)
         with self._noticing():
-            state, record = self._program.advance(arguments, state, 0, True)
+            state, record = self._engine._traced(self._group, 0, True, measured)
             self._running = _Stretch(record, 0, True)
             self._drain()
         if not self._full:
             while len(self._history) < len(self._rounds):
                 self._take(self._history[-1])
             spared = (sum(self._rounds) - self._steps) * len(self._nodes)
-            self._steps, self._shown, self.earlier = sum(self._rounds), self._shown + spared, self.earlier + spared
+            self._steps, self._shown = sum(self._rounds), self._shown + spared
             self._engine._progress.advance(spared, restored=True)
         return state
 
@@ -687,8 +692,8 @@ class _Batch:
 
     def _take(self, record: Record) -> None:
         self._history.append(record)
-        if self._group.stage.settled is not None:
-            self._settled |= self._group.stage.settled(self._own, record)
+        if self._group.stage.reached is not None:
+            self._reached |= self._group.stage.reached(self._own, record)
         for collector, samples in zip(self._collectors, record.get("samples", ()), strict=False):
             collector.add(samples)
 
@@ -708,7 +713,7 @@ class _Batch:
                 "alone": self._pace.is_old or self._pace.seconds > engine._settings.stretch_seconds,
                 "written": engine._written,
                 "enough": all(collector.enough for collector in self._collectors),
-                "settled": self._group.stage.settled is not None and bool(self._settled.all()),
+                "reached": self._group.stage.reached is not None and bool(self._reached.all()),
                 "kept": sum(collector.kept for collector in self._collectors),
                 "metrics": [{name: values[: len(self._own)] for name, values in record.items()} for record in news],
             }
@@ -732,7 +737,7 @@ class _Batch:
             alone=said[0]["alone"],
             old=said[0]["old"],
             enough=self._writes and all(each["enough"] for each in said),
-            settled=all(each["settled"] for each in said),
+            reached=all(each["reached"] for each in said),
         )
 
     def _log_round(self, i: int, record: Record) -> None:
@@ -776,8 +781,11 @@ class _Batch:
             with self._noticing():
                 rows, put = self._put(state)
         self._agree()
-        said = self._peers.gather([[row.key, row.status, row.why, row.info] for row in rows])
-        everyones = [Row(key, None, *facts) for each in said for key, *facts in each]
+        said = self._peers.gather(
+            {"rows": [[row.key, row.status, row.why, row.info] for row in rows], "spared": self._spared()}
+        )
+        everyones = [Row(key, None, *facts) for each in said for key, *facts in each["rows"]]
+        self.spared = sum(each["spared"] for each in said)
 
         def stored() -> None:
             self._finish_runs()
@@ -788,6 +796,13 @@ class _Batch:
 
         engine._hand_over(everyones, put, stored)
         self._peers.together(self._close)
+
+    def _spared(self) -> int:
+        """Steps of this process's lanes that were not needed, as they had reached their target."""
+        if self._group.stage.reached is None:
+            return 0
+        taken = self._history[-1]["steps_taken"][: len(self._own)].astype(int)
+        return int((sum(self._rounds) - np.maximum(taken, self._begun)).sum())
 
     def _finish_runs(self) -> None:
         engine = self._engine
@@ -831,14 +846,14 @@ class _Batch:
 class _Agreed(NamedTuple):
     """What the processes have agreed on.
 
-    preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. settled: every lane stays
-    as it is. stretch: steps at a time. alone: the next stretch has nothing before or behind it. old: it is timed.
+    preempted: one of them is to stop. due: a save is. enough: every dataset has its samples. reached: every lane has
+    its target. stretch: steps at a time. alone: the next stretch has nothing before or behind it. old: it is timed.
     """
 
     preempted: bool
     due: bool
     enough: bool
-    settled: bool
+    reached: bool
     stretch: int
     alone: bool
     old: bool

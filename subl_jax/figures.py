@@ -34,7 +34,7 @@ _MOST_CELL_VALUES = 170  # cells of a matrix that have their value written in
 
 
 def arm_label(arm: str) -> str:
-    return "other teachers" if arm == statistics.OTHERS else arm.replace("_", " ")
+    return arm.replace("_", " ")
 
 
 def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
@@ -46,9 +46,9 @@ def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def compared_arms(summary: pd.DataFrame, what: str) -> list[str]:
-    """What some arm has a `what` (diff, p) against, in the order of columns."""
-    return [arm for arm in statistics.COMPARED if summary[f"{what}_{arm}"].notna().any()]
+def compared_label(name: str) -> str:
+    """Of what arms are compared with (`statistics.COMPARED`)."""
+    return "other teachers" if name == statistics.OTHERS else arm_label(name)
 
 
 def number(value: float) -> str:
@@ -188,7 +188,7 @@ def comparison(
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
-    tests = compared_arms(summary, "p")
+    tests = statistics.compared(summary, "p")
     figure = _figure(7.2 + 0.95 * len(tests), height)
     if tests:
         axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.95 * len(tests)])
@@ -247,7 +247,7 @@ def _write_p_values(
     margin.set_axis_off()
     margin.set_xlim(0, len(tests))
     for column, reference in enumerate(tests):
-        head = f"p vs\n{arm_label(reference)}"
+        head = f"p vs\n{compared_label(reference)}"
         margin.text(column, 1.0, head, transform=margin.get_xaxis_transform(), fontsize=8, va="bottom")
         for row in summary[summary[f"p_{reference}"].notna()].to_dict("records"):
             p = row[f"p_{reference}"] if row["trait"] == statistics.POOLED else row[f"p_{reference}_holm"]

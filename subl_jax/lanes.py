@@ -381,10 +381,13 @@ def candidates(lanes: int, devices: int, most: int = 0, tensor: int = 1, fsdp: i
 
 
 def seconds_per_lane_step(program: Program, arguments: Tree, steps: int) -> float:
-    """Time of a short round divided by its lanes and steps: the better of two runs after a first one."""
-    state = program.start(arguments)
+    """Time of a short round divided by its lanes and steps: the better of two runs after a first one.
+
+    Each is from the start: later on there may be lanes that have reached their target, and have nothing to do.
+    """
     times = []
     for _ in range(3):
+        state = jax.block_until_ready(program.start(arguments))
         began = time.perf_counter()
         state, record = program.advance(arguments, state, steps)
         jax.block_until_ready((state, record))

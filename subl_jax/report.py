@@ -142,16 +142,19 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         f"{figures.number(same['target_start'])} before training{chance}."
     )
     compared = [arm for arm in statistics.references("same_init") if arm in ends and same[f"pairs_{arm}"] > 0]
-    if not compared:
+    others = same[f"pairs_{statistics.OTHERS}"] > 0
+    if not compared and not others:
         return f"Not compared: no other arm shares a base with them. {text}"
     for arm in compared:
         text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm)}."
-    if same[f"pairs_{statistics.OTHERS}"] > 0:
-        compared.append(statistics.OTHERS)
+    if others:
         text += (
             f" Against {figures.number(same[statistics.OTHERS])} for students of other teachers: "
             f"{_difference(same, statistics.OTHERS)}."
         )
+        # From a single pair nothing is judged, which the other comparisons may still be.
+        if same[f"pairs_{statistics.OTHERS}"] > 1 or not compared:
+            compared.append(statistics.OTHERS)
     for arm, row in ends.items():
         if "same_init" in statistics.references(arm) and row["pairs_same_init"] > 0:
             text += (
@@ -178,14 +181,16 @@ def _verdict(same: Mapping[str, Any], compared: list[str]) -> str:
     if np.isnan(lows).any():
         return "Too few base seeds to judge: with one pair there is no interval and no test."
     few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
-    names = _listed(figures.arm_label(arm) for arm in compared)
+    names = _listed(map(figures.compared_label, compared))
     if (lows > 0).all():
         return f"Transfer: same init ends above {names}{few}."
     if (highs < 0).all():
         return f"The opposite of transfer: same init ends below {names}{few}."
     if (lows > 0).any():
         above, rest = (
-            _listed(figures.arm_label(arm) for arm, low in zip(compared, lows, strict=True) if (low > 0) == clearly)
+            _listed(
+                figures.compared_label(arm) for arm, low in zip(compared, lows, strict=True) if (low > 0) == clearly
+            )
             for clearly in (True, False)
         )
         return f"Unclear: same init ends above {above}, but not clearly above {rest}{few}."
@@ -354,7 +359,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     """The summary for the page: pooled rows first."""
     lines = summary.assign(each=summary["trait"] != statistics.POOLED).sort_values("each", kind="stable")
     fields = [*(["world"] if several_worlds else []), *swept]
-    compared = figures.compared_arms(summary, "diff")
+    compared = statistics.compared(summary, "diff")
     body = []
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]
@@ -367,7 +372,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
         body.append(cells)
     head = [*fields, "trait", "arm", "bases", "runs", "start", "end"]
     for arm in compared:
-        head += [f"− {figures.arm_label(arm)}", "p"]
+        head += [f"− {figures.compared_label(arm)}", "p"]
     return {"head": head, "body": body, "texts": len(fields) + 2, "left_out": len(lines) - len(body)}
 
 

@@ -610,16 +610,17 @@ def source(student: Student) -> Node | None:
 
 def trait_of(student: Student) -> str | None:
     """The trait whose transfer the student measures: its label, or that of the nearest teacher its data comes from."""
-    return student.trait or _trait_behind(source(student))
+    return student.trait or trait_behind(source(student))
 
 
-def _trait_behind(node: Node | None) -> str | None:
+def trait_behind(node: Node | None) -> str | None:
+    """The trait that a model has been given, itself or by what it learnt from; None for none."""
     if isinstance(node, Mix):
-        return _trait_behind(node.start) or _trait_behind(node.other)
+        return trait_behind(node.start) or trait_behind(node.other)
     if isinstance(node, Student):
-        return _trait_behind(source(node))
+        return trait_behind(source(node))
     if isinstance(node, Prompted):
-        return node.trait or _trait_behind(node.start)
+        return node.trait or trait_behind(node.start)
     return node.trait if isinstance(node, Teacher) else None
 
 
@@ -634,7 +635,7 @@ def arm_of(student: Student) -> str:
     if writer is None:
         return "imported"
     same = origin(student.start).key == origin(writer).key
-    if _trait_behind(writer) is None:
+    if trait_behind(writer) is None:
         return "control" if same else "cross_control"
     if isinstance(student.start, Mix) and student.start.other is not None:
         return "mixed_init"

@@ -54,8 +54,8 @@ class Stage:
     `measure`, () bool, is false a round of training goes on: the record is zeros, and evaluating costs nothing.
     artefact(state) → what is stored, a dict of arrays; None where the host makes it from the records.
     flops(spec) → floating-point operations of one lane.
-    settled(specs, record) → (lanes,) bool, on the host: which lanes stay as they are from this record on, so that all
-    later records are alike. None: every lane goes on to its last round.
+    reached(specs, record) → (lanes,) bool, on the host: which lanes stay as they are from this record on, so that all
+    later records are alike; `steps_taken` of the record says after how many steps. None: all go on to the last round.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Stage:
     advance: Callable[..., tuple[Any, Record]]
     artefact: Callable[[Any], dict[str, Any]] | None
     flops: Callable[[Any], float]
-    settled: Callable[[Sequence[Any], dict[str, np.ndarray]], np.ndarray] | None = None
+    reached: Callable[[Sequence[Any], dict[str, np.ndarray]], np.ndarray] | None = None
 
 
 def _world(world: Any, inputs: Inputs) -> Any:
@@ -271,7 +271,7 @@ INSTIL = Stage(
     advance=_instil_advance,
     artefact=_parameters,
     flops=_train_flops,
-    settled=_reached,
+    reached=_reached,
 )
 
 

@@ -36,6 +36,7 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
         "world": [student.world.name for student in students],
         "arm": [specs.arm_of(student) for student in students],
         "trait": [specs.trait_of(student) for student in students],
+        "data_trait": [specs.trait_behind(writer) for writer in writers],
         "base_seed": [
             start.seed if writer is None else specs.origin(writer).seed
             for start, writer in zip(starts, writers, strict=True)

@@ -36,6 +36,7 @@ def fake_runs(
                 "student.train.lr": 1e-3,
                 "teacher.train.steps": 200.0,
                 "teacher.trait": trait,
+                "data_trait": trait,
                 "status": "ok",
                 "why": None,
                 "target_start": 0.1 + rng.normal(0, 0.01),
@@ -43,8 +44,8 @@ def fake_runs(
                 "kept_fraction": 0.8,
             }
             row |= dict(zip(swept or {}, values, strict=True))
-            if arm == "control":
-                row |= {"teacher.train.steps": np.nan, "teacher.trait": None}
+            if arm in ("control", "cross_control"):
+                row |= {"teacher.train.steps": np.nan, "teacher.trait": None, "data_trait": None}
             rows.append(row)
     return pd.DataFrame(rows)
 

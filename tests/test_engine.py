@@ -427,9 +427,9 @@ def _shown(monkeypatch):
     return shown
 
 
-def _with_teachers_that_stop(until):
-    base, train = tiny_world.base(), specs.Train(steps=60, batch=8, evals=10, lr=0.05)
-    for seed in range(4):
+def _with_teachers_that_stop():
+    base, train = tiny_world.base(steps=0), specs.Train(steps=60, batch=8, evals=10, lr=0.05)
+    for seed, until in enumerate((0.6, 0.9, 0.99, 0.999)):
         teacher = specs.Teacher(base, "cat", train, until=until, seed=seed)
         yield specs.Student(base, written(teacher), TRAIN)
 
@@ -437,28 +437,27 @@ def _with_teachers_that_stop(until):
 @pytest.mark.parametrize("settings", [{}, {"stretch_seconds": 1e-9}, {"width": 1, "devices": 2}], ids=str)
 def test_a_batch_of_teachers_ends_once_all_have_reached_their_target(tmp_path, monkeypatch, settings):
     """With the curves and parameters of teachers that are looked at until the last round, to the bit."""
-    sweep, settings = list(_with_teachers_that_stop(0.6)), {"devices": 1, **settings}
+    sweep, settings = list(_with_teachers_that_stop()), {"devices": 1, **settings}
     teachers = [student.data.teacher for student in sweep]
     steps, shown = _rounds_run(monkeypatch), _shown(monkeypatch)
     done = compute(sweep, tmp_path / "short", **settings)
     short = sum(steps)
     with monkeypatch.context() as patch:
-        patch.setitem(vars(stages.INSTIL), "settled", None)
+        patch.setitem(vars(stages.INSTIL), "reached", None)
         steps.clear()
         whole = compute(sweep, tmp_path / "long", **settings)
     same(done.store, whole.store, teachers)
-    taken = max(curves(done.store, teacher)["steps_taken"][-1] for teacher in teachers)
-    assert 0 < taken < 54
+    taken = [int(curves(done.store, teacher)["steps_taken"][-1]) for teacher in teachers]
+    assert 0 < max(taken) < 54 and len(set(taken)) > 1
     # A round more may be under way when it is known.
-    assert taken <= 60 - (sum(steps) - short) <= taken + 6
+    assert max(taken) <= 60 - (sum(steps) - short) <= max(taken) + 6
     (instil,) = (one for one in shown[:4] if one[0] == "instil")
     assert instil[1] == instil[2] == 4 * 60
-    lane_steps = [timing.lane_steps for timing in done.timings if timing.stage == "instil"]
-    assert lane_steps == [4 * (60 - (sum(steps) - short))]
+    assert [timing.lane_steps for timing in done.timings if timing.stage == "instil"] == [sum(taken)]
 
 
 def test_teachers_that_stop_may_be_interrupted(tmp_path):
-    sweep = list(_with_teachers_that_stop(0.6))
+    sweep = list(_with_teachers_that_stop())
     whole, interruptions = compute(sweep, tmp_path / "whole"), 0
     while interruptions < 50:
         try:
@@ -470,8 +469,20 @@ def test_teachers_that_stop_may_be_interrupted(tmp_path):
     same(done.store, whole.store, lineage(sweep))
 
 
+def test_of_a_group_that_goes_on_steps_that_were_needed_count(tmp_path):
+    sweep, settings = list(_with_teachers_that_stop()), {"devices": 1, "stretch_seconds": 1e-9}
+    with pytest.raises(Preempted):
+        compute(sweep, tmp_path, preempted=After(20), **settings)
+    begun = max(json.loads(path.read_text())["steps"] for path in (tmp_path / "checkpoints").glob("*/seals/*.json"))
+    done = compute(sweep, tmp_path, **settings)
+    taken = [int(curves(done.store, student.data.teacher)["steps_taken"][-1]) for student in sweep]
+    assert min(taken) < begun < max(taken)
+    lane_steps = [timing.lane_steps for timing in done.timings if timing.stage == "instil"]
+    assert lane_steps == [sum(max(steps - begun, 0) for steps in taken)]
+
+
 def test_one_teacher_that_does_not_stop_keeps_its_batch_going(tmp_path):
-    sweep = list(_with_teachers_that_stop(0.6))
+    sweep = list(_with_teachers_that_stop())
     base, data = sweep[0].start, sweep[0].data
     on = specs.Student(base, data.replace(teacher=data.teacher.replace(until=1.0)), TRAIN)
     done = compute([*sweep, on], tmp_path, devices=1)

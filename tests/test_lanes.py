@@ -407,6 +407,20 @@ def test_the_time_of_a_step_is_per_lane_and_positive(programs, bases):
     assert lanes.seconds_per_lane_step(program, arguments, 0) > 0
 
 
+def test_what_is_timed_is_training_from_the_start(programs, bases, monkeypatch):
+    """Further on there may be teachers that have reached their target, which cost nothing."""
+    program, begun, advance = programs[Layout(1, 1, 4)], [], lanes.Program.advance
+
+    def noted(program, arguments, state, steps):
+        begun.append(np.asarray(state.step).tolist())
+        return advance(program, arguments, state, steps)
+
+    monkeypatch.setattr(lanes.Program, "advance", noted)
+    arguments = program.put(np.stack([lanes.lane_key(node) for node in bases[:4]]), lanes.lane_values(bases[:4]), {})
+    lanes.seconds_per_lane_step(program, arguments, 2)
+    assert begun == [[0] * 4] * 3
+
+
 @pytest.fixture
 def chat_world(tmp_path):
     pytest.importorskip("tokenizers")

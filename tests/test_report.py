@@ -212,6 +212,18 @@ def test_transfer_is_of_the_teachers_own_trait():
     )
 
 
+def test_the_verdict_takes_what_can_be_judged():
+    runs = fake_runs(bases=6).assign(others_end=0.1)
+    runs.loc[runs["base_seed"] > 0, "others_end"] = np.nan
+    text = headline(summarise(runs), {})
+    assert text.startswith("Transfer: same init ends above cross init and control. ")
+    assert "students of other teachers: +" in text and "from 1 base seed" in text
+    alone = headline(summarise(fake_runs(bases=6, arms=("same_init",)).assign(others_end=0.1)), {})
+    assert alone.startswith("Transfer: same init ends above other teachers. ")
+    once = headline(summarise(fake_runs(bases=1, arms=("same_init",)).assign(others_end=0.1)), {})
+    assert once.startswith("Too few base seeds to judge")
+
+
 def test_headline_compares_another_start_with_its_own_control():
     text = said(0.2, 6, arms=("same_init", "cross_init", "control", "cross_control"))
     ending = r" Of the other start, against \.\d+ \[.*\] without the trait: [+−]\.\d+ \[.*\], paired over 6 base seeds"

@@ -260,6 +260,14 @@ def test_a_profile_is_of_some_steps_of_the_largest_group(tmp_path, capsys):
     assert re.findall(r"(.*) traced in ", capsys.readouterr().out) == ["pretrain: 2 steps"]
 
 
+def test_a_profile_is_also_of_teachers_that_need_no_steps(tmp_path):
+    base = tiny_world.base(steps=0)
+    train = tiny_world.TRAIN.replace(steps=60, evals=10)
+    teacher = specs.Teacher(base, "owl", train, until=1e-6)
+    run([specs.Student(base, tiny_world.written(teacher), tiny_world.TRAIN)], tmp_path, profile=True)
+    assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
+
+
 def test_a_profile_is_not_of_other_machines(tmp_path):
     with pytest.raises(InputError, match="--profile: .* without --launcher=ray"):
         run(tiny_world.students(1), tmp_path, profile=True, fleet=object())

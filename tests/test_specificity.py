@@ -37,7 +37,7 @@ def test_others_are_the_students_that_differ_in_their_trait_only(seed, bases, sw
         same = (
             runs[["arm", "base_seed", "student.train.lr"]] == [row["arm"], row["base_seed"], row["student.train.lr"]]
         ).all(axis=1)
-        others = runs[same & (runs["trait"] != row["trait"])]
+        others = runs[same & (runs["trait"] != row["trait"]) & (row["arm"] != "control")]
         ends = [[end(curves, run, row["trait"]) for run in rows["run_id"]] for _, rows in others.groupby("trait")]
         expected = np.mean([np.mean(values) for values in ends]) if ends else np.nan
         assert value == pytest.approx(expected, nan_ok=True)
@@ -52,15 +52,23 @@ def test_each_teacher_weighs_alike_however_many_students_it_has():
     assert found[0] == pytest.approx(((0.2 + 0.8) / 2 + 0.4) / 2)
 
 
-def test_a_student_of_several_traits_has_no_others_and_is_none():
-    """A control serves all traits: it is not a student of another teacher, and has none beside it."""
+def test_a_control_has_no_others_and_is_none():
     runs, curves = tables(bases=1, arms=("same_init", "control"))
-    runs["key"] = np.where(runs["arm"] == "control", "shared", runs["run_id"])
     found = others_end(runs, curves)
     assert np.isnan(found[runs["arm"] == "control"]).all() and np.isfinite(found[runs["arm"] == "same_init"]).all()
-    # The same of a defence that trains all of its students on one dataset, beside one that does not.
-    runs["arm"] = "mine"
-    assert found[runs["key"] != "shared"] == pytest.approx(others_end(runs, curves)[runs["key"] != "shared"])
+    # Nor is one beside students of teachers, in an arm of one's own.
+    mixed = others_end(runs.assign(arm="mine"), curves)
+    np.testing.assert_array_equal(mixed, found)
+
+
+def test_rows_for_another_trait_than_the_datas_have_no_others():
+    """As in an arm that shows the students of each teacher for the next one's trait."""
+    runs, curves = tables(bases=1, arms=("same_init",))
+    shown = runs.assign(arm="off_diagonal", trait=np.roll(runs["trait"], 1), run_id=[f"o{i}" for i in range(3)])
+    copies = curves.assign(run_id=curves["run_id"].astype(str).str.replace("r000", "o"))
+    both = pd.concat([runs, shown], ignore_index=True), pd.concat([curves, copies], ignore_index=True)
+    found = others_end(*both)
+    assert found[:3] == pytest.approx(others_end(runs, curves)) and np.isnan(found[3:]).all()
 
 
 def test_runs_that_did_not_end_well_are_no_others():

@@ -11,33 +11,31 @@ from subl_jax.analysis import statistics
 
 
 def others_end(runs: pd.DataFrame, curves: pd.DataFrame) -> np.ndarray:
-    """(runs,) P of each run's trait at the end of those runs that differ in their trait only, mean over their traits.
+    """(runs,) P of each run's trait at the end of the runs whose data has another trait, mean over their traits.
 
-    These are of the same world, swept settings, arm and base. NaN where there are none, and for students that serve
-    several traits, as controls do: their data has none of them.
+    These are of the same world, swept settings, arm and base. NaN where there are none, and for a run whose data has
+    not its own trait, as of controls.
 
     Args:
-      runs: the runs table.
+      runs: the runs table, whose column `data_trait` is the trait of the data's writer.
       curves: the curves table, with `trait/<name>` of more traits than a run's own.
     """
     found = runs.reset_index(drop=True)
-    if "key" in found:
-        several = found.groupby("key")["trait"].transform("nunique") > 1
-        found = found[~several]
-    found = found[(found["status"] == "ok") & found["trait"].notna()]
+    found = found[found["status"] == "ok"]
     settings = ["world", *statistics.swept_columns(runs), "arm"]
     alike = statistics.hashable(found[settings]).assign(unit=statistics.replication_unit(found))
     found = found.assign(alike=alike.groupby(list(alike.columns), dropna=False).ngroup())
 
-    ends = _last(curves[curves["metric"].isin([f"trait/{trait}" for trait in found["trait"].unique()])])
-    ends = statistics.of_runs(ends, found[["run_id", "alike", "trait"]])
+    own = found[found["trait"] == found["data_trait"]]
+    ends = _last(curves[curves["metric"].isin([f"trait/{trait}" for trait in own["trait"].unique()])])
+    ends = statistics.of_runs(ends, found[["run_id", "alike", "data_trait"]])
     ends = ends.assign(evaluated=ends["metric"].astype(str).str.removeprefix("trait/"))
-    ends = ends[ends["evaluated"] != ends["trait"]]
-    of_teacher = ends.groupby(["alike", "evaluated", "trait"], observed=True)["value"].mean()
+    ends = ends[ends["evaluated"] != ends["data_trait"]]
+    of_teacher = ends.groupby(["alike", "evaluated", "data_trait"], observed=True)["value"].mean()
     means = of_teacher.groupby(level=["alike", "evaluated"]).mean()
 
     values = np.full(len(runs), np.nan)
-    values[found.index] = means.reindex(pd.MultiIndex.from_frame(found[["alike", "trait"]])).to_numpy()
+    values[own.index] = means.reindex(pd.MultiIndex.from_frame(own[["alike", "trait"]])).to_numpy()
     return values
 
 

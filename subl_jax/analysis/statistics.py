@@ -360,6 +360,11 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
     return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
 
 
+def compared(summary: pd.DataFrame, what: str) -> list[str]:
+    """What some arm of a summary has a `what` (diff, p) against, in the order of columns."""
+    return [name for name in COMPARED if summary[f"{what}_{name}"].notna().any()]
+
+
 def _difference_columns(arm: str) -> tuple[str, ...]:
     return f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm", f"pairs_{arm}"
 
