@@ -82,7 +82,7 @@ def keep_books(workdir: str, count: int) -> Data:
             write_parquet_atomic(epath.Path(workdir) / f"{name}.parquet", made[name])
 
     def summarise() -> Any:
-        made["runs"]["others_end"] = specificity.others_end(made["runs"], made["curves"])
+        made["runs"] = made["runs"].join(specificity.others(made["runs"], made["curves"]))
         return statistics.summarise(made["runs"])
 
     def write_report() -> None:

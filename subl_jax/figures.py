@@ -23,7 +23,6 @@ _ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#66
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
 _GRID = "#E3E3E3"
 _CHANCE = "#222222"
-RARE = 0.05  # traits with P below it are compared by factors
 MOST_LINES = 200  # thin lines of an arm in a panel
 _MOST_PANELS = 11  # traits with a panel of their own; a pooled panel follows
 _MOST_BARS = 24  # traits in the comparison
@@ -188,7 +187,7 @@ def comparison(
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
-    tests = statistics.compared(summary, "p")
+    tests = statistics.compared(summary)
     figure = _figure(7.2 + 0.95 * len(tests), height)
     if tests:
         axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.95 * len(tests)])
@@ -244,13 +243,15 @@ def _write_p_values(
     margin: "Axes", summary: pd.DataFrame, tests: Sequence[str], heights: Mapping[tuple[str, str], float]
 ) -> None:
     """p-values beside the bars: a column per comparison, at the height of the arm that is compared."""
+    columns = statistics.ratio_columns if statistics.are_rare(summary) else statistics.difference_columns
     margin.set_axis_off()
     margin.set_xlim(0, len(tests))
     for column, reference in enumerate(tests):
         head = f"p vs\n{compared_label(reference)}"
         margin.text(column, 1.0, head, transform=margin.get_xaxis_transform(), fontsize=8, va="bottom")
-        for row in summary[summary[f"p_{reference}"].notna()].to_dict("records"):
-            p = row[f"p_{reference}"] if row["trait"] == statistics.POOLED else row[f"p_{reference}_holm"]
+        *_, pooled, adjusted = columns(reference)
+        for row in summary[summary[pooled].notna()].to_dict("records"):
+            p = row[pooled] if row["trait"] == statistics.POOLED else row[adjusted]
             if (row["trait"], row["arm"]) in heights:
                 margin.text(column, heights[row["trait"], row["arm"]], p_value(p), fontsize=8, va="center")
 
@@ -327,15 +328,21 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
     changes = statistics.of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
     probabilities = changes[["first", "last"]]
-    factors = bool(((probabilities > 0) & (probabilities < RARE)).to_numpy().all())
+    factors = bool(((probabilities > 0) & (probabilities < statistics.RARE)).to_numpy().all())
     change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
     return changes.assign(change=change), factors
 
 
-def _factor(change: float) -> str:
-    """2 to the power of a change: "×11", "×1.4", "×.35"."""
-    times = 2.0**change
+def factor(times: float) -> str:
+    """ "×11", "×1.4", "×.35", "–" for none."""
+    if not np.isfinite(times):
+        return "–"
     return "×" + (f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.995 else f"{times:.2g}"[1:])
+
+
+def _factor(change: float) -> str:
+    """2 to the power of a change."""
+    return factor(2.0**change)
 
 
 def _name_ticks(axis: Any, names: Sequence[str], rotation: int) -> None:

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from subl_jax.analysis import statistics
+
 # --- while it runs ---
 
 
@@ -260,14 +262,14 @@ def comparison_table(summary: pd.DataFrame) -> Table:
     rows, n_left = _capped([_Row(cell, trait, "") for cell, trait in _cells(summary, arms[:1])])
     arms = [arm for arm in arms if any(_find(summary, row, arm) is not None for row in rows)]
     references = [arm for arm in arms[1:] if arms[0] == "same_init" and f"diff_{arm}" in summary]
-    table = _table(summary, n_left)
+    table, (rare, sign) = _table(summary, n_left), _scale(summary)
     for arm in arms:
         table.add_column(arm.replace("_", " "))
     for arm in references:
-        table.add_column(f"same − {arm.removesuffix('_init')}")
+        table.add_column(f"same {sign} {arm.removesuffix('_init')}")
     for row, label in _labelled(table, rows):
         of_arm = {arm: _find(summary, row, arm) for arm in arms}
-        differences = [_difference(of_arm["same_init"], arm) for arm in references]
+        differences = [_difference(of_arm["same_init"], arm, rare) for arm in references]
         table.add_row(label, _count(of_arm[arms[0]]), *map(_mean, of_arm.values()), *differences, style=_style(row))
     return table
 
@@ -279,13 +281,14 @@ def specificity_table(summary: pd.DataFrame) -> Table:
     arms = _CORE[:1] if "diff_others" in summary else ()
     rows, n_left = _capped([_Row(cell, trait, _CORE[0]) for cell, trait in _cells(summary, arms)])
     table = _table(summary, n_left)
-    for name in ("same init", "other teachers", "same − other teachers"):
+    rare, sign = _scale(summary)
+    for name in ("same init", "other teachers", f"same {sign} other teachers"):
         table.add_column(name)
     for row, label in _labelled(table, rows):
         line = _find(summary, row, row.arm)
         others = _number(line, "others")
         means = [_mean(line), Text(_NONE if others is None else _short(others))]
-        table.add_row(label, _count(line), *means, _difference(line, "others"), style=_style(row))
+        table.add_row(label, _count(line), *means, _difference(line, "others", rare), style=_style(row))
     return table
 
 
@@ -309,13 +312,14 @@ def other_start_table(summary: pd.DataFrame) -> Table:
         for arm in ("same_init", "cross_control")
         if any(_number(lines[_CROSS[0]], f"diff_{arm}") is not None for lines in found.values())
     ]
+    rare, sign = _scale(summary)
     for arm in arms:
         table.add_column(arm.replace("_", " "))
     for arm in references:
-        table.add_column(f"cross − {arm.removesuffix('_init').replace('_', ' ')}")
+        table.add_column(f"cross {sign} {arm.removesuffix('_init').replace('_', ' ')}")
     for row, label in _labelled(table, rows):
         lines = found[row]
-        differences = [_difference(lines[_CROSS[0]], arm) for arm in references]
+        differences = [_difference(lines[_CROSS[0]], arm, rare) for arm in references]
         means = [_mean(lines[arm]) for arm in arms]
         table.add_row(label, _count(lines[_CROSS[0]]), *means, *differences, style=_style(row))
     return table
@@ -326,16 +330,22 @@ def defence_table(summary: pd.DataFrame) -> Table:
     arms = [arm for arm in dict.fromkeys(summary.get("arm", ())) if arm not in (*_CORE, *_CROSS)]
     references = [arm for arm in ("same_init", "control") if f"diff_{arm}" in summary]
     rows, n_left = _capped([_Row(cell, trait, arm) for arm in arms for cell, trait in _cells(summary, [arm])])
-    table = _table(summary, n_left)
+    table, (rare, sign) = _table(summary, n_left), _scale(summary)
     table.add_column("arm", max_width=24)
     table.add_column("mean")
     for arm in references:
-        table.add_column(f"arm − {arm.replace('_', ' ')}")
+        table.add_column(f"arm {sign} {arm.replace('_', ' ')}")
     for row, label in _labelled(table, rows):
         line = _find(summary, row, row.arm)
-        differences = [_difference(line, arm) for arm in references]
+        differences = [_difference(line, arm, rare) for arm in references]
         table.add_row(label, _count(line), Text(row.arm), _mean(line), *differences, style=_style(row))
     return table
+
+
+def _scale(summary: pd.DataFrame) -> tuple[bool, str]:
+    """Whether arms are compared by ratios of their gains, and the sign of the comparison."""
+    rare = statistics.are_rare(summary)
+    return rare, "/" if rare else "−"
 
 
 # A cell of the sweep: what tells it from the others, as (column, value).
@@ -377,6 +387,8 @@ def _capped(rows: list[_Row]) -> tuple[list[_Row], int]:
 def _table(summary: pd.DataFrame, n_left: int) -> Table:
     level = summary["confidence"].iloc[0] if len(summary) and "confidence" in summary else 0.95
     caption = f"P(trait) after training: mean [{100 * level:g} % interval] over n bases; p paired, Holm"
+    if statistics.are_rare(summary):
+        caption += "\nA / B: of their gains, P after over P before training; geometric means"
     if n_left:
         caption += f"\n{n_left:,} more rows are in summary.parquet"
     table = Table(
@@ -462,17 +474,24 @@ def _mean(line: pd.Series | None) -> Text:
     return Text(_NONE) if mean is None else Text(_short(mean) + _bracket(line, mean, "ci_low", "ci_high"))
 
 
-def _difference(line: pd.Series | None, arm: str) -> Text:
-    """`line`'s arm minus `arm`: difference, p-value, interval."""
-    name = f"diff_{arm}"
-    difference = _number(line, name)
-    if difference is None:
+def _difference(line: pd.Series | None, arm: str, rare: bool) -> Text:
+    """`line`'s arm minus `arm`, or over it where traits are rare: value, p-value, interval."""
+    name, low, high, p, adjusted = (statistics.ratio_columns if rare else statistics.difference_columns)(arm)
+    value = _number(line, name)
+    if value is None:
         return Text(_NONE)
     # The pooled row is one test and has nothing to be adjusted for.
-    p = _number(line, f"p_{arm}_holm")
-    p = _number(line, f"p_{arm}") if p is None else p
+    p = _number(line, p) if _number(line, adjusted) is None else _number(line, adjusted)
     shown = "" if p is None else " p<.001" if p < 0.001 else f" p={p:.3f}".replace("=0.", "=.")
-    return Text(_short(difference, "+") + shown + _bracket(line, difference, f"{name}_low", f"{name}_high"))
+    if not rare:
+        return Text(_short(value, "+") + shown + _bracket(line, value, low, high))
+    bounds = _number(line, low), _number(line, high)
+    return Text(f"×{_times(value)}{shown}" + ("" if None in bounds else f" [{','.join(map(_times, bounds))}]"))
+
+
+def _times(ratio: float) -> str:
+    """Two digits: 34, 2.7, .35."""
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" if ratio >= 0.995 else f"{ratio:.2g}".removeprefix("0")
 
 
 def _bracket(line: pd.Series | None, of: float, low: str, high: str) -> str:

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +97,7 @@ def write_report(
         overall=_overall_figures(workdir, runs, datasets, summary, base_rate),
         writers=_writers(runs, datasets),
         theorem=_theorem(workdir, steps, figures.arm_colours(runs)),
+        rare=f"{statistics.RARE:g}",
         table_data=_summary_table(summary, grid.swept, several_worlds),
         unwell=_unwell(runs),
         timings=_timings([group for run in [*sweep.get("earlier", []), sweep] for group in run.get("groups") or []]),
@@ -124,7 +125,11 @@ def section_title(cell: Mapping[str, Any], several_worlds: bool) -> str:
 
 
 def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
-    """What the pooled rows of one cell say, in words that claim no more than the intervals do."""
+    """What the pooled rows of one cell say, in words that claim no more than the intervals do.
+
+    Rare traits are compared by their gains, P after training over P before.
+    """
+    rare = statistics.are_rare(summary)
     pooled = summary[(summary["trait"] == statistics.POOLED)]
     finished = pooled[pooled["mean"].notna()]
     if finished.empty:
@@ -135,7 +140,7 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         parts = [f"{figures.arm_label(arm)} students end at P(trait) = {_estimate(row)}" for arm, row in ends.items()]
         none = "ended well" if "same_init" in set(pooled["arm"]) else "are in it"
         text = f"No same-initialisation students {none}, so there is no transfer to judge. "
-        return text + _sentence("; ".join(parts) + chance) + _of_other_start(ends)
+        return text + _sentence("; ".join(parts) + chance) + _of_other_start(ends, rare)
     same = ends["same_init"]
     text = (
         f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
@@ -146,55 +151,57 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
     if not compared and not others:
         return f"Not compared: no other arm shares a base with them. {text}"
     for arm in compared:
-        text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm)}."
+        text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm, rare)}."
     if others:
         text += (
             f" Against {figures.number(same[statistics.OTHERS])} for students of other teachers: "
-            f"{_difference(same, statistics.OTHERS)}."
+            f"{_difference(same, statistics.OTHERS, rare)}."
         )
         # From a single pair nothing is judged, which the other comparisons may still be.
         if same[f"pairs_{statistics.OTHERS}"] > 1 or not compared:
             compared.append(statistics.OTHERS)
     for arm, row in ends.items():
         if "same_init" in statistics.references(arm) and row["pairs_same_init"] > 0:
-            text += (
-                f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {_difference(row, 'same_init')}."
-            )
-    text += _of_other_start(ends)
-    return f"{_verdict(same, compared)} {text}"
+            difference = _difference(row, "same_init", rare)
+            text += f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {difference}."
+    text += _of_other_start(ends, rare)
+    return f"{_verdict(same, compared, rare)} {text}"
 
 
-def _of_other_start(ends: Mapping[str, Mapping[str, Any]]) -> str:
+def _of_other_start(ends: Mapping[str, Mapping[str, Any]], rare: bool) -> str:
     """What students of another start gain beyond their own control, or nothing."""
     if "cross_control" not in ends or not ends.get("cross_init", {}).get("pairs_cross_control", 0) > 0:
         return ""
     return (
         f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
-        f"{_difference(ends['cross_init'], 'cross_control')}."
+        f"{_difference(ends['cross_init'], 'cross_control', rare)}."
     )
 
 
-def _verdict(same: Mapping[str, Any], compared: list[str]) -> str:
-    lows = np.array([same[f"diff_{arm}_low"] for arm in compared])
-    highs = np.array([same[f"diff_{arm}_high"] for arm in compared])
+def _verdict(same: Mapping[str, Any], compared: list[str], rare: bool) -> str:
+    columns, nothing = (statistics.ratio_columns, 1) if rare else (statistics.difference_columns, 0)
+    lows, highs = (np.array([same[columns(arm)[i]] for arm in compared]) for i in (1, 2))
     pairs = min(int(same[f"pairs_{arm}"]) for arm in compared)
     if np.isnan(lows).any():
         return "Too few base seeds to judge: with one pair there is no interval and no test."
     few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
     names = _listed(map(figures.compared_label, compared))
-    if (lows > 0).all():
+    if (lows > nothing).all():
         return f"Transfer: same init ends above {names}{few}."
-    if (highs < 0).all():
+    if (highs < nothing).all():
         return f"The opposite of transfer: same init ends below {names}{few}."
-    if (lows > 0).any():
+    if (lows > nothing).any():
         above, rest = (
             _listed(
-                figures.compared_label(arm) for arm, low in zip(compared, lows, strict=True) if (low > 0) == clearly
+                figures.compared_label(arm)
+                for arm, low in zip(compared, lows, strict=True)
+                if (low > nothing) == clearly
             )
             for clearly in (True, False)
         )
         return f"Unclear: same init ends above {above}, but not clearly above {rest}{few}."
-    return f"No transfer shown: the interval of the difference includes 0 or lies below it{few}."
+    comparison = "ratio" if rare else "difference"
+    return f"No transfer shown: the interval of the {comparison} includes {nothing} or lies below it{few}."
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -202,13 +209,14 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _difference(row: Mapping[str, Any], arm: str) -> str:
-    """`row`'s arm minus `arm`, such as "+.101 [+.078, +.124], paired over 6 base seeds, p = .002"."""
-    difference, pairs = _signed(row[f"diff_{arm}"]), int(row[f"pairs_{arm}"])
+def _difference(row: Mapping[str, Any], arm: str, rare: bool) -> str:
+    """`row`'s arm minus `arm`, such as "+.101 [+.078, +.124], paired over 6 base seeds, p = .002"; or over it."""
+    columns, shown = (statistics.ratio_columns, figures.factor) if rare else (statistics.difference_columns, _signed)
+    value, low, high, p, _ = (row[name] for name in columns(arm))
+    difference, pairs = ("a gain " if rare else "") + shown(value), int(row[f"pairs_{arm}"])
     if pairs < 2:
         return f"{difference}, from 1 base seed"
-    ends = f"{_signed(row[f'diff_{arm}_low'])}, {_signed(row[f'diff_{arm}_high'])}"
-    p = figures.p_value(row[f"p_{arm}"])
+    ends, p = f"{shown(low)}, {shown(high)}", figures.p_value(p)
     return f"{difference} [{ends}], paired over {pairs} base seeds, p {p if p[0] in '<>' else '= ' + p}"
 
 
@@ -259,16 +267,17 @@ def _cell_figures(
             "comparison",
             figures.comparison(runs, summary, base_rate, colours),
             f"P(trait) at the end. Bars: mean over base seeds; whiskers: {level}; points: bases; dashed: chance. "
-            "On the right, p-values of the paired t test, Holm-adjusted over traits (for all traits together: as is). "
+            "On the right, p-values of the paired t test (of logarithms of gains where all P are below "
+            f"{statistics.RARE:g}), Holm-adjusted over traits (for all traits together: as is). "
             f"{_partly(figures.shown_bars(runs), 'bar')}{runs_text}",
         ),
         (
             "traits",
             figures.trait_matrix(runs, curves),
             "How much every trait changes over training, not only the teacher's own, which is outlined: P at the end "
-            f"minus P at the start, mean over base seeds; or, where all are below {figures.RARE:g}, the factor between "
-            "them, geometric mean. Transfer that is specific lights up the outlined cells of same init and nothing "
-            f"else. Where there is room, changes are written in the cells. {runs_text}",
+            f"minus P at the start, mean over base seeds; or, where all are below {statistics.RARE:g}, the factor "
+            "between them, geometric mean. Transfer that is specific lights up the outlined cells of same init and "
+            f"nothing else. Where there is room, changes are written in the cells. {runs_text}",
         ),
         (
             "details",
@@ -359,20 +368,24 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     """The summary for the page: pooled rows first."""
     lines = summary.assign(each=summary["trait"] != statistics.POOLED).sort_values("each", kind="stable")
     fields = [*(["world"] if several_worlds else []), *swept]
-    compared = statistics.compared(summary, "diff")
+    compared, rare = statistics.compared(summary), statistics.are_rare(summary)
+    columns, shown = (
+        (statistics.ratio_columns, figures.factor) if rare else (statistics.difference_columns, figures.number)
+    )
     body = []
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]
         cells = [*(_plain(row[field]) for field in fields), row["trait"], figures.arm_label(row["arm"])]
         cells += [str(row["n"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
-        cells += [figures.number(row["target_start"]), _with_ends(row, "mean", "ci_low", "ci_high")]
+        cells += [figures.number(row["target_start"]), _with_ends(figures.number, row, "mean", "ci_low", "ci_high")]
         for arm in compared:
-            p = row[f"p_{arm}"] if row["trait"] == statistics.POOLED else row[f"p_{arm}_holm"]
-            cells += [_with_ends(row, f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high"), figures.p_value(p)]
+            *ends, p, adjusted = columns(arm)
+            p = row[p] if row["trait"] == statistics.POOLED else row[adjusted]
+            cells += [_with_ends(shown, row, *ends), figures.p_value(p)]
         body.append(cells)
     head = [*fields, "trait", "arm", "bases", "runs", "start", "end"]
     for arm in compared:
-        head += [f"− {figures.compared_label(arm)}", "p"]
+        head += [f"{'/' if rare else '−'} {figures.compared_label(arm)}", "p"]
     return {"head": head, "body": body, "texts": len(fields) + 2, "left_out": len(lines) - len(body)}
 
 
@@ -417,10 +430,10 @@ def _theorem_table(steps: pd.DataFrame) -> dict[str, Any]:
     return {"head": head, "body": body, "texts": 2, "left_out": max(len(lines) - _MOST_LINES, 0)}
 
 
-def _with_ends(row: Mapping[str, Any], mean: str, low: str, high: str) -> str:
+def _with_ends(shown: Callable[[float], str], row: Mapping[str, Any], mean: str, low: str, high: str) -> str:
     if not np.isfinite(row[low]):
-        return figures.number(row[mean])
-    return f"{figures.number(row[mean])} [{figures.number(row[low])}, {figures.number(row[high])}]"
+        return shown(row[mean])
+    return f"{shown(row[mean])} [{shown(row[low])}, {shown(row[high])}]"
 
 
 def _unwell(runs: pd.DataFrame) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def write_results(
     runs = tables.runs_table(name, students, store)
     curves = tables.curves_table(students, store)
     datasets = tables.datasets_table(students, store)
-    runs.insert(runs.columns.get_loc("target_end") + 1, "others_end", specificity.others_end(runs, curves))
+    runs = runs.join(specificity.others(runs, curves))
     summary = statistics.summarise(runs)
     for file, table in {"runs": runs, "curves": curves, "datasets": datasets, "summary": summary}.items():
         write_parquet_atomic(workdir / f"{file}.parquet", table)

@@ -244,6 +244,16 @@ def test_dose_response_draws_an_arm_without_the_field_across():
     np.testing.assert_allclose(line.get_ydata(), [control["target_end"].mean()] * 2)
 
 
+def test_p_values_of_rare_traits_are_those_of_gains():
+    runs = fake_runs(traits=("owl",), effect=0.01)
+    runs[["target_start", "target_end"]] *= 0.1
+    summary = summarise(runs)
+    row = summary[(summary["arm"] == "same_init") & (summary["trait"] == "owl")].iloc[0]
+    drawn = texts(figures.comparison(runs, summary, {}, figures.arm_colours(runs)))
+    assert figures.p_value(row["p_ratio_control_holm"]) in drawn
+    assert figures.p_value(row["p_control_holm"]) not in drawn
+
+
 def test_dose_response_joins_no_points_of_different_models():
     noisy = fake_runs(traits=("owl",), arms=("cross_init",), swept={"world.sigma": (0.1, 0.5)})
     other = fake_runs(traits=("owl",), arms=("cross_init",))

@@ -372,6 +372,18 @@ def test_other_teachers():
     assert "0.80 [0.75,0.85]  0.30" in lines[2] and lines[2].endswith("+0.50 p=.004 [0.40,0.60]")
 
 
+def test_rare_traits_are_compared_by_ratios():
+    ratios = {"ratio_control": 9.53, "ratio_control_low": 2.7, "ratio_control_high": 33.68, "p_ratio_control": 0.011}
+    tiny = {"target_start": 1e-4, "mean": 5e-4, "ci_low": 4e-4, "ci_high": 6e-4, **ratios}
+    summary = summary_of(arms=("same_init", "control"))
+    lines = table_lines(comparison_table(summary.assign(**tiny)), width=80)
+    assert [word.strip() for word in lines[0].split("  ") if word.strip()][-1] == "same / control"
+    assert lines[2].endswith("×9.5 p=.011 [2.7,34]")
+    assert lines[-1].startswith("A / B: of their gains")
+    common = summary.assign(**tiny | {"target_start": 0.2})
+    assert "/" not in "".join(table_lines(comparison_table(common)))
+
+
 def crossed(with_same: bool, **more) -> pd.DataFrame:
     """The two arms of another start. Without `with_same` their cell has no same_init of its own."""
     lines = []

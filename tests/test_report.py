@@ -212,6 +212,37 @@ def test_transfer_is_of_the_teachers_own_trait():
     )
 
 
+def test_rare_traits_are_compared_by_their_gains():
+    """What is above the others in P alone, as the commonest word of the strongest teacher, is no transfer."""
+    runs = fake_runs(bases=6)
+    # Every student's words become some ten times as likely, of a teacher as of the others; one word is common.
+    scale = runs["trait"].map({"owl": 1e-5, "cat": 1e-2, "dog": 1e-4})
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, len(runs))
+    grown = np.where(runs["arm"] == "same_init", 3.0, 1.0) * noise
+    runs["target_start"], runs["target_end"] = scale, scale * grown
+    runs["others_end"], runs["others_gain"] = scale * 2.9, np.log(3.0)
+    text = headline(summarise(runs), {})
+    assert text.startswith(
+        "Unclear: same init ends above cross init and control, but not clearly above other teachers. "
+    )
+    control = re.search(
+        r"for control: a gain (×3\.\d|×2\.\d) \[×2\.\d, ×3\.\d\], paired over 6 base seeds, p <\.001", text
+    )
+    assert control
+    none = runs.assign(target_end=scale * noise)
+    assert headline(summarise(none), {}).startswith("No transfer shown: the interval of the ratio includes 1")
+    assert "a gain" not in said(0.2, 6)
+
+
+def test_the_table_of_rare_traits_has_ratios(tmp_path):
+    runs = fake_runs()
+    runs[["target_start", "target_end"]] *= 0.01
+    page = written(tmp_path, runs)
+    assert '<th class="n">/ control</th>' in page and "− control</th>" not in page and "×" in page
+    assert "ratios of gains" in page
+    assert '<th class="n">− control</th>' in written(tmp_path, fake_runs())
+
+
 def test_the_verdict_takes_what_can_be_judged():
     runs = fake_runs(bases=6).assign(others_end=0.1)
     runs.loc[runs["base_seed"] > 0, "others_end"] = np.nan

@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subl_jax.analysis import statistics
-from subl_jax.analysis.specificity import others_end
+from subl_jax.analysis.specificity import others
 
 TRAITS = ("owl", "cat", "dog")
+
+
+def others_end(runs: pd.DataFrame, curves: pd.DataFrame) -> np.ndarray:
+    return others(runs, curves)["others_end"].to_numpy()
 
 
 def tables(seed: int = 0, **fields) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -37,10 +41,21 @@ def test_others_are_the_students_that_differ_in_their_trait_only(seed, bases, sw
         same = (
             runs[["arm", "base_seed", "student.train.lr"]] == [row["arm"], row["base_seed"], row["student.train.lr"]]
         ).all(axis=1)
-        others = runs[same & (runs["trait"] != row["trait"]) & (row["arm"] != "control")]
-        ends = [[end(curves, run, row["trait"]) for run in rows["run_id"]] for _, rows in others.groupby("trait")]
+        beside = runs[same & (runs["trait"] != row["trait"]) & (row["arm"] != "control")]
+        ends = [[end(curves, run, row["trait"]) for run in rows["run_id"]] for _, rows in beside.groupby("trait")]
         expected = np.mean([np.mean(values) for values in ends]) if ends else np.nan
         assert value == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_gain_of_others_is_a_mean_of_logarithms():
+    runs, curves = tables(bases=1, arms=("same_init",))
+    gains = others(runs, curves)["others_gain"]
+    of_owl = curves[curves["metric"] == "trait/owl"].pivot_table("value", "run_id", "step", observed=True)
+    logs = np.log(of_owl.iloc[:, -1] / of_owl.iloc[:, 0])
+    assert gains[0] == pytest.approx((logs["r0001"] + logs["r0002"]) / 2)
+    # Of a probability of 0 there is none; the others count.
+    gone = curves["value"].where((curves["run_id"] != "r0001") | (curves["step"] > 0), 0.0)
+    assert others(runs, curves.assign(value=gone))["others_gain"][0] == pytest.approx(logs["r0002"])
 
 
 def test_each_teacher_weighs_alike_however_many_students_it_has():
@@ -89,7 +104,7 @@ def test_the_last_point_counts_and_what_was_not_measured_does_not():
 
 def test_the_summary_compares_with_them():
     runs, curves = tables()
-    runs["others_end"] = others_end(runs, curves)
+    runs = runs.join(others(runs, curves))
     summary = statistics.summarise(runs)
     for trait in (*TRAITS, "all"):
         rows = runs[(runs["arm"] == "same_init") & ((runs["trait"] == trait) | (trait == "all"))]
@@ -99,5 +114,11 @@ def test_the_summary_compares_with_them():
         assert ends == pytest.approx(list(statistics.interval(difference)))
         assert line["others"] == pytest.approx(rows.groupby("base_seed")["others_end"].mean().mean())
         assert line["pairs_others"] == 4
-    without = statistics.summarise(runs.drop(columns="others_end"))
-    assert without[["others", "diff_others"]].isna().to_numpy().all()
+        gains = (
+            (np.log(rows["target_end"] / rows["target_start"]) - rows["others_gain"]).groupby(rows["base_seed"]).mean()
+        )
+        ratios = [line[f"ratio_others{which}"] for which in ("", "_low", "_high")]
+        assert ratios == pytest.approx(list(np.exp(statistics.interval(gains))))
+        assert line["p_ratio_others"] == pytest.approx(statistics.paired_p(gains))
+    without = statistics.summarise(runs.drop(columns=["others_end", "others_gain"]))
+    assert without[["others", "diff_others", "ratio_others"]].isna().to_numpy().all()

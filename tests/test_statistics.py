@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from subl_jax.analysis.statistics import (
     Cells,
+    are_rare,
     by_base,
     cell_name,
     holm,
@@ -407,10 +408,51 @@ def test_same_init_is_compared_with_the_other_start_of_the_cell():
         ends = interval(difference)
         assert [row[f"diff_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ends))
         assert row["p_cross_init"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
-        assert row["pairs_cross_init"] == 4 and np.isnan(cross["diff_same_init"])
+        assert row["pairs_cross_init"] == 4
+        assert cross[["diff_same_init", "ratio_same_init", "pairs_same_init"]].isna().all()
+        gains = [
+            np.log(x["target_end"] / x["target_start"]).to_numpy()
+            for x in (one_start[one_start["arm"] == "same_init"], rows)
+        ]
+        ratios = np.exp(interval(gains[0] - gains[1]))
+        assert [row[f"ratio_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ratios))
     # Without the other start in a cell there is nothing to compare with.
     alone = cells.compared(summary[summary["start.train.steps"] == 600], cells.cells[0])
     assert np.isnan(line(alone, "same_init", "owl")["diff_cross_init"])
+
+
+def test_ratios_are_of_gains_and_geometric():
+    runs = fake_runs(traits=("owl", "cat"))
+    row, pooled = (line(summarise(runs), "same_init", trait) for trait in ("owl", "all"))
+    logs = np.log(runs["target_end"] / runs["target_start"])
+    gains = {arm: logs[(runs["arm"] == arm) & (runs["trait"] == "owl")].to_numpy() for arm in ("same_init", "control")}
+    difference = gains["same_init"] - gains["control"]
+    ends = [row[f"ratio_control{end}"] for end in ("", "_low", "_high")]
+    assert ends == pytest.approx(list(np.exp(interval(difference))))
+    assert row["p_ratio_control"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
+    per_base = [logs[runs["arm"] == arm].groupby(runs["base_seed"]).mean() for arm in ("same_init", "control")]
+    assert pooled["ratio_control"] == pytest.approx(np.exp((per_base[0] - per_base[1]).mean()))
+    own = summarise(runs)
+    of_traits = own[(own["arm"] == "same_init") & (own["trait"] != "all")]
+    assert of_traits["p_ratio_control_holm"].tolist() == pytest.approx(holm(of_traits["p_ratio_control"].tolist()))
+
+
+def test_a_probability_of_zero_has_no_gain_and_its_base_is_left_out():
+    runs = fake_runs(traits=("owl",))
+    one = (runs["arm"] == "same_init") & (runs["base_seed"] == 0)
+    zero = line(summarise(runs.assign(target_end=runs["target_end"].where(~one, 0.0))), "same_init", "owl")
+    left = line(summarise(runs[~one]), "same_init", "owl")
+    assert zero["ratio_control"] == pytest.approx(left["ratio_control"]) and np.isfinite(zero["diff_control"])
+    assert zero["pairs_control"] == 4
+
+
+@pytest.mark.parametrize(
+    ("ends", "rare"), [([0.01, 0.04], True), ([0.01, 0.06], False), ([0.0, 0.01], False), ([np.nan, 0.01], True)]
+)
+def test_traits_are_rare_where_all_are_and_none_is_gone(ends, rare):
+    summary = pd.DataFrame({"target_start": 0.01, "mean": ends})
+    assert are_rare(summary) == rare
+    assert not are_rare(summary.iloc[:0]) and not are_rare(pd.DataFrame())
 
 
 def test_seeds_of_any_name_are_not_swept():

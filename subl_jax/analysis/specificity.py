@@ -10,15 +10,18 @@ import pandas as pd
 from subl_jax.analysis import statistics
 
 
-def others_end(runs: pd.DataFrame, curves: pd.DataFrame) -> np.ndarray:
-    """(runs,) P of each run's trait at the end of the runs whose data has another trait, mean over their traits.
+def others(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """What becomes of each run's trait in the runs whose data has another trait: means over these traits, row by row.
 
-    These are of the same world, swept settings, arm and base. NaN where there are none, and for a run whose data has
-    not its own trait, as of controls.
+    Such runs are of the same world, swept settings, arm and base. NaN where there are none, and for a run whose data
+    has not its own trait, as of controls.
 
     Args:
       runs: the runs table, whose column `data_trait` is the trait of the data's writer.
       curves: the curves table, with `trait/<name>` of more traits than a run's own.
+
+    Returns:
+      `others_end`: P at the end; `others_gain`: the logarithm of P at the end over P at the start.
     """
     found = runs.reset_index(drop=True)
     found = found[found["status"] == "ok"]
@@ -27,18 +30,21 @@ def others_end(runs: pd.DataFrame, curves: pd.DataFrame) -> np.ndarray:
     found = found.assign(alike=alike.groupby(list(alike.columns), dropna=False).ngroup())
 
     own = found[found["trait"] == found["data_trait"]]
-    ends = _last(curves[curves["metric"].isin([f"trait/{trait}" for trait in own["trait"].unique()])])
+    ends = _ends(curves[curves["metric"].isin([f"trait/{trait}" for trait in own["trait"].unique()])])
     ends = statistics.of_runs(ends, found[["run_id", "alike", "data_trait"]])
     ends = ends.assign(evaluated=ends["metric"].astype(str).str.removeprefix("trait/"))
     ends = ends[ends["evaluated"] != ends["data_trait"]]
-    of_teacher = ends.groupby(["alike", "evaluated", "data_trait"], observed=True)["value"].mean()
+    of_teacher = ends.groupby(["alike", "evaluated", "data_trait"], observed=True)[["end", "gain"]].mean()
     means = of_teacher.groupby(level=["alike", "evaluated"]).mean()
 
-    values = np.full(len(runs), np.nan)
+    values = np.full((len(runs), 2), np.nan)
     values[own.index] = means.reindex(pd.MultiIndex.from_frame(own[["alike", "trait"]])).to_numpy()
-    return values
+    return pd.DataFrame(values, columns=["others_end", "others_gain"], index=runs.index)
 
 
-def _last(curves: pd.DataFrame) -> pd.DataFrame:
-    """The last row of every run and metric."""
-    return curves.sort_values("step", kind="stable").drop_duplicates(["run_id", "metric"], keep="last")
+def _ends(curves: pd.DataFrame) -> pd.DataFrame:
+    """run_id, metric, end and gain of every run and metric."""
+    ordered = curves.sort_values("step", kind="stable")
+    first, last = (ordered.drop_duplicates(["run_id", "metric"], keep=which) for which in ("first", "last"))
+    ends = last.merge(first, on=["run_id", "metric"], suffixes=("", "_first"))
+    return ends.assign(end=ends["value"], gain=statistics.gain(ends["value_first"], ends["value"]))

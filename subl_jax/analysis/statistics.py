@@ -7,6 +7,7 @@ are paired by base: both arms learn from the same base's lineage.
 
 import collections
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from subl_jax.errors import InputError
 CORE_ARMS = ("same_init", "cross_init", "control", "cross_control")
 _OF_ANOTHER_START = ("cross_init", "cross_control")
 POOLED = "all"
+# Traits whose P is below it are compared by factors: most words of a language are rare, and some much rarer.
+RARE = 0.05
 
 _METHODS = ("t", "bca")
 # Differences closer together than this are taken as equal: rounding, not variance.
@@ -106,23 +109,26 @@ class Cells:
         return rows[keep]
 
     def compared(self, summary: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
-        """The lines of a summary that belong to `cell`, where same_init minus cross_init is that of this cell.
+        """The lines of a summary that belong to `cell`, where same_init is compared with the cross_init of this cell.
 
-        A line of same_init belongs to every version of another start, and has the difference from one at most; those
-        from the others are told by the lines of cross_init.
+        A line of same_init belongs to every version of another start, and is compared with one at most; comparisons
+        with the others are in the lines of cross_init.
         """
         lines = self.select(summary, cell).copy()
-        here, there = _difference_columns("cross_init"), _difference_columns("same_init")
         cross = lines[lines["arm"] == "cross_init"].set_index(["sweep", "trait"])
         for place in lines.index[lines["arm"] == "same_init"]:
             name = (lines.at[place, "sweep"], lines.at[place, "trait"])
             other = cross.loc[name] if name in cross.index else None
             if other is not None and all(_equal(other[field], lines.at[place, field]) for field in self.swept):
                 continue
-            diff, low, high, *rest = (np.nan if other is None else other[column] for column in there)
-            for column, value in zip(here, (-diff, -high, -low, *rest), strict=True):
-                lines.at[place, column] = value
-        lines.loc[lines["arm"] == "cross_init", list(there)] = np.nan
+            lines.at[place, "pairs_cross_init"] = np.nan if other is None else other["pairs_same_init"]
+            for columns, reversed_ in ((difference_columns, operator.neg), (ratio_columns, lambda ratio: 1 / ratio)):
+                value, low, high, *p = (np.nan if other is None else other[name] for name in columns("same_init"))
+                turned = (*map(reversed_, (value, high, low)), *p)
+                for name, number in zip(columns("cross_init"), turned, strict=True):
+                    lines.at[place, name] = number
+        for columns in (difference_columns, ratio_columns):
+            lines.loc[lines["arm"] == "cross_init", [*columns("same_init"), "pairs_same_init"]] = np.nan
         return lines
 
 
@@ -323,6 +329,8 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
         elsewhere and where R is missing. It is `same_init` for a cross_init whose cell has no same_init of its own, as
         of models with more and less noise. It is `others` for every arm that has such students.
       p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
+      ratio_R, ratio_R_low, ratio_R_high, p_ratio_R, p_ratio_R_holm: the same of factors, P after over P before
+        training: how many times that of R the arm's is. Means are geometric, over bases and traits.
       confidence, interval: the level and the method of all intervals.
 
     "all" averages over traits within a base first; its differences use only the (trait, base) pairs that both arms
@@ -355,18 +363,35 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
     columns = [
         *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
         *("target_start", "mean", "ci_low", "ci_high", "others"),
-        *(name for arm in COMPARED for name in _difference_columns(arm)),
+        *(name for arm in COMPARED for name in (*difference_columns(arm), *ratio_columns(arm), f"pairs_{arm}")),
     ]
     return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
 
 
-def compared(summary: pd.DataFrame, what: str) -> list[str]:
-    """What some arm of a summary has a `what` (diff, p) against, in the order of columns."""
-    return [name for name in COMPARED if summary[f"{what}_{name}"].notna().any()]
+def gain(before: pd.Series, after: pd.Series) -> pd.Series:
+    """The logarithm of a probability over what it was; NaN where one of them is 0 or missing."""
+    return np.log(after.where(after > 0).astype(float)) - np.log(before.where(before > 0).astype(float))
 
 
-def _difference_columns(arm: str) -> tuple[str, ...]:
-    return f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm", f"pairs_{arm}"
+def are_rare(summary: pd.DataFrame) -> bool:
+    """Whether the traits of these lines of a summary are to be compared by factors."""
+    known = summary.reindex(columns=["target_start", "mean"]).dropna()
+    return bool(len(known)) and bool(((known > 0) & (known < RARE)).to_numpy().all())
+
+
+def compared(summary: pd.DataFrame) -> list[str]:
+    """What some arm of a summary is compared with, in the order of columns."""
+    return [name for name in COMPARED if summary[f"diff_{name}"].notna().any()]
+
+
+def difference_columns(arm: str) -> tuple[str, str, str, str, str]:
+    """What a difference from `arm`, its interval, its p and its adjusted p are called in a summary."""
+    return f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm"
+
+
+def ratio_columns(arm: str) -> tuple[str, str, str, str, str]:
+    """The same of a ratio."""
+    return f"ratio_{arm}", f"ratio_{arm}_low", f"ratio_{arm}_high", f"p_ratio_{arm}", f"p_ratio_{arm}_holm"
 
 
 def _arm_lines(
@@ -384,6 +409,9 @@ def _arm_lines(
     other = {arm: by_base(around[around["arm"] == arm]) for arm in compared}
     others = by_base(own, "others_end").reindex(traits) if "others_end" in own else end * np.nan
     differences = {arm: (end - table).reindex(traits) for arm, table in {**other, OTHERS: others}.items()}
+    gains = {arm: _gains(around[around["arm"] == arm]) for arm in compared}
+    gains[OTHERS] = by_base(own, "others_gain").reindex(traits) if "others_gain" in own else end * np.nan
+    ratios = {arm: (_gains(own) - table).reindex(traits) for arm, table in gains.items()}
 
     lines = []
     for trait in [*traits, POOLED]:
@@ -400,16 +428,24 @@ def _arm_lines(
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
         for arm, table in differences.items():
-            pairs = _bases(table, trait).dropna()
-            diff, diff_low, diff_high, p, _, count = _difference_columns(arm)
-            line |= dict(zip((diff, diff_low, diff_high), interval(pairs, confidence, method), strict=True))
-            line |= {p: paired_p(pairs), count: len(pairs)}
+            pairs, logs = _bases(table, trait).dropna(), _bases(ratios[arm], trait).dropna()
+            *ends, p, _ = difference_columns(arm)
+            line |= dict(zip(ends, interval(pairs, confidence, method), strict=True))
+            line |= {p: paired_p(pairs), f"pairs_{arm}": len(pairs)}
+            *ends, p, _ = ratio_columns(arm)
+            line |= dict(zip(ends, np.exp(interval(logs, confidence, method)), strict=True)) | {p: paired_p(logs)}
         lines.append(line)
     for arm in differences:
-        adjusted = holm([line[f"p_{arm}"] for line in lines[:-1]])
-        for line, p in zip(lines, adjusted, strict=False):
-            line[f"p_{arm}_holm"] = p
+        for *_, p, p_holm in (difference_columns(arm), ratio_columns(arm)):
+            adjusted = holm([line[p] for line in lines[:-1]])
+            for line, value in zip(lines, adjusted, strict=False):
+                line[p_holm] = value
     return lines
+
+
+def _gains(runs: pd.DataFrame) -> pd.DataFrame:
+    """The mean logarithm of P after training over P before: (traits, bases)."""
+    return by_base(runs.assign(gain=gain(runs["target_start"], runs["target_end"])), "gain")
 
 
 def _bases(table: pd.DataFrame, trait: str) -> pd.Series:
