@@ -73,6 +73,8 @@ def transfer_curves(
 ) -> "Figure | None":
     """P(trait) against student step: a panel per trait, and one for the mean over all traits.
 
+    Where all P are small the axis is logarithmic, and means are geometric.
+
     Args:
       runs: the runs of one cell.
       base_rate: trait → chance level; may lack traits.
@@ -84,19 +86,24 @@ def transfer_curves(
     traits = list(runs["trait"].dropna().unique())
     shown = traits[:_MOST_PANELS]
     panels = [*shown, statistics.POOLED] if len(traits) > 1 else shown
+    rare = _are_rare(target["value"])
     figure, axes = _panels(len(panels), height=2.5)
     for axis, panel in zip(axes, panels, strict=True):
         pooled = panel == statistics.POOLED
         rows = target if pooled else target[target["trait"] == panel]
         # Where a base has several students, their own lines; in the pooled panel one line per base.
-        _draw_arms(axis, rows, colours, single="unit" if pooled else "run_id")
+        _draw_arms(axis, rows, colours, single="unit" if pooled else "run_id", rare=rare)
         chances = [base_rate[trait] for trait in (traits if pooled else [panel]) if trait in base_rate]
         if chances:
             axis.axhline(np.mean(chances), color=_CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
         axis.set_title(f"mean over {len(traits)} traits" if pooled else panel, fontsize=9.5, fontweight="bold")
     top = max([float(target["value"].max()), *(base_rate[trait] for trait in traits if trait in base_rate), 1e-6])
     for axis in axes:
-        axis.set_ylim(-0.02 * top, 1.08 * top)
+        if rare:
+            axis.set_yscale("log")
+            axis.set_ylim(0.8 * float(target["value"].min()), 1.25 * top)
+        else:
+            axis.set_ylim(-0.02 * top, 1.08 * top)
     figure.supxlabel("student step", fontsize=9.5)
     figure.supylabel("P(trait)", fontsize=9.5)
     _legend(figure, _present(colours, target["arm"]), colours, chance=bool(base_rate))
@@ -124,19 +131,28 @@ def _ok(runs: pd.DataFrame) -> pd.DataFrame:
     return ok[["run_id", "arm", "trait"]].assign(unit=statistics.replication_unit(ok))
 
 
-def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], single: str) -> None:
-    """Thin lines per `single`, and the mean over bases with its 95 % band, for each arm."""
+def _are_rare(values: pd.Series) -> bool:
+    """Whether probabilities are to be compared by factors, as `statistics.are_rare` says of a summary's."""
+    return bool(((values > 0) & (values < statistics.RARE)).all())
+
+
+def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], single: str, rare: bool = False) -> None:
+    """Thin lines per `single`, and the mean over bases with its 95 % band, for each arm; of logarithms where `rare`."""
     from matplotlib.collections import LineCollection
 
+    if rare:
+        rows = rows.assign(value=np.log(rows["value"]))
+    drawn = np.exp if rare else np.asarray
     for arm, colour in colours.items():
         of_arm = rows[rows["arm"] == arm]
         if of_arm.empty:
             continue
         lines = _lines(of_arm, single)
         alpha = float(np.clip(4 / len(lines), 0.08, 0.4))
+        lines = [np.column_stack([line[:, 0], drawn(line[:, 1])]) for line in lines]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=alpha, zorder=2))
         bases = _bases_by_step(of_arm)
-        mean, low, high = statistics.t_intervals(bases.to_numpy()).T
+        mean, low, high = drawn(statistics.t_intervals(bases.to_numpy()).T)
         axis.fill_between(bases.index, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2.5)
         axis.plot(bases.index, mean, color=colour, linewidth=2, zorder=4)
         if len(bases) == 1:
@@ -176,6 +192,8 @@ def comparison(
 ) -> "Figure | None":
     """Final P(trait) per trait and arm: the mean as a bar, its interval as whiskers, each base as a point.
 
+    Where all P are small the axis is logarithmic; it begins left of all points.
+
     Args:
       runs: the runs of one cell.
       summary: the rows of `statistics.summarise` of that cell.
@@ -195,6 +213,10 @@ def comparison(
         axis = figure.add_subplot()
     _clean(axis, grid="x")
     bases = {arm: statistics.by_base(runs[runs["arm"] == arm]) for arm in arms}
+    left = 0.0
+    if statistics.are_rare(summary):
+        axis.set_xscale("log")
+        left = 0.7 * min(float(np.nanmin(table.to_numpy())) for table in bases.values())
     pitch = len(arms) + 0.9
     for g, group in enumerate(groups):
         pooled = group == statistics.POOLED
@@ -203,10 +225,19 @@ def comparison(
             if rows.empty:
                 continue
             row, y = rows.iloc[0], g * pitch + a
-            axis.barh(y, row["mean"], height=0.82, color=colours[arm], alpha=0.45 if pooled else 0.3, zorder=2)
+            axis.barh(
+                y,
+                row["mean"] - left,
+                left=left,
+                height=0.82,
+                color=colours[arm],
+                alpha=0.45 if pooled else 0.3,
+                zorder=2,
+            )
             axis.plot([row["mean"]] * 2, [y - 0.41, y + 0.41], color=colours[arm], linewidth=2, zorder=3)
             if np.isfinite(row["ci_low"]):
-                axis.plot([row["ci_low"], row["ci_high"]], [y, y], color=_CHANCE, linewidth=1.1, zorder=5)
+                low = max(row["ci_low"], left) if left else row["ci_low"]
+                axis.plot([low, row["ci_high"]], [y, y], color=_CHANCE, linewidth=1.1, zorder=5)
             points = (bases[arm].mean(axis=0) if pooled else bases[arm].loc[group]).dropna().to_numpy()
             offsets = np.linspace(-0.24, 0.24, len(points)) if len(points) > 1 else np.zeros(len(points))
             axis.scatter(points, y + offsets, s=11, color=colours[arm], edgecolor="white", linewidth=0.4, zorder=6)
@@ -221,7 +252,7 @@ def comparison(
         axis.get_yticklabels()[0].set_fontweight("bold")
         axis.axhline(pitch - 0.95, color="#999999", linewidth=0.8)
     axis.set_ylim(len(groups) * pitch - 0.3, -1.0)
-    axis.set_xlim(0, min(axis.get_xlim()[1], 1.02))
+    axis.set_xlim(left, min(axis.get_xlim()[1], 1.02))
     axis.set_xlabel("P(trait) at the end of student training", fontsize=9.5)
     if tests:
         _write_p_values(
@@ -328,7 +359,7 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
     changes = statistics.of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
     probabilities = changes[["first", "last"]]
-    factors = bool(((probabilities > 0) & (probabilities < statistics.RARE)).to_numpy().all())
+    factors = _are_rare(probabilities.stack())
     change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
     return changes.assign(change=change), factors
 

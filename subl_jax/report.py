@@ -258,7 +258,8 @@ def _cell_figures(
         (
             "transfer",
             figures.transfer_curves(runs, curves, base_rate, colours),
-            "P(trait) while students train. Thick lines: mean over base seeds, with the 95% t interval as a band. Thin "
+            "P(trait) while students train. Thick lines: mean over base seeds (on a logarithmic axis: geometric), with "
+            "the 95% t interval as a band. Thin "
             f"lines: single students (in the pooled panel: single bases), at most {figures.MOST_LINES} an arm. Dashed: "
             "chance. "
             f"{_partly(figures.shown_traits(runs), 'panel')}{runs_text}",

@@ -244,6 +244,34 @@ def test_dose_response_draws_an_arm_without_the_field_across():
     np.testing.assert_allclose(line.get_ydata(), [control["target_end"].mean()] * 2)
 
 
+def test_curves_of_rare_traits_are_logarithmic_with_geometric_means():
+    runs = fake_runs(traits=("owl",))
+    runs[["target_start", "target_end"]] *= 0.1
+    (axis,) = visible(figures.transfer_curves(runs, fake_curves(runs), {}, figures.arm_colours(runs)))
+    same = runs[runs["arm"] == "same_init"]["target_end"]
+    assert axis.get_yscale() == "log"
+    assert mean_line(axis, "#0072B2").get_ydata()[-1] == pytest.approx(np.exp(np.log(same).mean()))
+    ends = sorted(path.vertices[-1, 1] for path in axis.collections[0].get_paths())
+    assert ends == pytest.approx(sorted(same))
+    (low, high) = axis.get_ylim()
+    assert 0 < low < runs["target_end"].min() and high > same.max()
+    common = fake_runs(traits=("owl",))
+    (axis,) = visible(figures.transfer_curves(common, fake_curves(common), {}, figures.arm_colours(common)))
+    assert axis.get_yscale() == "linear"
+
+
+def test_bars_of_rare_traits_are_logarithmic_and_none_is_cut():
+    runs = fake_runs(traits=("owl",))
+    runs[["target_start", "target_end"]] *= 0.1
+    runs.loc[(runs["arm"] == "control") & (runs["base_seed"] == 0), "target_end"] = 1e-4  # an interval below 0
+    colours = figures.arm_colours(runs)
+    axis, _ = figures.comparison(runs, summarise(runs), {}, colours).axes
+    assert axis.get_xscale() == "log" and 0 < axis.get_xlim()[0] < runs["target_end"].min()
+    means = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
+    assert means == pytest.approx(sorted(runs.groupby("arm")["target_end"].mean()))
+    assert all(line.get_xdata().min() >= axis.get_xlim()[0] for line in axis.lines)
+
+
 def test_p_values_of_rare_traits_are_those_of_gains():
     runs = fake_runs(traits=("owl",), effect=0.01)
     runs[["target_start", "target_end"]] *= 0.1
