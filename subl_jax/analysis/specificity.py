@@ -43,8 +43,8 @@ def others(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(curves: pd.DataFrame) -> pd.DataFrame:
-    """run_id, metric, end and gain of every run and metric."""
-    ordered = curves.sort_values("step", kind="stable")
-    first, last = (ordered.drop_duplicates(["run_id", "metric"], keep=which) for which in ("first", "last"))
+    """run_id, metric, end and gain of every run and metric, whose points are those of all its metrics here."""
+    runs, steps = curves["run_id"].astype("category").cat.codes.to_numpy(), curves["step"]
+    first, last = (curves[(steps == steps.groupby(runs).transform(end)).to_numpy()] for end in ("min", "max"))
     ends = last.merge(first, on=["run_id", "metric"], suffixes=("", "_first"))
     return ends.assign(end=ends["value"], gain=statistics.gain(ends["value_first"], ends["value"]))
