@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+import scipy.special
 import scipy.stats
 
 from subl_jax.errors import InputError
@@ -248,10 +249,13 @@ def t_intervals(values: np.ndarray, confidence: float = 0.95) -> np.ndarray:
     Returns:
       (rows, 3): mean, lower and upper end; the ends are NaN with fewer than 2 values.
     """
-    table = pd.DataFrame(np.asarray(values, float))
-    count, mean = table.count(axis=1), table.mean(axis=1)
-    # ppf of 0 degrees of freedom is NaN, which is what an interval from one value should be.
-    half = scipy.stats.t.ppf((1 + confidence) / 2, (count - 1).clip(lower=0)) * table.std(axis=1, ddof=1) / count**0.5
+    values = np.asarray(values, float)
+    count = (~np.isnan(values)).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of no values, and of one
+        mean = np.nansum(values, axis=1) / count
+        deviation = np.sqrt(np.nansum((values - mean[:, None]) ** 2, axis=1) / (count - 1))
+        half = scipy.special.stdtrit(count - 1.0, (1 + confidence) / 2) * deviation / np.sqrt(count)
+    half[count < 2] = np.nan
     return np.stack([mean, mean - half, mean + half], axis=1)
 
 
@@ -342,6 +346,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
     if method not in _METHODS:
         raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
     runs = hashable(runs[runs["trait"].notna()])
+    runs = runs.assign(gain=gain(runs["target_start"], runs["target_end"]))
     grid = Cells.of(runs)
     lines = []
     for sweep, rows in runs.groupby("sweep", sort=False):
@@ -409,9 +414,10 @@ def _arm_lines(
     other = {arm: by_base(around[around["arm"] == arm]) for arm in compared}
     others = by_base(own, "others_end").reindex(traits) if "others_end" in own else end * np.nan
     differences = {arm: (end - table).reindex(traits) for arm, table in {**other, OTHERS: others}.items()}
-    gains = {arm: _gains(around[around["arm"] == arm]) for arm in compared}
+    gains = {arm: by_base(around[around["arm"] == arm], "gain") for arm in compared}
     gains[OTHERS] = by_base(own, "others_gain").reindex(traits) if "others_gain" in own else end * np.nan
-    ratios = {arm: (_gains(own) - table).reindex(traits) for arm, table in gains.items()}
+    own_gain = by_base(own, "gain")
+    ratios = {arm: (own_gain - table).reindex(traits) for arm, table in gains.items()}
 
     lines = []
     for trait in [*traits, POOLED]:
@@ -441,11 +447,6 @@ def _arm_lines(
             for line, value in zip(lines, adjusted, strict=False):
                 line[p_holm] = value
     return lines
-
-
-def _gains(runs: pd.DataFrame) -> pd.DataFrame:
-    """The mean logarithm of P after training over P before: (traits, bases)."""
-    return by_base(runs.assign(gain=gain(runs["target_start"], runs["target_end"])), "gain")
 
 
 def _bases(table: pd.DataFrame, trait: str) -> pd.Series:
