@@ -86,7 +86,7 @@ def transfer_curves(
     traits = list(runs["trait"].dropna().unique())
     shown = traits[:_MOST_PANELS]
     panels = [*shown, statistics.POOLED] if len(traits) > 1 else shown
-    rare = _are_rare(target["value"])
+    rare = _are_rare(target.loc[target["step"] == target["step"].min(), "value"], target["value"])
     figure, axes = _panels(len(panels), height=2.5)
     for axis, panel in zip(axes, panels, strict=True):
         pooled = panel == statistics.POOLED
@@ -101,7 +101,8 @@ def transfer_curves(
     for axis in axes:
         if rare:
             axis.set_yscale("log")
-            axis.set_ylim(0.8 * float(target["value"].min()), 1.25 * top)
+            lowest = min([float(target["value"].min()), *(rate for rate in base_rate.values() if rate > 0)])
+            axis.set_ylim(0.8 * lowest, 1.25 * top)
         else:
             axis.set_ylim(-0.02 * top, 1.08 * top)
     figure.supxlabel("student step", fontsize=9.5)
@@ -131,9 +132,9 @@ def _ok(runs: pd.DataFrame) -> pd.DataFrame:
     return ok[["run_id", "arm", "trait"]].assign(unit=statistics.replication_unit(ok))
 
 
-def _are_rare(values: pd.Series) -> bool:
+def _are_rare(first: pd.Series, values: pd.Series) -> bool:
     """Whether probabilities are to be compared by factors, as `statistics.are_rare` says of a summary's."""
-    return bool(((values > 0) & (values < statistics.RARE)).all())
+    return bool((values.dropna() > 0).all() and (first.dropna() < statistics.RARE).all())
 
 
 def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], single: str, rare: bool = False) -> None:
@@ -205,7 +206,9 @@ def comparison(
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
-    tests = statistics.compared(summary)
+    columns = statistics.ratio_columns if statistics.are_rare(summary) else statistics.difference_columns
+    tests = {name: columns(name) for name in statistics.compared(summary)}
+    tests = {name: names for name, names in tests.items() if summary[names.p].notna().any()}
     figure = _figure(7.2 + 0.95 * len(tests), height)
     if tests:
         axis, margin = figure.subplots(1, 2, sharey=True, width_ratios=[7.2, 0.95 * len(tests)])
@@ -216,7 +219,8 @@ def comparison(
     left = 0.0
     if statistics.are_rare(summary):
         axis.set_xscale("log")
-        left = 0.7 * min(float(np.nanmin(table.to_numpy())) for table in bases.values())
+        ends = np.concatenate([table.to_numpy().ravel() for table in bases.values()])
+        left = 0.7 * min(value for value in (*ends, *base_rate.values()) if value > 0)
     pitch = len(arms) + 0.9
     for g, group in enumerate(groups):
         pooled = group == statistics.POOLED
@@ -271,18 +275,19 @@ def shown_bars(runs: pd.DataFrame) -> tuple[int, int]:
 
 
 def _write_p_values(
-    margin: "Axes", summary: pd.DataFrame, tests: Sequence[str], heights: Mapping[tuple[str, str], float]
+    margin: "Axes",
+    summary: pd.DataFrame,
+    tests: Mapping[str, statistics.Columns],
+    heights: Mapping[tuple[str, str], float],
 ) -> None:
     """p-values beside the bars: a column per comparison, at the height of the arm that is compared."""
-    columns = statistics.ratio_columns if statistics.are_rare(summary) else statistics.difference_columns
     margin.set_axis_off()
     margin.set_xlim(0, len(tests))
-    for column, reference in enumerate(tests):
+    for column, (reference, own) in enumerate(tests.items()):
         head = f"p vs\n{compared_label(reference)}"
         margin.text(column, 1.0, head, transform=margin.get_xaxis_transform(), fontsize=8, va="bottom")
-        *_, pooled, adjusted = columns(reference)
-        for row in summary[summary[pooled].notna()].to_dict("records"):
-            p = row[pooled] if row["trait"] == statistics.POOLED else row[adjusted]
+        for row in summary[summary[own.p].notna()].to_dict("records"):
+            p = row[own.p] if row["trait"] == statistics.POOLED else row[own.p_holm]
             if (row["trait"], row["arm"]) in heights:
                 margin.text(column, heights[row["trait"], row["arm"]], p_value(p), fontsize=8, va="center")
 
@@ -359,16 +364,20 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
     changes = statistics.of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
     probabilities = changes[["first", "last"]]
-    factors = _are_rare(probabilities.stack())
+    factors = _are_rare(probabilities["first"], probabilities.stack())
     change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
     return changes.assign(change=change), factors
 
 
 def factor(times: float) -> str:
-    """ "×11", "×1.4", "×.35", "–" for none."""
+    """ "×11", "×1.4", "×.35", "×2.3e-5", "–" for none."""
     if not np.isfinite(times):
         return "–"
-    return "×" + (f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" if times >= 0.995 else f"{times:.2g}"[1:])
+    if not 0.001 <= times < 9995:
+        return f"×{times:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    return (
+        f"×{times:.0f}" if times >= 9.95 else f"×{times:.1f}" if times >= 0.995 else f"×{times:.2g}".replace("0.", ".")
+    )
 
 
 def _factor(change: float) -> str:

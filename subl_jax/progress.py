@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from subl_jax.analysis import statistics
+from subl_jax.figures import factor
 
 # --- while it runs ---
 
@@ -476,7 +477,7 @@ def _mean(line: pd.Series | None) -> Text:
 
 def _difference(line: pd.Series | None, arm: str, rare: bool) -> Text:
     """`line`'s arm minus `arm`, or over it where traits are rare: value, p-value, interval."""
-    name, low, high, p, adjusted = (statistics.ratio_columns if rare else statistics.difference_columns)(arm)
+    name, low, high, p, adjusted, _ = (statistics.ratio_columns if rare else statistics.difference_columns)(arm)
     value = _number(line, name)
     if value is None:
         return Text(_NONE)
@@ -486,12 +487,8 @@ def _difference(line: pd.Series | None, arm: str, rare: bool) -> Text:
     if not rare:
         return Text(_short(value, "+") + shown + _bracket(line, value, low, high))
     bounds = _number(line, low), _number(line, high)
-    return Text(f"×{_times(value)}{shown}" + ("" if None in bounds else f" [{','.join(map(_times, bounds))}]"))
-
-
-def _times(ratio: float) -> str:
-    """Two digits: 34, 2.7, .35."""
-    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" if ratio >= 0.995 else f"{ratio:.2g}".removeprefix("0")
+    ends = "" if None in bounds else f" [{','.join(factor(bound).removeprefix('×') for bound in bounds)}]"
+    return Text(factor(value) + shown + ends)
 
 
 def _bracket(line: pd.Series | None, of: float, low: str, high: str) -> str:

@@ -146,22 +146,23 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
         f"{figures.number(same['target_start'])} before training{chance}."
     )
-    compared = [arm for arm in statistics.references("same_init") if arm in ends and same[f"pairs_{arm}"] > 0]
-    others = same[f"pairs_{statistics.OTHERS}"] > 0
-    if not compared and not others:
+    columns = statistics.ratio_columns if rare else statistics.difference_columns
+    compared = [arm for arm in statistics.references("same_init") if arm in ends and same[columns(arm).pairs] > 0]
+    others = same[columns(statistics.OTHERS).pairs]
+    if not compared and not others > 0:
         return f"Not compared: no other arm shares a base with them. {text}"
     for arm in compared:
         text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm, rare)}."
-    if others:
+    if others > 0:
         text += (
             f" Against {figures.number(same[statistics.OTHERS])} for students of other teachers: "
             f"{_difference(same, statistics.OTHERS, rare)}."
         )
         # From a single pair nothing is judged, which the other comparisons may still be.
-        if same[f"pairs_{statistics.OTHERS}"] > 1 or not compared:
+        if others > 1 or not compared:
             compared.append(statistics.OTHERS)
     for arm, row in ends.items():
-        if "same_init" in statistics.references(arm) and row["pairs_same_init"] > 0:
+        if "same_init" in statistics.references(arm) and row[columns("same_init").pairs] > 0:
             difference = _difference(row, "same_init", rare)
             text += f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {difference}."
     text += _of_other_start(ends, rare)
@@ -170,7 +171,8 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
 
 def _of_other_start(ends: Mapping[str, Mapping[str, Any]], rare: bool) -> str:
     """What students of another start gain beyond their own control, or nothing."""
-    if "cross_control" not in ends or not ends.get("cross_init", {}).get("pairs_cross_control", 0) > 0:
+    columns = statistics.ratio_columns if rare else statistics.difference_columns
+    if "cross_control" not in ends or not ends.get("cross_init", {}).get(columns("cross_control").pairs, 0) > 0:
         return ""
     return (
         f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
@@ -181,17 +183,20 @@ def _of_other_start(ends: Mapping[str, Mapping[str, Any]], rare: bool) -> str:
 def _verdict(same: Mapping[str, Any], compared: list[str], rare: bool) -> str:
     columns, nothing = (statistics.ratio_columns, 1) if rare else (statistics.difference_columns, 0)
     lows, highs = (np.array([same[columns(arm)[i]] for arm in compared]) for i in (1, 2))
-    pairs = min(int(same[f"pairs_{arm}"]) for arm in compared)
+    pairs = min(int(same[columns(arm).pairs]) for arm in compared)
+    above, below, over = (
+        ("gains more than", "gains less than", "more than") if rare else ("ends above", "ends below", "above")
+    )
     if np.isnan(lows).any():
         return "Too few base seeds to judge: with one pair there is no interval and no test."
     few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
     names = _listed(map(figures.compared_label, compared))
     if (lows > nothing).all():
-        return f"Transfer: same init ends above {names}{few}."
+        return f"Transfer: same init {above} {names}{few}."
     if (highs < nothing).all():
-        return f"The opposite of transfer: same init ends below {names}{few}."
+        return f"The opposite of transfer: same init {below} {names}{few}."
     if (lows > nothing).any():
-        above, rest = (
+        clear, rest = (
             _listed(
                 figures.compared_label(arm)
                 for arm, low in zip(compared, lows, strict=True)
@@ -199,7 +204,7 @@ def _verdict(same: Mapping[str, Any], compared: list[str], rare: bool) -> str:
             )
             for clearly in (True, False)
         )
-        return f"Unclear: same init ends above {above}, but not clearly above {rest}{few}."
+        return f"Unclear: same init {above} {clear}, but not clearly {over} {rest}{few}."
     comparison = "ratio" if rare else "difference"
     return f"No transfer shown: the interval of the {comparison} includes {nothing} or lies below it{few}."
 
@@ -212,8 +217,8 @@ def _listed(names: Iterable[str]) -> str:
 def _difference(row: Mapping[str, Any], arm: str, rare: bool) -> str:
     """`row`'s arm minus `arm`, such as "+.101 [+.078, +.124], paired over 6 base seeds, p = .002"; or over it."""
     columns, shown = (statistics.ratio_columns, figures.factor) if rare else (statistics.difference_columns, _signed)
-    value, low, high, p, _ = (row[name] for name in columns(arm))
-    difference, pairs = ("a gain " if rare else "") + shown(value), int(row[f"pairs_{arm}"])
+    value, low, high, p, _, pairs = (row[name] for name in columns(arm))
+    difference, pairs = shown(value) + (" its gain" if rare else ""), int(pairs)
     if pairs < 2:
         return f"{difference}, from 1 base seed"
     ends, p = f"{shown(low)}, {shown(high)}", figures.p_value(p)
@@ -268,7 +273,7 @@ def _cell_figures(
             "comparison",
             figures.comparison(runs, summary, base_rate, colours),
             f"P(trait) at the end. Bars: mean over base seeds; whiskers: {level}; points: bases; dashed: chance. "
-            "On the right, p-values of the paired t test (of logarithms of gains where all P are below "
+            "On the right, p-values of the paired t test (of logarithms of gains where all P start below "
             f"{statistics.RARE:g}), Holm-adjusted over traits (for all traits together: as is). "
             f"{_partly(figures.shown_bars(runs), 'bar')}{runs_text}",
         ),
@@ -276,7 +281,7 @@ def _cell_figures(
             "traits",
             figures.trait_matrix(runs, curves),
             "How much every trait changes over training, not only the teacher's own, which is outlined: P at the end "
-            f"minus P at the start, mean over base seeds; or, where all are below {statistics.RARE:g}, the factor "
+            f"minus P at the start, mean over base seeds; or, where all start below {statistics.RARE:g}, the factor "
             "between them, geometric mean. Transfer that is specific lights up the outlined cells of same init and "
             f"nothing else. Where there is room, changes are written in the cells. {runs_text}",
         ),
@@ -380,9 +385,9 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
         cells += [str(row["n"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
         cells += [figures.number(row["target_start"]), _with_ends(figures.number, row, "mean", "ci_low", "ci_high")]
         for arm in compared:
-            *ends, p, adjusted = columns(arm)
-            p = row[p] if row["trait"] == statistics.POOLED else row[adjusted]
-            cells += [_with_ends(shown, row, *ends), figures.p_value(p)]
+            own = columns(arm)
+            p = row[own.p] if row["trait"] == statistics.POOLED else row[own.p_holm]
+            cells += [_with_ends(shown, row, *own[:3]), figures.p_value(p)]
         body.append(cells)
     head = [*fields, "trait", "arm", "bases", "runs", "start", "end"]
     for arm in compared:

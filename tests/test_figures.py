@@ -272,6 +272,32 @@ def test_bars_of_rare_traits_are_logarithmic_and_none_is_cut():
     assert all(line.get_xdata().min() >= axis.get_xlim()[0] for line in axis.lines)
 
 
+@pytest.mark.parametrize(
+    ("times", "text"),
+    [(34.2, "×34"), (2.74, "×2.7"), (0.35, "×.35"), (0.0043, "×.0043"), (2.3e-5, "×2.3e-5"), (5.3e27, "×5.3e27")]
+    + [(12345.0, "×1.2e4"), (0.0, "×0.0e0"), (np.nan, "–"), (0.999, "×1.0")],
+)
+def test_factors_are_short(times, text):
+    assert figures.factor(times) == text
+
+
+def test_axes_of_rare_traits_hold_chance_and_leave_out_what_is_gone():
+    runs = fake_runs(traits=("owl",))
+    runs[["target_start", "target_end"]] *= 0.1
+    runs.loc[(runs["arm"] == "control") & (runs["base_seed"] == 0), "target_end"] = 0.0
+    colours, chance = figures.arm_colours(runs), {"owl": 1e-4}
+    axis, _ = figures.comparison(runs, summarise(runs), chance, colours).axes
+    assert axis.get_xscale() == "log" and 0 < axis.get_xlim()[0] < 1e-4
+    present = runs[runs["target_end"] > 0]
+    (axis,) = visible(figures.transfer_curves(present, fake_curves(present), chance, colours))
+    assert axis.get_yscale() == "log" and axis.get_ylim()[0] < 1e-4
+
+
+def test_one_base_has_no_p_values_and_no_margin_for_them():
+    runs = fake_runs(bases=1)
+    assert len(figures.comparison(runs, summarise(runs), {}, figures.arm_colours(runs)).axes) == 1
+
+
 def test_p_values_of_rare_traits_are_those_of_gains():
     runs = fake_runs(traits=("owl",), effect=0.01)
     runs[["target_start", "target_end"]] *= 0.1

@@ -223,15 +223,34 @@ def test_rare_traits_are_compared_by_their_gains():
     runs["others_end"], runs["others_gain"] = scale * 2.9, np.log(3.0)
     text = headline(summarise(runs), {})
     assert text.startswith(
-        "Unclear: same init ends above cross init and control, but not clearly above other teachers. "
+        "Unclear: same init gains more than cross init and control, but not clearly more than other teachers. "
     )
     control = re.search(
-        r"for control: a gain (×3\.\d|×2\.\d) \[×2\.\d, ×3\.\d\], paired over 6 base seeds, p <\.001", text
+        r"for control: (×3\.\d|×2\.\d) its gain \[×2\.\d, ×3\.\d\], paired over 6 base seeds, p <\.001", text
     )
     assert control
     none = runs.assign(target_end=scale * noise)
     assert headline(summarise(none), {}).startswith("No transfer shown: the interval of the ratio includes 1")
-    assert "a gain" not in said(0.2, 6)
+    assert "its gain" not in said(0.2, 6)
+    # A trait that became common is still one that was rare.
+    grown_up = runs.assign(target_end=np.where(runs["arm"] == "same_init", 0.5, scale))
+    assert headline(summarise(grown_up), {}).startswith("Transfer: same init gains more than cross init, control and ")
+
+
+def test_a_probability_of_zero_is_no_pair_of_gains():
+    runs = fake_runs(traits=("owl",), bases=6)
+    runs[["target_start", "target_end"]] *= 0.01
+    runs.loc[(runs["arm"] == "control") & (runs["base_seed"] > 3), "target_end"] = 0.0
+    text = headline(summarise(runs), {})
+    assert re.search(r"for control: ×\d.\d its gain \[.*\], paired over 4 base seeds", text)
+
+
+def test_a_summary_of_an_earlier_version_is_read():
+    runs = fake_runs(traits=("owl",), bases=6)
+    runs[["target_start", "target_end"]] *= 0.01
+    summary = summarise(runs)
+    text = headline(summary.drop(columns=[name for name in summary if "ratio" in name]), {})
+    assert text.startswith("Transfer: same init ends above cross init and control. ")
 
 
 def test_the_table_of_rare_traits_has_ratios(tmp_path):

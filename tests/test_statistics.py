@@ -409,7 +409,7 @@ def test_same_init_is_compared_with_the_other_start_of_the_cell():
         assert [row[f"diff_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ends))
         assert row["p_cross_init"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
         assert row["pairs_cross_init"] == 4
-        assert cross[["diff_same_init", "ratio_same_init", "pairs_same_init"]].isna().all()
+        assert cross[["diff_same_init", "ratio_same_init", "pairs_same_init", "pairs_ratio_same_init"]].isna().all()
         gains = [
             np.log(x["target_end"] / x["target_start"]).to_numpy()
             for x in (one_start[one_start["arm"] == "same_init"], rows)
@@ -443,16 +443,23 @@ def test_a_probability_of_zero_has_no_gain_and_its_base_is_left_out():
     zero = line(summarise(runs.assign(target_end=runs["target_end"].where(~one, 0.0))), "same_init", "owl")
     left = line(summarise(runs[~one]), "same_init", "owl")
     assert zero["ratio_control"] == pytest.approx(left["ratio_control"]) and np.isfinite(zero["diff_control"])
-    assert zero["pairs_control"] == 4
+    assert (zero["pairs_control"], zero["pairs_ratio_control"]) == (4, 3)
 
 
 @pytest.mark.parametrize(
-    ("ends", "rare"), [([0.01, 0.04], True), ([0.01, 0.06], False), ([0.0, 0.01], False), ([np.nan, 0.01], True)]
+    ("starts", "ends", "rare"),
+    [
+        ([0.01, 0.04], [0.01, 0.9], True),
+        ([0.01, 0.06], [0.01, 0.01], False),
+        ([0.01, 0.01], [0.0, 0.01], False),
+        ([0.01, 0.01], [np.nan, 0.01], True),
+    ],
 )
-def test_traits_are_rare_where_all_are_and_none_is_gone(ends, rare):
-    summary = pd.DataFrame({"target_start": 0.01, "mean": ends})
+def test_traits_are_rare_where_all_start_so_and_none_is_gone(starts, ends, rare):
+    summary = pd.DataFrame({"target_start": starts, "mean": ends, "ratio_control": 2.0})
     assert are_rare(summary) == rare
     assert not are_rare(summary.iloc[:0]) and not are_rare(pd.DataFrame())
+    assert not are_rare(summary.drop(columns="ratio_control"))  # as of an earlier version
 
 
 def test_seeds_of_any_name_are_not_swept():

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from subl_jax.errors import InputError
 CORE_ARMS = ("same_init", "cross_init", "control", "cross_control")
 _OF_ANOTHER_START = ("cross_init", "cross_control")
 POOLED = "all"
-# Traits whose P is below it are compared by factors: most words of a language are rare, and some much rarer.
+# Traits whose P starts below it are compared by factors: most words of a language are rare, and some much rarer.
 RARE = 0.05
 
 _METHODS = ("t", "bca")
@@ -122,14 +122,13 @@ class Cells:
             other = cross.loc[name] if name in cross.index else None
             if other is not None and all(_equal(other[field], lines.at[place, field]) for field in self.swept):
                 continue
-            lines.at[place, "pairs_cross_init"] = np.nan if other is None else other["pairs_same_init"]
             for columns, reversed_ in ((difference_columns, operator.neg), (ratio_columns, lambda ratio: 1 / ratio)):
-                value, low, high, *p = (np.nan if other is None else other[name] for name in columns("same_init"))
-                turned = (*map(reversed_, (value, high, low)), *p)
+                value, low, high, *rest = (np.nan if other is None else other[name] for name in columns("same_init"))
+                turned = (*map(reversed_, (value, high, low)), *rest)
                 for name, number in zip(columns("cross_init"), turned, strict=True):
                     lines.at[place, name] = number
         for columns in (difference_columns, ratio_columns):
-            lines.loc[lines["arm"] == "cross_init", [*columns("same_init"), "pairs_same_init"]] = np.nan
+            lines.loc[lines["arm"] == "cross_init", list(columns("same_init"))] = np.nan
         return lines
 
 
@@ -333,8 +332,9 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
         elsewhere and where R is missing. It is `same_init` for a cross_init whose cell has no same_init of its own, as
         of models with more and less noise. It is `others` for every arm that has such students.
       p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
-      ratio_R, ratio_R_low, ratio_R_high, p_ratio_R, p_ratio_R_holm: the same of factors, P after over P before
-        training: how many times that of R the arm's is. Means are geometric, over bases and traits.
+      ratio_R, ratio_R_low, ratio_R_high, p_ratio_R, p_ratio_R_holm, pairs_ratio_R: the same of gains, P after over P
+        before training: how many times that of R the arm's is. Means are geometric, over bases and traits. A P of 0 has
+        none.
       confidence, interval: the level and the method of all intervals.
 
     "all" averages over traits within a base first; its differences use only the (trait, base) pairs that both arms
@@ -368,7 +368,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
     columns = [
         *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
         *("target_start", "mean", "ci_low", "ci_high", "others"),
-        *(name for arm in COMPARED for name in (*difference_columns(arm), *ratio_columns(arm), f"pairs_{arm}")),
+        *(name for arm in COMPARED for name in (*difference_columns(arm), *ratio_columns(arm))),
     ]
     return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
 
@@ -379,9 +379,11 @@ def gain(before: pd.Series, after: pd.Series) -> pd.Series:
 
 
 def are_rare(summary: pd.DataFrame) -> bool:
-    """Whether the traits of these lines of a summary are to be compared by factors."""
+    """Whether the traits of these lines of a summary are to be compared by factors: all are rare, and none is gone."""
     known = summary.reindex(columns=["target_start", "mean"]).dropna()
-    return bool(len(known)) and bool(((known > 0) & (known < RARE)).to_numpy().all())
+    if known.empty or not any(name.startswith("ratio_") for name in summary):
+        return False
+    return bool((known > 0).to_numpy().all() and (known["target_start"] < RARE).all())
 
 
 def compared(summary: pd.DataFrame) -> list[str]:
@@ -389,14 +391,24 @@ def compared(summary: pd.DataFrame) -> list[str]:
     return [name for name in COMPARED if summary[f"diff_{name}"].notna().any()]
 
 
-def difference_columns(arm: str) -> tuple[str, str, str, str, str]:
-    """What a difference from `arm`, its interval, its p and its adjusted p are called in a summary."""
-    return f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm"
+class Columns(NamedTuple):
+    """What a comparison with an arm is called in a summary."""
+
+    value: str
+    low: str
+    high: str
+    p: str
+    p_holm: str
+    pairs: str
 
 
-def ratio_columns(arm: str) -> tuple[str, str, str, str, str]:
-    """The same of a ratio."""
-    return f"ratio_{arm}", f"ratio_{arm}_low", f"ratio_{arm}_high", f"p_ratio_{arm}", f"p_ratio_{arm}_holm"
+def difference_columns(arm: str) -> Columns:
+    return Columns(f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm", f"pairs_{arm}")
+
+
+def ratio_columns(arm: str) -> Columns:
+    names = (f"ratio_{arm}", f"ratio_{arm}_low", f"ratio_{arm}_high")
+    return Columns(*names, f"p_ratio_{arm}", f"p_ratio_{arm}_holm", f"pairs_ratio_{arm}")
 
 
 def _arm_lines(
@@ -434,18 +446,19 @@ def _arm_lines(
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
         for arm, table in differences.items():
-            pairs, logs = _bases(table, trait).dropna(), _bases(ratios[arm], trait).dropna()
-            *ends, p, _ = difference_columns(arm)
-            line |= dict(zip(ends, interval(pairs, confidence, method), strict=True))
-            line |= {p: paired_p(pairs), f"pairs_{arm}": len(pairs)}
-            *ends, p, _ = ratio_columns(arm)
-            line |= dict(zip(ends, np.exp(interval(logs, confidence, method)), strict=True)) | {p: paired_p(logs)}
+            for columns, of_arm, shown in (
+                (difference_columns(arm), table, np.asarray),
+                (ratio_columns(arm), ratios[arm], np.exp),
+            ):
+                pairs = _bases(of_arm, trait).dropna()
+                line |= dict(zip(columns[:3], shown(interval(pairs, confidence, method)), strict=True))
+                line |= {columns.p: paired_p(pairs), columns.pairs: len(pairs)}
         lines.append(line)
     for arm in differences:
-        for *_, p, p_holm in (difference_columns(arm), ratio_columns(arm)):
-            adjusted = holm([line[p] for line in lines[:-1]])
+        for columns in (difference_columns(arm), ratio_columns(arm)):
+            adjusted = holm([line[columns.p] for line in lines[:-1]])
             for line, value in zip(lines, adjusted, strict=False):
-                line[p_holm] = value
+                line[columns.p_holm] = value
     return lines
 
 
