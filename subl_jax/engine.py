@@ -513,14 +513,13 @@ class _Batch:
         self._history: list[Record] = []
         self._collectors = [channel.Collector(node) for node in self._own] if self._writes else []
         self._pace = engine._paces.setdefault((group.form, program.layout), _Pace(self._guess()))
-        self._reached = np.zeros(len(self._own), bool)  # that stay as they are
+        self._reached = np.zeros(len(self._own), bool)  # the lanes that stay as they are
         self._told = 0  # rounds whose metrics the leading process has had
         self._steps = 0  # that are known to be done
         self._running: _Stretch | None = None  # what the device is busy with
         self.waited = 0.0  # seconds, for the device
         self.spared = 0  # steps that turned out not to be needed, once the batch has ended
         self.earlier: int | None = None  # work that an earlier run has done, once it is known
-        self._begun = 0  # steps that it has done
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
         self._live = [node for node in nodes if node.key in engine._runs]
@@ -586,7 +585,7 @@ class _Batch:
         i = len(self._history)  # the round
         within = self._steps - sum(self._rounds[:i])  # its steps so far
         agreed = self._agree()
-        self.earlier, self._begun = self._shown, self._steps
+        self.earlier = self._shown
         if agreed.preempted:
             raise Preempted
         whole = draws(self._nodes[0])
@@ -802,7 +801,8 @@ class _Batch:
         if self._group.stage.reached is None:
             return 0
         taken = self._history[-1]["steps_taken"][: len(self._own)].astype(int)
-        return int((sum(self._rounds) - np.maximum(taken, self._begun)).sum())
+        begun = self.earlier // len(self._nodes)
+        return int((sum(self._rounds) - np.maximum(taken, begun)).sum())
 
     def _finish_runs(self) -> None:
         engine = self._engine

@@ -73,7 +73,7 @@ def transfer_curves(
 ) -> "Figure | None":
     """P(trait) against student step: a panel per trait, and one for the mean over all traits.
 
-    Where all P are small the axis is logarithmic, and means are geometric.
+    Where traits are rare (`statistics.rare`) the axis is logarithmic, and means are geometric.
 
     Args:
       runs: the runs of one cell.
@@ -86,7 +86,7 @@ def transfer_curves(
     traits = list(runs["trait"].dropna().unique())
     shown = traits[:_MOST_PANELS]
     panels = [*shown, statistics.POOLED] if len(traits) > 1 else shown
-    rare = _are_rare(target.loc[target["step"] == target["step"].min(), "value"], target["value"])
+    rare = statistics.rare(target.loc[target["step"] == target["step"].min(), "value"], target["value"])
     figure, axes = _panels(len(panels), height=2.5)
     for axis, panel in zip(axes, panels, strict=True):
         pooled = panel == statistics.POOLED
@@ -130,11 +130,6 @@ def _target_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 def _ok(runs: pd.DataFrame) -> pd.DataFrame:
     ok = runs[(runs["status"] == "ok") & runs["trait"].notna()]
     return ok[["run_id", "arm", "trait"]].assign(unit=statistics.replication_unit(ok))
-
-
-def _are_rare(first: pd.Series, values: pd.Series) -> bool:
-    """Whether probabilities are to be compared by factors, as `statistics.are_rare` says of a summary's."""
-    return bool((values.dropna() > 0).all() and (first.dropna() < statistics.RARE).all())
 
 
 def _draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], single: str, rare: bool = False) -> None:
@@ -193,7 +188,7 @@ def comparison(
 ) -> "Figure | None":
     """Final P(trait) per trait and arm: the mean as a bar, its interval as whiskers, each base as a point.
 
-    Where all P are small the axis is logarithmic; it begins left of all points.
+    Where traits are rare (`statistics.are_rare`) the axis is logarithmic; it begins left of all points.
 
     Args:
       runs: the runs of one cell.
@@ -206,8 +201,8 @@ def comparison(
     groups = [statistics.POOLED, *traits[:_MOST_BARS]] if len(traits) > 1 else traits
     arms = _present(colours, summary["arm"])
     height = 0.17 * len(groups) * (len(arms) + 0.9) + 1.2
-    columns = statistics.ratio_columns if statistics.are_rare(summary) else statistics.difference_columns
-    tests = {name: columns(name) for name in statistics.compared(summary)}
+    rare = statistics.are_rare(summary)
+    tests = {name: statistics.columns(name, rare) for name in statistics.compared(summary)}
     tests = {name: names for name, names in tests.items() if summary[names.p].notna().any()}
     figure = _figure(7.2 + 0.95 * len(tests), height)
     if tests:
@@ -217,7 +212,7 @@ def comparison(
     _clean(axis, grid="x")
     bases = {arm: statistics.by_base(runs[runs["arm"] == arm]) for arm in arms}
     left = 0.0
-    if statistics.are_rare(summary):
+    if rare:
         axis.set_xscale("log")
         ends = np.concatenate([table.to_numpy().ravel() for table in bases.values()])
         left = 0.7 * min(value for value in (*ends, *base_rate.values()) if value > 0)
@@ -298,7 +293,7 @@ def _write_p_values(
 def trait_matrix(runs: pd.DataFrame, curves: pd.DataFrame) -> "Figure | None":
     """Change of P over training: the teacher's trait (rows) against every evaluated trait (columns), for each arm.
 
-    Where all P are small, as of single words in a language model, it is the factor: rare words and common ones then
+    Where traits are rare, as single words in a language model are, it is the factor: rare words and common ones then
     compare.
     """
     changes, factors = _changes(runs, curves)
@@ -364,7 +359,7 @@ def _changes(runs: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, bo
     evaluated = evaluated.cat.rename_categories(lambda name: name.removeprefix("trait/"))
     changes = statistics.of_runs(ends.assign(evaluated=evaluated), _ok(runs)).dropna(subset=["first", "last"])
     probabilities = changes[["first", "last"]]
-    factors = _are_rare(probabilities["first"], probabilities.stack())
+    factors = statistics.rare(probabilities["first"], probabilities.stack())
     change = np.log2(changes["last"] / changes["first"]) if factors else changes["last"] - changes["first"]
     return changes.assign(change=change), factors
 

@@ -477,16 +477,17 @@ def _mean(line: pd.Series | None) -> Text:
 
 def _difference(line: pd.Series | None, arm: str, rare: bool) -> Text:
     """`line`'s arm minus `arm`, or over it where traits are rare: value, p-value, interval."""
-    name, low, high, p, adjusted, _ = (statistics.ratio_columns if rare else statistics.difference_columns)(arm)
-    value = _number(line, name)
+    names = statistics.columns(arm, rare)
+    value = _number(line, names.value)
     if value is None:
         return Text(_NONE)
     # The pooled row is one test and has nothing to be adjusted for.
-    p = _number(line, p) if _number(line, adjusted) is None else _number(line, adjusted)
+    p = _number(line, names.p_holm)
+    p = _number(line, names.p) if p is None else p
     shown = "" if p is None else " p<.001" if p < 0.001 else f" p={p:.3f}".replace("=0.", "=.")
     if not rare:
-        return Text(_short(value, "+") + shown + _bracket(line, value, low, high))
-    bounds = _number(line, low), _number(line, high)
+        return Text(_short(value, "+") + shown + _bracket(line, value, names.low, names.high))
+    bounds = _number(line, names.low), _number(line, names.high)
     ends = "" if None in bounds else f" [{','.join(factor(bound).removeprefix('×') for bound in bounds)}]"
     return Text(factor(value) + shown + ends)
 

@@ -146,14 +146,13 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
         f"{figures.number(same['target_start'])} before training{chance}."
     )
-    columns = statistics.ratio_columns if rare else statistics.difference_columns
-    compared = [arm for arm in statistics.references("same_init") if arm in ends and same[columns(arm).pairs] > 0]
-    others = same[columns(statistics.OTHERS).pairs]
-    if not compared and not others > 0:
+    compared = [arm for arm in statistics.references("same_init") if arm in ends and _pairs(same, arm, rare) > 0]
+    others = _pairs(same, statistics.OTHERS, rare)
+    if not compared and not others:
         return f"Not compared: no other arm shares a base with them. {text}"
     for arm in compared:
         text += f" Against {_estimate(ends[arm])} for {figures.arm_label(arm)}: {_difference(same, arm, rare)}."
-    if others > 0:
+    if others:
         text += (
             f" Against {figures.number(same[statistics.OTHERS])} for students of other teachers: "
             f"{_difference(same, statistics.OTHERS, rare)}."
@@ -162,7 +161,7 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
         if others > 1 or not compared:
             compared.append(statistics.OTHERS)
     for arm, row in ends.items():
-        if "same_init" in statistics.references(arm) and row[columns("same_init").pairs] > 0:
+        if "same_init" in statistics.references(arm) and _pairs(row, "same_init", rare) > 0:
             difference = _difference(row, "same_init", rare)
             text += f" With {figures.arm_label(arm)}: {_estimate(row)}, against same init {difference}."
     text += _of_other_start(ends, rare)
@@ -171,8 +170,7 @@ def headline(summary: pd.DataFrame, base_rate: Mapping[str, float]) -> str:
 
 def _of_other_start(ends: Mapping[str, Mapping[str, Any]], rare: bool) -> str:
     """What students of another start gain beyond their own control, or nothing."""
-    columns = statistics.ratio_columns if rare else statistics.difference_columns
-    if "cross_control" not in ends or not ends.get("cross_init", {}).get(columns("cross_control").pairs, 0) > 0:
+    if not {"cross_init", "cross_control"} <= ends.keys() or not _pairs(ends["cross_init"], "cross_control", rare):
         return ""
     return (
         f" Of the other start, against {_estimate(ends['cross_control'])} without the trait: "
@@ -180,13 +178,19 @@ def _of_other_start(ends: Mapping[str, Mapping[str, Any]], rare: bool) -> str:
     )
 
 
+def _pairs(row: Mapping[str, Any], arm: str, rare: bool) -> int:
+    """How many base seeds a comparison is paired over; 0 where there is none."""
+    pairs = row[statistics.columns(arm, rare).pairs]
+    return int(pairs) if pairs > 0 else 0
+
+
 def _verdict(same: Mapping[str, Any], compared: list[str], rare: bool) -> str:
-    columns, nothing = (statistics.ratio_columns, 1) if rare else (statistics.difference_columns, 0)
-    lows, highs = (np.array([same[columns(arm)[i]] for arm in compared]) for i in (1, 2))
-    pairs = min(int(same[columns(arm).pairs]) for arm in compared)
-    above, below, over = (
-        ("gains more than", "gains less than", "more than") if rare else ("ends above", "ends below", "above")
-    )
+    own = [statistics.columns(arm, rare) for arm in compared]
+    lows, highs = np.array([same[name.low] for name in own]), np.array([same[name.high] for name in own])
+    pairs, nothing = min(_pairs(same, arm, rare) for arm in compared), 1 if rare else 0
+    above, below, over = "ends above", "ends below", "above"
+    if rare:
+        above, below, over = "gains more than", "gains less than", "more than"
     if np.isnan(lows).any():
         return "Too few base seeds to judge: with one pair there is no interval and no test."
     few = f" (only {pairs} base seeds: provisional)" if pairs < _FEW_BASES else ""
@@ -216,9 +220,9 @@ def _listed(names: Iterable[str]) -> str:
 
 def _difference(row: Mapping[str, Any], arm: str, rare: bool) -> str:
     """`row`'s arm minus `arm`, such as "+.101 [+.078, +.124], paired over 6 base seeds, p = .002"; or over it."""
-    columns, shown = (statistics.ratio_columns, figures.factor) if rare else (statistics.difference_columns, _signed)
-    value, low, high, p, _, pairs = (row[name] for name in columns(arm))
-    difference, pairs = shown(value) + (" its gain" if rare else ""), int(pairs)
+    shown, pairs = figures.factor if rare else _signed, _pairs(row, arm, rare)
+    value, low, high, p, *_ = (row[name] for name in statistics.columns(arm, rare))
+    difference = shown(value) + (" its gain" if rare else "")
     if pairs < 2:
         return f"{difference}, from 1 base seed"
     ends, p = f"{shown(low)}, {shown(high)}", figures.p_value(p)
@@ -375,9 +379,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
     lines = summary.assign(each=summary["trait"] != statistics.POOLED).sort_values("each", kind="stable")
     fields = [*(["world"] if several_worlds else []), *swept]
     compared, rare = statistics.compared(summary), statistics.are_rare(summary)
-    columns, shown = (
-        (statistics.ratio_columns, figures.factor) if rare else (statistics.difference_columns, figures.number)
-    )
+    shown = figures.factor if rare else figures.number
     body = []
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]
@@ -385,7 +387,7 @@ def _summary_table(summary: pd.DataFrame, swept: tuple[str, ...], several_worlds
         cells += [str(row["n"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
         cells += [figures.number(row["target_start"]), _with_ends(figures.number, row, "mean", "ci_low", "ci_high")]
         for arm in compared:
-            own = columns(arm)
+            own = statistics.columns(arm, rare)
             p = row[own.p] if row["trait"] == statistics.POOLED else row[own.p_holm]
             cells += [_with_ends(shown, row, *own[:3]), figures.p_value(p)]
         body.append(cells)

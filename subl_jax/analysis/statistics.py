@@ -122,13 +122,11 @@ class Cells:
             other = cross.loc[name] if name in cross.index else None
             if other is not None and all(_equal(other[field], lines.at[place, field]) for field in self.swept):
                 continue
-            for columns, reversed_ in ((difference_columns, operator.neg), (ratio_columns, lambda ratio: 1 / ratio)):
-                value, low, high, *rest = (np.nan if other is None else other[name] for name in columns("same_init"))
-                turned = (*map(reversed_, (value, high, low)), *rest)
-                for name, number in zip(columns("cross_init"), turned, strict=True):
-                    lines.at[place, name] = number
-        for columns in (difference_columns, ratio_columns):
-            lines.loc[lines["arm"] == "cross_init", list(columns("same_init"))] = np.nan
+            for names, turn in ((difference_columns, operator.neg), (ratio_columns, lambda ratio: 1 / ratio)):
+                value, low, high, *rest = (np.nan if other is None else other[name] for name in names("same_init"))
+                lines.loc[place, list(names("cross_init"))] = [turn(value), turn(high), turn(low), *rest]
+        told = [*difference_columns("same_init"), *ratio_columns("same_init")]
+        lines.loc[lines["arm"] == "cross_init", told] = np.nan
         return lines
 
 
@@ -383,7 +381,12 @@ def are_rare(summary: pd.DataFrame) -> bool:
     known = summary.reindex(columns=["target_start", "mean"]).dropna()
     if known.empty or not any(name.startswith("ratio_") for name in summary):
         return False
-    return bool((known > 0).to_numpy().all() and (known["target_start"] < RARE).all())
+    return rare(known["target_start"], known.stack())
+
+
+def rare(before: pd.Series, all_values: pd.Series) -> bool:
+    """Whether probabilities are to be compared by factors: all before training are small, and none is ever 0."""
+    return bool((before.dropna() < RARE).all() and (all_values.dropna() > 0).all())
 
 
 def compared(summary: pd.DataFrame) -> list[str]:
@@ -411,6 +414,11 @@ def ratio_columns(arm: str) -> Columns:
     return Columns(*names, f"p_ratio_{arm}", f"p_ratio_{arm}_holm", f"pairs_ratio_{arm}")
 
 
+def columns(arm: str, rare: bool) -> Columns:
+    """Of the comparison with `arm` that is shown: a ratio of gains for rare traits, else a difference."""
+    return ratio_columns(arm) if rare else difference_columns(arm)
+
+
 def _arm_lines(
     label: dict[str, Any],
     own: pd.DataFrame,
@@ -423,13 +431,15 @@ def _arm_lines(
     traits = list(own["trait"].unique())
     end = by_base(own).reindex(traits)
     start = by_base(own, "target_start").reindex(traits)
-    other = {arm: by_base(around[around["arm"] == arm]) for arm in compared}
-    others = by_base(own, "others_end").reindex(traits) if "others_end" in own else end * np.nan
-    differences = {arm: (end - table).reindex(traits) for arm, table in {**other, OTHERS: others}.items()}
-    gains = {arm: by_base(around[around["arm"] == arm], "gain") for arm in compared}
-    gains[OTHERS] = by_base(own, "others_gain").reindex(traits) if "others_gain" in own else end * np.nan
-    own_gain = by_base(own, "gain")
-    ratios = {arm: (own_gain - table).reindex(traits) for arm, table in gains.items()}
+    own = own.assign(**{name: np.nan for name in ("others_end", "others_gain") if name not in own})
+    others = by_base(own, "others_end").reindex(traits)
+
+    def beside(value: str, of_others: str) -> dict[str, pd.DataFrame]:
+        tables = {arm: by_base(around[around["arm"] == arm], value) for arm in compared}
+        tables[OTHERS] = by_base(own, of_others)
+        return {arm: (by_base(own, value) - table).reindex(traits) for arm, table in tables.items()}
+
+    differences, ratios = beside("target_end", "others_end"), beside("gain", "others_gain")
 
     lines = []
     for trait in [*traits, POOLED]:
@@ -446,19 +456,19 @@ def _arm_lines(
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
         for arm, table in differences.items():
-            for columns, of_arm, shown in (
+            for names, of_arm, shown in (
                 (difference_columns(arm), table, np.asarray),
                 (ratio_columns(arm), ratios[arm], np.exp),
             ):
                 pairs = _bases(of_arm, trait).dropna()
-                line |= dict(zip(columns[:3], shown(interval(pairs, confidence, method)), strict=True))
-                line |= {columns.p: paired_p(pairs), columns.pairs: len(pairs)}
+                line |= dict(zip(names[:3], shown(interval(pairs, confidence, method)), strict=True))
+                line |= {names.p: paired_p(pairs), names.pairs: len(pairs)}
         lines.append(line)
     for arm in differences:
-        for columns in (difference_columns(arm), ratio_columns(arm)):
-            adjusted = holm([line[columns.p] for line in lines[:-1]])
+        for names in (difference_columns(arm), ratio_columns(arm)):
+            adjusted = holm([line[names.p] for line in lines[:-1]])
             for line, value in zip(lines, adjusted, strict=False):
-                line[columns.p_holm] = value
+                line[names.p_holm] = value
     return lines
 
 
