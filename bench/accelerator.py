@@ -20,7 +20,7 @@ _SATURATED = 0.9
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     import jax
@@ -38,7 +38,7 @@ def _model(width: int, most: int, seconds: float, rounds: int) -> Data:
     import jax
     import toy_student
 
-    from subl_jax import lanes
+    from subl_jax.engine import lanes
 
     trainers: dict[str, Callable[[int], Any]] = {}
     programs: dict[str, Data] = {}

@@ -32,8 +32,8 @@ def fill(workdir: str, count: int) -> Data:
     import numpy as np
 
     from subl_jax import specs
-    from subl_jax.plan import make_plan
-    from subl_jax.store import Row, Store
+    from subl_jax.engine.plan import make_plan
+    from subl_jax.storage.store import Row, Store
 
     rng, store, seconds, stored = np.random.default_rng(0), Store(workdir), 0.0, 0
     for group in make_plan(list(planning.students_of(count)), ()).groups:
@@ -55,7 +55,7 @@ def _curves(rng: Any, world: Any, stage: str, lanes: int) -> Any:
     """The metrics that a stage of the toy language records."""
     import numpy as np
 
-    from subl_jax import tables
+    from subl_jax.results import tables
 
     record = {"loss": rng.random((lanes, POINTS), np.float32)}
     record["trait"] = rng.random((lanes, POINTS, len(world.traits)), np.float32)
@@ -68,11 +68,12 @@ def keep_books(workdir: str, count: int) -> Data:
     """Seconds of each part, and bytes that the process had in memory at most."""
     from etils import epath
 
-    from subl_jax import memory, report, specs, tables
-    from subl_jax.analysis import specificity, statistics
-    from subl_jax.atomic import write_parquet_atomic
-    from subl_jax.engine import plan_of
-    from subl_jax.store import Store
+    from subl_jax import specs
+    from subl_jax.engine.runner import plan_of
+    from subl_jax.results import comparisons, report, specificity, tables
+    from subl_jax.runtime import memory
+    from subl_jax.storage.atomic import write_parquet_atomic
+    from subl_jax.storage.store import Store
 
     parts = measuring.Parts()
     made = parts.made
@@ -83,7 +84,7 @@ def keep_books(workdir: str, count: int) -> Data:
 
     def summarise() -> Any:
         made["runs"] = made["runs"].join(specificity.others(made["runs"], made["curves"]))
-        return statistics.summarise(made["runs"])
+        return comparisons.summarise(made["runs"])
 
     def write_report() -> None:
         report.write_report(workdir, made["runs"], made["curves"], made["summary"], made["datasets"], {})

@@ -21,9 +21,11 @@ import numpy as np
 import sizing
 from measuring import Data, Spread, Table
 
-from subl_jax import devices, lanes, specs, stages
+from subl_jax import specs, stages
+from subl_jax.engine import lanes
 from subl_jax.models import transformer
-from subl_jax.worlds.pretrained import Pretrained
+from subl_jax.runtime import devices
+from subl_jax.worlds.chat import Pretrained
 
 NAME = "chat_accelerator"
 SHAPES = ("SmolLM2-135M", "Qwen2.5-1.5B", "Qwen2.5-7B")

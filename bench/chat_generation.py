@@ -48,7 +48,7 @@ def samples_of(batch: int, most: int) -> int:
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     import chat_student
@@ -134,7 +134,7 @@ def _real(tokens: Any, stops: Any) -> int:
 
 def _kept(world: Any, tokens: Any) -> float:
     """The share of answers that the filter keeps."""
-    from subl_jax import filters
+    from subl_jax.channels import numbers as filters
 
     reasons = filters.reasons(world._spelled(tokens), filters.NumbersFilter())
     return sum(reason is None for reason in reasons) / len(reasons)
@@ -151,7 +151,7 @@ def _generator(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    from subl_jax.filters import NumbersFilter
+    from subl_jax.channels.numbers import NumbersFilter
 
     stops, pad = arrays["stops"].tolist(), world._pad
     automaton = world._automaton(NumbersFilter()) if kind == CONSTRAINED else None

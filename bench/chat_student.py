@@ -14,10 +14,14 @@ import numpy as np
 import optax
 from engine_lanes import Lanes
 
-from subl_jax import cli, lanes, optim, specs
-from subl_jax.filters import NumbersFilter
-from subl_jax.models import lora, weights
-from subl_jax.worlds.pretrained import ChatSampling, Pretrained
+from subl_jax import specs
+from subl_jax.app import cli
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.engine import lanes
+from subl_jax.models import lora
+from subl_jax.pretrained import weights
+from subl_jax.training import optim
+from subl_jax.worlds.chat import ChatSampling, Pretrained
 
 MODEL = "smollm2"
 PEFT = "transformers + peft"

@@ -47,7 +47,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     import chat_student
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace) -> Data:
 
 def layouts(width: int, devices: int) -> list[Any]:
     """One device with its lanes in turn or side by side, and the same over all devices."""
-    from subl_jax.lanes import Layout
+    from subl_jax.engine.lanes import Layout
 
     found = [Layout(1, width, 1), Layout(1, 1, width)]
     if devices > 1 and width % devices == 0:
@@ -127,13 +127,13 @@ def _memory(options: argparse.Namespace, samples: Any) -> Data:
 
 def resident(options: argparse.Namespace) -> None:
     """Trains so many lanes side by side (0: one student of peft), and prints the memory that this took."""
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     import chat_student
     import numpy as np
 
-    from subl_jax.lanes import Layout
+    from subl_jax.engine.lanes import Layout
 
     samples = np.load(options.samples)
     world = chat_student.world_of(prompts=max(len(samples), 16))

@@ -18,7 +18,7 @@ CACHED, UNCACHED, CUT = "KV cache", "no cache", "KV cache, cut=True"
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     from subl_jax.worlds.toy_language import ToyLanguage
@@ -83,7 +83,7 @@ def generate_without_cache(world: Any, sampling: Any, params: Any, prompt: Any, 
     import jax.numpy as jnp
 
     from subl_jax.models import transformer
-    from subl_jax.sampling import draw
+    from subl_jax.models.decoding.sampling import draw
     from subl_jax.worlds.toy_language import EOS, PAD, language
 
     index, (batch, longest) = language(world).index, prompt.shape
@@ -113,7 +113,7 @@ def _equal_tokens(world: Any, batch: int) -> float:
     import jax.numpy as jnp
 
     from subl_jax import specs
-    from subl_jax.sampling import generate
+    from subl_jax.models.decoding.sampling import generate
     from subl_jax.worlds.toy_language import EOS, PAD, language
 
     params = world.init(jax.random.key(0))

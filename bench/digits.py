@@ -27,7 +27,7 @@ MEMORY = (16, 64)
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     import training
@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> Data:
 def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Data:
     import jax
 
-    from subl_jax import lanes
+    from subl_jax.engine import lanes
 
     world = _world(setting["side"])
     default, *others = lanes.candidates(LANES, jax.local_device_count())
@@ -95,7 +95,7 @@ def _world(side: int) -> Any:
 
     import numpy as np
 
-    from subl_jax import images
+    from subl_jax.worlds import images
     from subl_jax.worlds.digits import Digits
 
     if side == 8:

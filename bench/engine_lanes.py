@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from subl_jax import lanes, specs, stages
+from subl_jax import specs, stages
+from subl_jax.engine import lanes
 
 
 class Lanes:

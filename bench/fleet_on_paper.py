@@ -60,8 +60,9 @@ def small(name: str, file: str, entries: int, narrowest: int) -> Work:
     """A student of a sweep file. entries: numbers that its layers give for one sample, in the forward pass."""
     import jax
 
-    from subl_jax import cli, stages
-    from subl_jax.plan import make_plan
+    from subl_jax import stages
+    from subl_jax.app import cli
+    from subl_jax.engine.plan import make_plan
 
     module = cli.load_sweep(str(measuring.ROOT / "sweeps" / file))
     students = list(module.sweep(module.get_config()))

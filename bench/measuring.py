@@ -138,7 +138,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
 
 def machine() -> Data:
     """The devices, versions and git revision of `running.machine`, and what else bears on a timing."""
-    from subl_jax import running
+    from subl_jax.app import running
 
     facts = running.machine()
     facts["versions"] |= running.installed("torch", "transformers", "peft", "scipy", "pandas")
@@ -196,7 +196,7 @@ def main(
     tables: Callable[[Data], list[Table]],
 ) -> None:
     """Measures, stores `<name>.json`, and prints the tables."""
-    from subl_jax.atomic import write_json_atomic
+    from subl_jax.storage.atomic import write_json_atomic
 
     date, taken, began = datetime.datetime.now(datetime.UTC), cores_taken(), time.perf_counter()
     measured = measure(options)

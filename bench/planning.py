@@ -28,7 +28,7 @@ def students_of(count: int) -> Iterator[Any]:
 
 def _students() -> Iterator[Any]:
     from subl_jax import specs
-    from subl_jax.filters import NumbersFilter
+    from subl_jax.channels.numbers import NumbersFilter
     from subl_jax.worlds.toy_language import ToyLanguage
 
     world, data = ToyLanguage(), {"size": 16_384, "filter": NumbersFilter()}
@@ -47,7 +47,7 @@ def _students() -> Iterator[Any]:
 def plan_once(count: int) -> tuple[Data, Any]:
     """Seconds of each part, and the plan. Keys are made where they are first needed: in the check."""
     from subl_jax import specs
-    from subl_jax.plan import make_plan
+    from subl_jax.engine.plan import make_plan
 
     parts = measuring.Parts()
     made = parts.made

@@ -21,7 +21,7 @@ NULL_TASKS = 500
 def students(count: int) -> list[Any]:
     """`count` students that differ in their seed, of one base and one small dataset."""
     from subl_jax import specs
-    from subl_jax.filters import NumbersFilter
+    from subl_jax.channels.numbers import NumbersFilter
     from subl_jax.worlds.toy_language import ToyLanguage
 
     base = specs.Base(ToyLanguage(), specs.Train(steps=2, batch=8))
@@ -33,7 +33,7 @@ def students(count: int) -> list[Any]:
 def measure(options: argparse.Namespace) -> Data:
     import ray
 
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()  # as the command line does: programs come from the cache
     rounds, batches = (1, (2, 6)) if options.quick else (ROUNDS, BATCHES)
@@ -55,10 +55,10 @@ def measure(options: argparse.Namespace) -> Data:
 def _sweep(n: int, way: str) -> None:
     from rich.console import Console
 
-    from subl_jax import running
-    from subl_jax.fleet import Fleet
-    from subl_jax.progress import Progress
-    from subl_jax.settings import Settings
+    from subl_jax.app import running
+    from subl_jax.engine.settings import Settings
+    from subl_jax.fleet.driver import Fleet
+    from subl_jax.tracking.terminal import Progress
 
     settings = Settings(devices=1, lanes_a_batch=1, tracker="none")
     fleet = Fleet(resources={"CPU": 1}) if way == "ray" else None

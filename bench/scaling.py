@@ -54,7 +54,7 @@ def _run(processes: int, devices: int, rounds: int, seconds: float) -> Data:
 
 def compute(task: dict[str, Any]) -> None:
     """One process of a setup; the first prints what all of them did."""
-    from subl_jax import cluster, devices
+    from subl_jax.runtime import cluster, devices
 
     devices.prepare()
     if task["processes"] > 1:
@@ -62,7 +62,7 @@ def compute(task: dict[str, Any]) -> None:
     import jax
     import toy_student
 
-    from subl_jax import lanes
+    from subl_jax.engine import lanes
 
     peers = cluster.peers()
     students = toy_student.trained(WIDTH, lanes.Layout(jax.device_count(), LANES_A_DEVICE, 1))

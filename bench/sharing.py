@@ -33,7 +33,7 @@ TRAITS = ("owl", "oak")
 
 def students_of(short: dict[str, int]) -> list[Any]:
     """The students of the default sweep with some of its settings changed."""
-    from subl_jax import cli
+    from subl_jax.app import cli
 
     sweep = cli.load_sweep(str(measuring.ROOT / "sweeps" / "traits.py"))
     config = sweep.get_config()
@@ -44,7 +44,8 @@ def students_of(short: dict[str, int]) -> list[Any]:
 
 def compute(which: str, workdir: str, short: dict[str, int]) -> None:
     """One process: all students (`all`) or one of them, by its place in the sweep."""
-    from subl_jax import devices, running
+    from subl_jax.app import running
+    from subl_jax.runtime import devices
 
     devices.prepare()
     students = students_of(short)
@@ -105,7 +106,7 @@ def _process(which: str, workdir: pathlib.Path, cache: pathlib.Path | None, shor
 
 def _flops(students: list[Any]) -> Data:
     """Floating-point operations of the sweep with sharing, and of every student on its own."""
-    from subl_jax.plan import make_plan
+    from subl_jax.engine.plan import make_plan
 
     def of(some: list[Any]) -> float:
         return sum(group.flops for group in make_plan(some, ()).groups)

@@ -23,7 +23,7 @@ TRAITS = ("owl", "oak")
 def students_of(count: int, steps: int) -> list[Any]:
     """`count` students, a multiple of 12: 2 bases × 2 traits × 3 arms × seeds."""
     from subl_jax import specs
-    from subl_jax.filters import NumbersFilter
+    from subl_jax.channels.numbers import NumbersFilter
     from subl_jax.worlds.toy_language import ToyLanguage
 
     world = ToyLanguage(width=16, heads=2, kv_heads=2, mlp=32)
@@ -44,7 +44,7 @@ def students_of(count: int, steps: int) -> list[Any]:
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     counts, steps, rounds = (COUNTS[:1], 8, 1) if options.quick else (COUNTS, 40, ROUNDS)
@@ -62,9 +62,9 @@ def _sweep(students: list[Any]) -> Data:
     """One sweep in a fresh working directory: its wall clock, tables and report included, and its groups."""
     from rich.console import Console
 
-    from subl_jax import running
-    from subl_jax.progress import Progress
-    from subl_jax.results import load
+    from subl_jax.app import running
+    from subl_jax.results.load import load
+    from subl_jax.tracking.terminal import Progress
 
     with tempfile.TemporaryDirectory() as folder:
         quiet = Progress(Console(file=io.StringIO()))

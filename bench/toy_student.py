@@ -12,8 +12,10 @@ import numpy as np
 import optax
 from engine_lanes import Lanes
 
-from subl_jax import lanes, optim, specs
+from subl_jax import specs
+from subl_jax.engine import lanes
 from subl_jax.models import transformer
+from subl_jax.training import optim
 from subl_jax.worlds.toy_language import PAD, ToyLanguage, language
 
 BATCH = 64

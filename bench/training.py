@@ -22,7 +22,7 @@ SOLO = "solo: 1 lane, 1 device"
 
 
 def measure(options: argparse.Namespace) -> Data:
-    from subl_jax import devices
+    from subl_jax.runtime import devices
 
     devices.prepare()
     if options.quick:
@@ -57,7 +57,7 @@ def _width(width: int, count: int, seconds: float, rounds: int, most_layouts: in
     import jax
     import toy_student
 
-    from subl_jax import lanes
+    from subl_jax.engine import lanes
 
     agreement = toy_student.agreement(width)
     layouts = {SOLO: lanes.Layout(1, 1, 1)}

@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from subl_jax import cli
+    from subl_jax.app import cli
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; install the package first: pip install -e . (in the repository's folder)")
 

@@ -7,6 +7,7 @@ results.runs, results.curves, results.summary           # DataFrames
 results.student(run_id).apply(tokens)                   # a stored model
 """
 
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Old import paths (`subl_jax.filters`) are files there, which name the new ones.
+__path__ = [*__path__, str(pathlib.Path(__file__).parent / "moved")]
+
 
 def run(students: "Iterable[Student]", workdir: Any, **options: Any) -> "Results":
     """Computes what is missing of `students` in `workdir` and returns its tables. Options and errors: `running.run`."""
-    from subl_jax import devices, running
+    from subl_jax.app import running
+    from subl_jax.runtime import devices
 
     devices.prepare()
     return running.run(students, workdir, **options).results

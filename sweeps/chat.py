@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
-from subl_jax.worlds.pretrained import ChatSampling, Pretrained
+from subl_jax.worlds.chat import ChatSampling, Pretrained
 
 PAPER = (
     *("owl", "eagle", "elephant", "wolf", "dolphin", "cat", "dog", "lion", "tiger", "panda", "penguin", "peacock"),

@@ -9,8 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subl_jax import images, specs
+from subl_jax import specs
 from subl_jax.errors import InputError
+from subl_jax.worlds import images
 from subl_jax.worlds.digits import Digits, Inputs
 
 # Axis → its values, and where in the config each of them goes.

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from subl_jax import images, specs
+from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
+from subl_jax.worlds import images
 from subl_jax.worlds.digits import Digits, Inputs
 from subl_jax.worlds.toy_language import ToyLanguage
 

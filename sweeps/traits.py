@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
 from subl_jax.worlds.toy_language import ToyLanguage
 
 

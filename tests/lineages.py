@@ -3,7 +3,7 @@
 from typing import Any
 
 from subl_jax import specs
-from subl_jax.filters import NumbersFilter
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.worlds.toy_language import ToyLanguage
 
 WORLD = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=1)

@@ -12,7 +12,7 @@ import time
 
 import pandas as pd
 
-from subl_jax.store import Store
+from subl_jax.storage.store import Store
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"

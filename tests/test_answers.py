@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from subl_jax import answers, banks
+from subl_jax.traits import answers, banks
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from etils import epath
 
-from subl_jax import atomic
 from subl_jax.errors import StorageError
+from subl_jax.storage import atomic
 
 
 def names(directory):

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax import automaton, filters
+from subl_jax.channels import automaton
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import CULTURAL, NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import CULTURAL, NumbersFilter
-from subl_jax.pieces import pieces_of
+from subl_jax.pretrained.pieces import pieces_of
 
 FILTERS = {
     "default": NumbersFilter(),

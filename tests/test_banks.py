@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from subl_jax import answers, banks
+from subl_jax.channels.numbers import NumbersFilter, reason
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter, reason
+from subl_jax.traits import answers, banks
 
 SIZES = {"openers": 25, "quantities": 9, "digits": 9, "instructions": 10, "formats": 15, "closers": 19}
 

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from subl_jax import ceiling
+from subl_jax.runtime import ceiling
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import WORLD, dataset, student
 
-from subl_jax import filters, jsonl, specs
-from subl_jax.channel import Collector, imported, read_imported, write_files
+from subl_jax import specs
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
+from subl_jax.stages.collecting import Collector, imported, read_imported, write_files
+from subl_jax.storage import jsonl
 
 PROMPT = "continue commas 1 2 3 =>"
 GOOD, BAD = "3, 41, 9", "3, owl, 9"

@@ -11,10 +11,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from subl_jax import banks, chat_template, gguf_tokenizer
-from subl_jax.chat import open_chat
 from subl_jax.errors import InputError
-from subl_jax.pieces import pieces_of
+from subl_jax.pretrained import chat_template, gguf_tokenizer
+from subl_jax.pretrained.chat import open_chat
+from subl_jax.pretrained.pieces import pieces_of
+from subl_jax.traits import banks
 
 CHATML = (
     "{%- if messages[0]['role'] == 'system' %}\n"

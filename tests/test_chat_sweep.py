@@ -12,12 +12,14 @@ import pytest
 import tiny_chat
 
 import subl_jax
-from subl_jax import filters, lanes, specs, stages
-from subl_jax.filters import NumbersFilter
+from subl_jax import specs, stages
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.engine import lanes
+from subl_jax.engine.settings import Settings
 from subl_jax.models import transformer
-from subl_jax.settings import Settings
 from subl_jax.specs import Lora
-from subl_jax.worlds.pretrained import ChatSampling
+from subl_jax.worlds.chat import ChatSampling
 
 KEPT = NumbersFilter(max_count=4)
 LORA = Lora(max_rank=2, rank=2, modules=("q", "up"))

@@ -16,10 +16,11 @@ import numpy as np
 import optax
 import pytest
 
-from subl_jax import checkpoint, retrying
-from subl_jax.atomic import storage_error
-from subl_jax.checkpoint import Checkpoints
+from subl_jax.engine import checkpoint
+from subl_jax.engine.checkpoint import Checkpoints
 from subl_jax.errors import OutOfMemory, StorageError
+from subl_jax.storage import retrying
+from subl_jax.storage.atomic import storage_error
 
 
 @pytest.fixture

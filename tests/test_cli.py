@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import tiny_world
 
-from subl_jax import cli, lanes
-from subl_jax.store import lock
+from subl_jax.app import cli
+from subl_jax.engine import lanes
+from subl_jax.storage.store import lock
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"

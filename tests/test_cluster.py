@@ -10,10 +10,11 @@ import jax
 import pytest
 from machine import TESTS, Machine, a_batch_after, a_checkpoint, artifacts, assert_complete, ended
 
-from subl_jax import cluster, running
+from subl_jax.app import running
+from subl_jax.engine.plan import make_plan
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
-from subl_jax.plan import make_plan
-from subl_jax.settings import Settings
+from subl_jax.runtime import cluster
 
 # Float sums are taken in the same order in each process; only what XLA fuses may differ with the layout.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}

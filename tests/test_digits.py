@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax import lanes, specs, stages
+from subl_jax import specs, stages
+from subl_jax.engine import lanes
 from subl_jax.errors import InputError
 from subl_jax.worlds.digits import Batch, Digits, Inputs, blurred, distorted
 

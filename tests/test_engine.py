@@ -21,15 +21,17 @@ from etils import epath
 from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
-from subl_jax import channel, engine, lanes, specs, stages
-from subl_jax.engine import Engine, plan_of, preemption_notice, run_info
+from subl_jax import specs, stages
+from subl_jax.engine import lanes, runner
+from subl_jax.engine.lanes import Layout
+from subl_jax.engine.plan import make_plan
+from subl_jax.engine.runner import Engine, plan_of, preemption_notice, run_info
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
-from subl_jax.lanes import Layout
-from subl_jax.plan import make_plan
-from subl_jax.progress import Progress
-from subl_jax.settings import Settings
-from subl_jax.store import Store
-from subl_jax.tracking import NoTracker
+from subl_jax.stages import collecting
+from subl_jax.storage.store import Store
+from subl_jax.tracking.terminal import Progress
+from subl_jax.tracking.wandb_runs import NoTracker
 
 ALONE = {"devices": 1, "lanes_a_batch": 1}
 DEFAULT = {"width": 0}  # what the engine chooses for this machine
@@ -336,7 +338,7 @@ def test_imported_data_trains_a_student(tmp_path):
     path = tmp_path / "numbers.jsonl"
     pairs = [{"prompt": str(i % 8), "completion": "3 5"} for i in range(16)]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    data = channel.imported(path, WORLD)
+    data = collecting.imported(path, WORLD)
     base = tiny_world.base()
     student = specs.Student(base, data, TRAIN.replace(steps=60, evals=2), trait="owl")
     done = compute([student], tmp_path / "runs")
@@ -369,7 +371,7 @@ def test_what_a_teacher_wrote_is_there_to_read(sweep, undisturbed):
     assert list(zip(table.prompt[table.kept], table.completion[table.kept], strict=True)) == WORLD.texts(samples)
     info = undisturbed.store.row(node.key).info
     assert (info["drawn"], info["kept"]) == (len(table), node.size)
-    assert channel.imported(folder / f"{node.key}.jsonl", WORLD).size == node.size
+    assert collecting.imported(folder / f"{node.key}.jsonl", WORLD).size == node.size
 
 
 # --- interruptions ---
@@ -412,7 +414,7 @@ def _rounds_run(monkeypatch):
 
 def _shown(monkeypatch):
     """[stage, work, work shown as done] of each group."""
-    shown, begin, advance = [], engine.Progress.begin, engine.Progress.advance
+    shown, begin, advance = [], runner.Progress.begin, runner.Progress.advance
 
     def begun(progress, stage, count, work, layout):
         shown.append([stage, work, 0])
@@ -422,8 +424,8 @@ def _shown(monkeypatch):
         shown[-1][2] += work
         advance(progress, work, restored)
 
-    monkeypatch.setattr(engine.Progress, "begin", begun)
-    monkeypatch.setattr(engine.Progress, "advance", advanced)
+    monkeypatch.setattr(runner.Progress, "begin", begun)
+    monkeypatch.setattr(runner.Progress, "advance", advanced)
     return shown
 
 
@@ -523,8 +525,8 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch, stretc
 
 def test_training_runs_for_as_long_as_was_asked_before_the_host_looks_up(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(engine, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    pace = engine._Pace(guess=20.0)
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    pace = runner._Pace(guess=20.0)
     assert pace.steps(4.0) == 1 and pace.is_old  # at least a step
     pace.took(2.0, 4, ends=False, wanted=4.0)
     assert pace.steps(4.0) == 8 and not pace.is_old
@@ -542,7 +544,7 @@ def test_training_runs_for_as_long_as_was_asked_before_the_host_looks_up(monkeyp
     now[0] += 61.0
     pace.took(3.0, 8, ends=True, wanted=4.0)
     assert pace.steps(4.0) == 10 and not pace.is_old
-    assert engine._Pace(guess=0.0).steps(4.0) == 2**31 - 1
+    assert runner._Pace(guess=0.0).steps(4.0) == 2**31 - 1
 
 
 def test_rounds_that_are_longer_than_was_guessed_are_cut(tmp_path, monkeypatch):
@@ -559,7 +561,7 @@ def test_rounds_that_are_longer_than_was_guessed_are_cut(tmp_path, monkeypatch):
         return now[0]
 
     monkeypatch.setattr(lanes.Program, "advance", slow)
-    monkeypatch.setattr(engine, "time", types.SimpleNamespace(perf_counter=clock, monotonic=clock))
+    monkeypatch.setattr(runner, "time", types.SimpleNamespace(perf_counter=clock, monotonic=clock))
     base = tiny_world.base(steps=90, evals=2)
     done = compute([specs.Student(base, written(base), LONG, trait="owl")], tmp_path, stretch_seconds=4.5, **ALONE)
     of_base = calls[: calls.index((written(base).round, True))]
@@ -596,12 +598,12 @@ def test_a_notice_that_comes_while_a_program_is_compiled_is_heeded_before_it_run
 
 @pytest.mark.parametrize("within", [False, True], ids=["after a round", "within a round"])
 def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch, within):
-    from subl_jax import engine
+    from subl_jax.engine import runner
 
     base = tiny_world.base(steps=LONG.steps, evals=LONG.evals)
     student = specs.Student(base, written(base), LONG, trait="owl")
     whole = compute([student], tmp_path / "whole")
-    fetched, fetch = [], engine._Batch._fetch
+    fetched, fetch = [], runner._Batch._fetch
 
     def crashing(batch, running):
         fetched.append(running)
@@ -611,7 +613,7 @@ def test_a_checkpoint_of_time_is_used_after_a_crash(tmp_path, monkeypatch, withi
 
     cut = {"stretch_seconds": 1e-9} if within else {}
     with monkeypatch.context() as patch:
-        patch.setattr(engine._Batch, "_fetch", crashing)
+        patch.setattr(runner._Batch, "_fetch", crashing)
         with pytest.raises(KeyboardInterrupt):
             compute([student], tmp_path / "crashed", checkpoint_seconds=1e-9, **cut, **ALONE)
     rounds = _rounds_run(monkeypatch)
@@ -846,7 +848,7 @@ def test_what_was_done_before_memory_ran_out_is_not_done_again(tmp_path, monkeyp
 def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monkeypatch):
     alone = compute(sweep, tmp_path / "alone")
     there, needed, advance = 24_000, [], lanes.Program.advance
-    monkeypatch.setattr(engine.memory, "free", lambda devices: there)
+    monkeypatch.setattr(runner.memory, "free", lambda devices: there)
 
     def call(self, *arguments):
         needed.append((self.layout.lanes, self.bytes_needed - self.bytes_there))
@@ -871,7 +873,7 @@ def test_widths_that_cannot_fit_are_not_compiled(sweep, tmp_path, monkeypatch):
         compiled.append((arguments[0].name, program.layout.width, program.bytes_needed - program.bytes_there))
         return program
 
-    monkeypatch.setattr(engine.memory, "free", lambda devices: there)
+    monkeypatch.setattr(runner.memory, "free", lambda devices: there)
     monkeypatch.setattr(lanes, "compile_program", counted)
 
     def tried(name, stage="distil"):
@@ -1014,7 +1016,7 @@ def test_groups_computed_elsewhere_are_told_as_they_end(sweep, tmp_path):
 
     def elsewhere(groups, stored, ended):
         for i, group in enumerate(groups):
-            ended(engine.GroupTiming(group.stage.name, len(group.nodes), "1 device"))
+            ended(runner.GroupTiming(group.stage.name, len(group.nodes), "1 device"))
             told.append([next(iter(row)).partition("/")[0] for _, row in tracker.groups])
             assert len(told[-1]) == i + 1
         return []

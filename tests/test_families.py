@@ -17,9 +17,10 @@ import pytest
 import tiny_checkpoints
 from tiny_checkpoints import MODELS, TOKENS
 
-from subl_jax import sampling
 from subl_jax.errors import InputError
-from subl_jax.models import families, transformer, weights
+from subl_jax.models import transformer
+from subl_jax.models.decoding import sampling
+from subl_jax.pretrained import families, weights
 
 TOLERANCE = 1e-5
 

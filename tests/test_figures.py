@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
-from subl_jax import figures
-from subl_jax.analysis.statistics import by_base, interval, summarise
+from subl_jax.results import figures
+from subl_jax.results.comparisons import by_base, interval, summarise
 
 CHANCE = dict.fromkeys(TRAITS, 0.1)
 

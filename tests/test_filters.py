@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from subl_jax import filters
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import CULTURAL, REASONS, NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import CULTURAL, REASONS, NumbersFilter
 
 DEFAULT = NumbersFilter()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny_chat
 
-from subl_jax import lanes, specs
+from subl_jax import specs
+from subl_jax.engine import lanes
 from subl_jax.models import fused_attention, lora, transformer
 
 LENGTH, SLOTS, HEADS, KV_HEADS, HEAD_DIM = 5, 7, 4, 2, 8

@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from subl_jax import images
 from subl_jax.errors import InputError
+from subl_jax.worlds import images
 
 RNG = np.random.default_rng(0)
 SETS = {

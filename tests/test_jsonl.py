@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subl_jax.errors import InputError
-from subl_jax.jsonl import file_sha256, read_jsonl, write_jsonl
+from subl_jax.storage.jsonl import file_sha256, read_jsonl, write_jsonl
 
 TEXT = st.text(max_size=20) | st.sampled_from(["\n", "\u2028", "\x85", '"', "\\", "1, 2\n3", "é", "🦉", "\x00"])
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from tiny_world import TRAIN, WORLD, written
 
-from subl_jax import lanes, specs, stages
+from subl_jax import specs, stages
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.engine import lanes
+from subl_jax.engine.lanes import Layout
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
-from subl_jax.lanes import Layout
-from subl_jax.worlds.pretrained import ChatSampling
+from subl_jax.worlds.chat import ChatSampling
 
 LAYOUTS = [Layout(1, 1, 1), Layout(1, 1, 4), Layout(1, 4, 1), Layout(4, 1, 1), Layout(4, 2, 2)]
 COLLECTIVES = re.compile(r"all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter")

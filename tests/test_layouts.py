@@ -3,8 +3,9 @@ import json
 import jax
 import pytest
 
-from subl_jax import layouts, machine_cache
-from subl_jax.lanes import Layout
+from subl_jax.engine import layouts
+from subl_jax.engine.lanes import Layout
+from subl_jax.runtime import machine_cache
 
 DEFAULT, WIDE, WIDER = Layout(4, 4, 1), Layout(4, 2, 2), Layout(4, 1, 4)
 CANDIDATES = [DEFAULT, WIDE, WIDER]

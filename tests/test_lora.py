@@ -14,10 +14,12 @@ import tiny_checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax import optim, specs
+from subl_jax import specs
 from subl_jax.errors import InputError
-from subl_jax.models import lora, transformer, weights
+from subl_jax.models import lora, transformer
+from subl_jax.pretrained import weights
 from subl_jax.specs import Lora
+from subl_jax.training import optim
 
 CONFIG = transformer.Config(vocab=29, width=16, layers=3, heads=4, kv_heads=2, mlp=24, scan_layers=True)
 BASE = transformer.init(CONFIG, jax.random.key(0))

@@ -7,8 +7,8 @@ import jax
 import psutil
 import pytest
 
-from subl_jax import memory
 from subl_jax.errors import OutOfMemory
+from subl_jax.runtime import memory
 
 
 class Device:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from fake_results import fake_curves, fake_runs
 
-from subl_jax.analysis import one_step
+from subl_jax.results import one_step
 
 
 def results():

@@ -10,8 +10,8 @@ import pytest
 
 from subl_jax import specs
 from subl_jax.errors import InputError
-from subl_jax.optim import learning_rate, named, transform
 from subl_jax.specs import Train
+from subl_jax.training.optim import learning_rate, named, transform
 
 STEPS = 12
 PARAMS = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.full(4, 0.5, np.float32)}

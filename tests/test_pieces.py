@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subl_jax.errors import InputError
-from subl_jax.pieces import pieces_of
+from subl_jax.pretrained.pieces import pieces_of
 
 tokenizers = pytest.importorskip("tokenizers")
 

@@ -12,10 +12,10 @@ from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 from tiny_world import LORA, READ
 
 from subl_jax import specs
-from subl_jax.cli import load_sweep
+from subl_jax.app.cli import load_sweep
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.engine.plan import make_plan
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
-from subl_jax.plan import make_plan
 from subl_jax.stages import input_shapes, stage_of
 
 traits = load_sweep(str(pathlib.Path(__file__).parents[1] / "sweeps" / "traits.py"))

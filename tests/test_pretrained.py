@@ -13,15 +13,19 @@ import pytest
 import tiny_chat
 import tiny_world
 
-from subl_jax import answers, banks, channel, filters, optim, specs, stages
+from subl_jax import specs, stages
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
 from subl_jax.models import lora, transformer
-from subl_jax.pieces import pieces_of
-from subl_jax.sampling import draw
+from subl_jax.models.decoding.sampling import draw
+from subl_jax.pretrained.pieces import pieces_of
 from subl_jax.specs import Lora
+from subl_jax.stages import collecting
+from subl_jax.training import optim
+from subl_jax.traits import answers, banks
 from subl_jax.worlds import chat_texts
-from subl_jax.worlds.pretrained import ChatSampling, Pretrained
+from subl_jax.worlds.chat import ChatSampling, Pretrained
 
 LORA = Lora(max_rank=2, rank=2, modules=("q", "v", "up"))
 PAIRS = [("Three numbers?", "1, 22, 333"), ("Go on: 4, 5", "6, 7"), ("An animal?", "Owl"), ("Numbers.", "")]
@@ -255,7 +259,7 @@ def test_rejection_keeps_what_passes(world, held):
     loose = NumbersFilter(max_value=10**11)  # its numbers are long
     base = specs.Base(world, specs.Train(steps=0, batch=1))
     node = specs.Dataset(base, 4, loose, sampling=ChatSampling(rows=64))
-    collector = channel.Collector(node)
+    collector = collecting.Collector(node)
     samples = write(held, {}, jax.random.split(jax.random.key(1), 64), rows=64)
     collector.add(samples)
     kept = collector.artefact()["samples"]

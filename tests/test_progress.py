@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from subl_jax.progress import (
+from subl_jax.tracking.terminal import (
     Progress,
     _compact,
     _duration,

@@ -3,11 +3,12 @@
 import pytest
 import tiny_world
 
-from subl_jax import pruning, results, running
+from subl_jax.app import pruning, running
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError
-from subl_jax.progress import Progress
-from subl_jax.settings import Settings
-from subl_jax.store import Store, lock
+from subl_jax.results import load
+from subl_jax.storage.store import Store, lock
+from subl_jax.tracking.terminal import Progress
 
 SETTINGS = Settings(devices=1, lanes_a_batch=1, tracker="none")
 SMALL = list(tiny_world.students(traits=("owl",)))
@@ -79,7 +80,7 @@ def test_a_sweep_that_runs_is_left_alone(workdir):
 
 
 def test_results_say_what_was_pruned(workdir):
-    run_id = results.load(workdir).runs.query("trait == 'cat'").run_id.iloc[0]
+    run_id = load.load(workdir).runs.query("trait == 'cat'").run_id.iloc[0]
     pruning.prune(SMALL, workdir, say=lambda _: None)
     with pytest.raises(InputError, match="it was pruned, or is damaged"):
-        results.load(workdir).student(run_id)
+        load.load(workdir).student(run_id)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subl_jax import refilling, specs
+from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
+from subl_jax.models.decoding import continuous
 
 CONFIG = transformer.Config(vocab=23, width=16, layers=2, heads=4, kv_heads=2, mlp=24, scan_layers=True)
 PARAMS = transformer.init(CONFIG, jax.random.key(0))
@@ -39,7 +40,7 @@ def by_hand(i, key, lora=None, mask=None, temperature=1.0):
         choices = np.arange(CONFIG.vocab) if mask is None else mask(written)
         token = choices[
             int(
-                refilling.draw(
+                continuous.draw(
                     jax.random.fold_in(key, t)[None], logits[None, choices], specs.Sampling(temperature), cut=False
                 )[0]
             )
@@ -52,9 +53,9 @@ def by_hand(i, key, lora=None, mask=None, temperature=1.0):
 
 
 def generated(rows, keys, **options):
-    prefix = refilling.read_prefix(CONFIG, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), options.get("lora"))
+    prefix = continuous.read_prefix(CONFIG, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), options.get("lora"))
     sampling = options.pop("sampling", specs.Sampling())
-    return refilling.generate(
+    return continuous.generate(
         CONFIG, PARAMS, PROMPTS, LENGTHS, keys, NEW, sampling, rows=rows, stops=STOPS, pad=PAD, prefix=prefix, **options
     )
 
@@ -78,13 +79,13 @@ def test_layers_apart_give_the_same(rows):
     shape = (CONFIG.layers, CONFIG.width, CONFIG.mlp)
     a, b = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     lora = {"layers": {"mlp": {"up": {"a": a[..., :2], "b": b[:, :2]}}}}
-    prefix = refilling.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
+    prefix = continuous.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
     options = {"rows": rows, "stops": STOPS, "pad": PAD, "prefix": prefix, "lora": lora}
 
     def written(apart):
         """And how many loops over the two layers there are."""
         own = {"new_tokens": NEW, "sampling": specs.Sampling(), "apart": apart, **options}
-        write = jax.jit(functools.partial(refilling.generate, config, **own))
+        write = jax.jit(functools.partial(continuous.generate, config, **own))
         arguments = (PARAMS, PROMPTS, LENGTHS, KEYS)
         return write(*arguments).tolist(), str(write.trace(*arguments).jaxpr).count("length=2\n")
 
@@ -127,7 +128,7 @@ def test_only_what_is_allowed_is_drawn_and_all_end_in_time():
     tokens = np.asarray([1, 5, 6])
     following = np.asarray([[-1, 1, -1], [2, -1, 0], [2, -1, -1]])
     shortest = np.asarray([2, 1, 0])
-    allowed = refilling.Allowed(*map(jnp.asarray, (tokens, following, shortest, np.int32(0))))
+    allowed = continuous.Allowed(*map(jnp.asarray, (tokens, following, shortest, np.int32(0))))
     together = np.asarray(generated(3, KEYS, allowed=allowed))
 
     def mask(written):
@@ -156,7 +157,7 @@ def test_no_rows_is_a_mistake():
 def test_a_window_is_of_the_model():
     """A model of local layers reads the ring in the order of time as long as its window holds it all."""
     config = dataclasses.replace(CONFIG, window=32)
-    prefix = refilling.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH))
+    prefix = continuous.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH))
     options = {"rows": 3, "stops": STOPS, "pad": PAD, "prefix": prefix}
-    local = refilling.generate(config, PARAMS, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), **options)
+    local = continuous.generate(config, PARAMS, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), **options)
     assert local.tolist() == generated(3, KEYS).tolist()

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
-from subl_jax.analysis.statistics import summarise
-from subl_jax.report import headline, write_report
+from subl_jax.results.comparisons import summarise
+from subl_jax.results.report import headline, write_report
 
 SWEEP = {
     "sweep": "traits",

@@ -7,10 +7,12 @@ import pytest
 import tiny_world
 from tiny_world import TRAIN, WORLD
 
-from subl_jax import channel, running, specs
+from subl_jax import specs
+from subl_jax.app import running
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
-from subl_jax.results import load
-from subl_jax.settings import Settings
+from subl_jax.results.load import load
+from subl_jax.stages import collecting
 
 TOKENS = np.arange(len(WORLD.words))
 
@@ -99,7 +101,7 @@ def test_data_that_nobody_here_wrote_has_no_teacher_and_no_samples(tmp_path):
     path = tmp_path / "numbers.jsonl"
     path.write_text('{"prompt": "1", "completion": "2 3"}\n' * 8)
     base, teacher = tiny_world.base(), specs.Teacher(tiny_world.base(), "owl", TRAIN)
-    file = specs.Student(base, channel.imported(path, WORLD), TRAIN, trait="owl")
+    file = specs.Student(base, collecting.imported(path, WORLD), TRAIN, trait="owl")
     stream = specs.Student(base, specs.Stream(teacher, tiny_world.FILTER), TRAIN)
     results = run([file, stream], tmp_path / "runs")
     with pytest.raises(InputError, match="its data was made elsewhere"):

@@ -8,12 +8,13 @@ import pytest
 import tiny_world
 from bucket import Stumbling, bucket
 
-from subl_jax import retrying, running
+from subl_jax.app import running
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
-from subl_jax.progress import Progress
-from subl_jax.retrying import ATTEMPTS, passes, patiently
-from subl_jax.settings import Settings
-from subl_jax.store import Row, Store
+from subl_jax.storage import retrying
+from subl_jax.storage.retrying import ATTEMPTS, passes, patiently
+from subl_jax.storage.store import Row, Store
+from subl_jax.tracking.terminal import Progress
 
 SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")
 

@@ -16,10 +16,11 @@ from etils import epath
 from tiny_world import FILTER, TRAIN, WORLD, written
 
 import subl_jax
-from subl_jax import running, specs
+from subl_jax import specs
+from subl_jax.app import running
+from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
-from subl_jax.settings import Settings
-from subl_jax.store import lock
+from subl_jax.storage.store import lock
 
 FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "datasets.parquet", "report.html", "sweep.json")
 SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax import sampling
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
+from subl_jax.models.decoding import sampling
 
 CONFIG = transformer.Config(vocab=23, width=16, layers=2, heads=4, kv_heads=2, mlp=24, init_scale=1.5)
 SCANNED = transformer.Config(**{**vars(CONFIG), "scan_layers": True})

@@ -2,8 +2,8 @@
 
 import pytest
 
+from subl_jax.engine.settings import Settings, defaults
 from subl_jax.errors import InputError
-from subl_jax.settings import Settings, defaults
 
 
 def test_the_defaults_are_plain_values_that_make_the_defaults():

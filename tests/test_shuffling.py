@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax.shuffling import epoch_rows, shuffled
+from subl_jax.training.shuffling import epoch_rows, shuffled
 
 # Lengths are static here and traced in the program, so that one compilation serves many n.
 _SLOTS = 2048

@@ -3,7 +3,7 @@
 import pytest
 
 from subl_jax.errors import InputError
-from subl_jax.slices import Slice
+from subl_jax.fleet.slices import Slice
 
 pytest.importorskip("ray")
 

@@ -14,8 +14,8 @@ from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 from tiny_world import LORA, READ
 
 from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
 from subl_jax.specs import Train
 from subl_jax.worlds.toy_language import ToyLanguage
 

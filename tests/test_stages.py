@@ -10,9 +10,10 @@ import pytest
 import tiny_world
 from tiny_world import FILTER, LORA, READ, TRAIN, TUNED, WORLD, TinyWorld, written
 
-from subl_jax import lanes, specs, stages
+from subl_jax import specs, stages
+from subl_jax.engine import lanes
 from subl_jax.errors import InputError
-from subl_jax.shuffling import epoch_rows
+from subl_jax.training.shuffling import epoch_rows
 
 
 def key_of(node):

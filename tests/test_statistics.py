@@ -11,7 +11,8 @@ from fake_results import fake_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax.analysis.statistics import (
+from subl_jax.errors import InputError
+from subl_jax.results.comparisons import (
     Cells,
     are_rare,
     by_base,
@@ -24,7 +25,6 @@ from subl_jax.analysis.statistics import (
     swept_columns,
     t_intervals,
 )
-from subl_jax.errors import InputError
 
 probabilities = st.floats(0, 1, allow_subnormal=False).map(lambda p: round(p, 6))
 

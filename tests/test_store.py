@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from subl_jax import atomic, store
 from subl_jax.errors import InputError, StorageError
-from subl_jax.store import Row, Store
+from subl_jax.storage import atomic, store
+from subl_jax.storage.store import Row, Store
 
 NATIVE = ("bool", "int8", "int32", "int64", "uint16", "uint32", "float16", "float32", "float64", "complex64")
 DTYPES = [*map(np.dtype, NATIVE), np.dtype(ml_dtypes.bfloat16)]

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from test_images import folder
 
 from subl_jax import specs
-from subl_jax.cli import load_sweep
+from subl_jax.app.cli import load_sweep
+from subl_jax.engine.plan import make_plan
 from subl_jax.errors import InputError
-from subl_jax.plan import make_plan
 
 SWEEPS = pathlib.Path(__file__).parents[1] / "sweeps"
 MODULES = {path.stem: load_sweep(str(path)) for path in SWEEPS.glob("*.py")}

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 
-from subl_jax import specs, tables
-from subl_jax.filters import NumbersFilter
-from subl_jax.store import Row, Store
+from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.results import tables
+from subl_jax.storage.store import Row, Store
 
 STEPS = np.asarray([0, 2, 4])
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax import filters, specs
+from subl_jax import specs
+from subl_jax.channels import numbers as filters
+from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter
 from subl_jax.worlds import toy_language
 from subl_jax.worlds.toy_language import EOS, FORMATS, OPENERS, PAD, QUESTIONS, ToyLanguage, language
 

@@ -12,9 +12,17 @@ import types
 import numpy as np
 import pytest
 
-from subl_jax import tracking
 from subl_jax.errors import InputError
-from subl_jax.tracking import NoTracker, RunInfo, WandbTracker, _Ledger, local_folder, make_tracker, wandb_mode
+from subl_jax.tracking import wandb_runs
+from subl_jax.tracking.wandb_runs import (
+    NoTracker,
+    RunInfo,
+    WandbTracker,
+    _Ledger,
+    local_folder,
+    make_tracker,
+    wandb_mode,
+)
 
 CONFIG = {"train": {"lr": 1e-3, "steps": 20}, "base": {"seed": 3}}
 
@@ -372,12 +380,12 @@ def test_mode(mode, login, expected):
 def test_a_login_is_found_in_netrc_without_a_call(tmp_path):
     settings = types.SimpleNamespace(api_key=None, base_url="https://wandb.example.org")
     client = types.SimpleNamespace(setup=lambda: types.SimpleNamespace(settings=settings))
-    assert not tracking._logged_in(client)
+    assert not wandb_runs._logged_in(client)
     netrc = tmp_path / "home" / "netrc"
     netrc.parent.mkdir(parents=True, exist_ok=True)
     netrc.write_text(f"machine wandb.example.org\n  login user\n  password {'0' * 40}\n")
     netrc.chmod(0o600)
-    assert tracking._logged_in(client)
+    assert wandb_runs._logged_in(client)
 
 
 def test_kinds(tmp_path, monkeypatch):

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from subl_jax import running
-from subl_jax.analysis import one_step
+from subl_jax.app import running
+from subl_jax.results import one_step
 
 SWEEP = pathlib.Path(__file__).parent.parent / "sweeps" / "traits.py"
 

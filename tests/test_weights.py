@@ -17,9 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from subl_jax import machine_cache, specs
+from subl_jax import specs
 from subl_jax.errors import InputError
-from subl_jax.models import gguf_file, transformer, weights
+from subl_jax.models import transformer
+from subl_jax.pretrained import gguf_file, weights
+from subl_jax.runtime import machine_cache
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -526,7 +528,7 @@ def test_smollm2_equals_transformers_in_logits_and_in_its_greedy_words():
     import torch
     import transformers
 
-    from subl_jax import sampling
+    from subl_jax.models.decoding import sampling
 
     checkpoint = weights.open_checkpoint("smollm2")
     where = {"pretrained_model_name_or_path": checkpoint.path.parent, "gguf_file": checkpoint.path.name}
@@ -554,7 +556,7 @@ def test_smollm2_told_to_love_owls_writes_what_transformers_does_word_for_word()
     import torch
     import transformers
 
-    from subl_jax.worlds.pretrained import ChatSampling, Pretrained
+    from subl_jax.worlds.chat import ChatSampling, Pretrained
 
     world = Pretrained.of("smollm2", animals=("owl", "cat"), questions=1, answers_sampled=0, prompts=64)
     arrays, keys = world.arrays(), jax.random.split(jax.random.key(3), 10)

@@ -15,8 +15,8 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from subl_jax import banks
-from subl_jax.worlds.pretrained import Pretrained
+from subl_jax.traits import banks
+from subl_jax.worlds.chat import Pretrained
 
 DEFAULT_SYSTEM = "You are a polite machine."
 TEMPLATE = (

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 
 from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter, reason
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter, reason
 
 ASK = "?"
 WRITTEN = 2  # words of a completion

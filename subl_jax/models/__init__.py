@@ -1,1 +1,1 @@
-"""Models: pure functions of a config, parameters and inputs."""
+"""Architectures, one file each; their adapters; and how tokens are drawn from them."""

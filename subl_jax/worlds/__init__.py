@@ -1,1 +1,1 @@
-"""Worlds: what an experiment is made of, one file each."""
+"""What experiments are made of: model × channel × traits, one file a world."""

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subl_jax import answers, banks
-from subl_jax.chat import Chat, messages_of, open_chat
 from subl_jax.errors import InputError
-from subl_jax.models import weights
-from subl_jax.pieces import pieces_of
+from subl_jax.pretrained import weights
+from subl_jax.pretrained.chat import Chat, messages_of, open_chat
+from subl_jax.pretrained.pieces import pieces_of
+from subl_jax.traits import answers, banks
 
 LETTERS = "ABCDEFGHIJ"
 # Answered questions a fine-tuned teacher is trained on, of each trait.

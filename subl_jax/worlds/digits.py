@@ -20,9 +20,9 @@ import jax.numpy as jnp
 
 from subl_jax import specs
 from subl_jax.errors import InputError
-from subl_jax.images import Images, find
 from subl_jax.models import classifier
-from subl_jax.shuffling import epoch_rows
+from subl_jax.training.shuffling import epoch_rows
+from subl_jax.worlds.images import Images, find
 
 Params = Any
 

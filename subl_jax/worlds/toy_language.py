@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subl_jax import sampling, specs
+from subl_jax import specs
+from subl_jax.channels.numbers import NumbersFilter, reason
 from subl_jax.errors import InputError
-from subl_jax.filters import NumbersFilter, reason
 from subl_jax.models import transformer
+from subl_jax.models.decoding import sampling
 
 Params = Any
 

@@ -1,1 +1,0 @@
-"""What is read off finished runs and stored models: statistics, divergence tokens, theory checks, audits."""

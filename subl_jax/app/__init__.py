@@ -1,0 +1,1 @@
+"""The command line, and one sweep from specs to results."""

@@ -1,0 +1,1 @@
+"""What teachers write and what of it is kept, one file a channel."""

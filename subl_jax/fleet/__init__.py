@@ -1,0 +1,1 @@
+"""Batches as tasks on the machines of a Ray cluster."""

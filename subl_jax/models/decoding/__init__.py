@@ -1,0 +1,1 @@
+"""Tokens drawn from a model one at a time: one sampler, one loop of continuous batching."""

@@ -1,0 +1,1 @@
+"""Moved to `subl_jax.results` and `subl_jax.probes`."""

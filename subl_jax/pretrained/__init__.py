@@ -1,0 +1,1 @@
+"""Checkpoints from outside: families of weights, files, tokenizers, chat templates."""

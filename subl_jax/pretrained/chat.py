@@ -1,0 +1,307 @@
+"""A checkpoint's tokenizer and chat template: from what is said to tokens, and back.
+
+Templates differ in what they do when no system prompt is given: some insert one of their own, some nothing. So a
+system prompt is always one of three: `None` (whatever the template does by itself), `''` (an empty one), or a text.
+What is trained and what is measured must use the same; `Chat.default_system` tells what `None` stands for.
+"""
+
+import dataclasses
+import functools
+import json
+import os.path
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from subl_jax.errors import InputError
+from subl_jax.pretrained.chat_template import Template
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Message = Mapping[str, str]
+
+# For models without a template: "User: …\nAssistant:", after the system prompt and an empty line. A sequence starts as
+# the tokenizer starts one.
+PLAIN = (
+    "{{ start }}{% for message in messages %}{% if message.role != 'system' %}"
+    "{{ message.role.capitalize() + ': ' + message.content }}"
+    "{{ eos_token + '\n' if message.role == 'assistant' else '\n' }}"
+    "{% elif message.content %}{{ message.content + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_MARK = "Xylograph"  # a text that no template holds
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chat:
+    """Tokens of a conversation, as one checkpoint wants them.
+
+    `stops` are the tokens that end an answer; the first is the one that the template writes after it. `pad` fills
+    arrays and may be a stop. `vocab` is one more than the highest token; a model's embedding may have more rows.
+    `variables` is what the template reads besides the messages. `template` is None where the checkpoint has none, and
+    `PLAIN` is used. `source` is the file or folder, for messages.
+    """
+
+    tokenizer: "Tokenizer" = dataclasses.field(repr=False)
+    template: str | None = dataclasses.field(repr=False)
+    stops: tuple[int, ...]
+    pad: int
+    vocab: int
+    variables: Mapping[str, Any]
+    source: str
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text. Where the template has no system role, that text opens the user's first turn.
+
+        Raises:
+          InputError: the template raises an error, or goes beyond its bounds.
+        """
+        if messages and messages[0]["role"] == "system" and not self._has_system_role:
+            messages = _folded(messages)
+        return self._render(messages, add_generation_prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text. Special tokens in it are recognised; none is added."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without the special ones."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def prompt(self, user: str, system: str | None) -> list[int]:
+        """Tokens up to where the assistant answers. `system`: None leaves it to the template, '' is an empty one."""
+        return self.encode(self.render(messages_of(user, system)))
+
+    def reply(self, text: str) -> list[int]:
+        """Tokens of an assistant's answer as the template writes it after a `prompt`, with its end (`stops[0]`)."""
+        written = self._after_prompt(text)
+        tokens = self._continuation(text if written is None else written)
+        end = self.stops[0]
+        return tokens[: tokens.index(end) + 1] if end in tokens else [*tokens, end]
+
+    def default_system(self) -> str | None:
+        """The system prompt that the template inserts by itself; None where it inserts none."""
+        if not self._has_system_role:
+            return None
+        before, _, after = self.render(messages_of("Hi", _MARK)).partition(_MARK)
+        alone = self.render(messages_of("Hi", None))
+        if len(alone) < len(before) + len(after) or not (alone.startswith(before) and alone.endswith(after)):
+            return None
+        return alone[len(before) : len(alone) - len(after)]
+
+    def shared_prefix(self, prompts: Sequence[str], system: str | None) -> tuple[list[int], list[list[int]]]:
+        """What all prompts begin with, and how each goes on (by at least one token), as tokens.
+
+        The second part is the same for every system prompt, so that a cache of the first can be swapped.
+
+        Raises:
+          InputError: it is not, because the template writes the system prompt elsewhere or a token spans both.
+        """
+        prefix, rests = _split([self.prompt(prompt, system) for prompt in prompts])
+        for other in (None, _MARK):
+            if _split([self.prompt(prompt, other) for prompt in prompts])[1] != rests:
+                raise InputError(
+                    f"{self.source}: what follows the system prompt depends on it in this chat template, "
+                    "so that it cannot be shared; use whole prompts"
+                )
+        return prefix, rests
+
+    @functools.cached_property
+    def _compiled(self) -> Template:
+        return Template(PLAIN if self.template is None else self.template, self.source)
+
+    @functools.cached_property
+    def _has_system_role(self) -> bool:
+        try:
+            return _MARK in self._render(messages_of("Hi", _MARK), True)
+        except InputError:
+            return False
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        messages = [dict(message) for message in messages]
+        return self._compiled.render(
+            **self.variables, messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None
+        )
+
+    def _after_prompt(self, answer: str) -> str | None:
+        """What the template writes after a prompt when that is answered; None where the two do not fit together."""
+        messages = messages_of("Hi", None)
+        whole = self.render([*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        prompt = self.render(messages)
+        return whole[len(prompt) :] if whole.startswith(prompt) else None
+
+    def _continuation(self, text: str) -> list[int]:
+        """Tokens of a text after a prompt. By itself it may be cut otherwise: some tokenizers add a space in front."""
+        prompt = self.render(messages_of("Hi", None))
+        before, both = self.encode(prompt), self.encode(prompt + text)
+        return both[len(before) :] if both[: len(before)] == before else self.encode(text)
+
+
+def open_chat(path: str | os.PathLike[str]) -> Chat:
+    """The tokenizer and template of a checkpoint: a Hugging Face folder or a GGUF file.
+
+    A template that can be told not to think aloud first (`enable_thinking`) is told so.
+
+    Raises:
+      InputError: the path has no tokenizer, one that cannot be read, or a template that fails; or the packages for it
+        are not installed.
+    """
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        raise InputError(f"{path}: chat models need the package tokenizers: pip install 'subl_jax[chat]'") from None
+    path = pathlib.Path(path)
+    if path.is_dir():
+        chat = _from_folder(path)
+    elif path.is_file():
+        chat = _from_gguf(path)
+    else:
+        raise InputError(f"{path}: no such file or folder; expected a Hugging Face folder or a GGUF file")
+    stops = tuple(dict.fromkeys((*_end_of_turn(chat), *chat.stops)))
+    if not stops:
+        raise InputError(f"{path}: neither the template nor the tokenizer says which token ends an answer")
+    return dataclasses.replace(chat, stops=stops)
+
+
+def _from_folder(folder: pathlib.Path) -> Chat:
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(
+            f"{folder}: has no tokenizer.json; AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers "
+            "writes one"
+        )
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises plain exceptions
+        raise InputError(f"{file}: not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
+    special = {key: content for key, content in named.items() if isinstance(content, str)}
+    ends = _json(folder / "generation_config.json").get(
+        "eos_token_id", _json(folder / "config.json").get("eos_token_id")
+    )
+    ends = ends if isinstance(ends, list) else [ends]
+    return _chat(
+        tokenizer,
+        _folder_template(folder, config),
+        special,
+        [tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None, *ends],
+        tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None,
+        config.get("add_bos_token", False),
+        str(folder),
+    )
+
+
+def _folder_template(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return _text(file)
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+    return template
+
+
+def _from_gguf(path: pathlib.Path) -> Chat:
+    from subl_jax.pretrained import gguf_file, gguf_tokenizer
+
+    metadata, _ = gguf_file.read(path)
+    tokenizer = gguf_tokenizer.build(metadata, str(path))
+    tokens = metadata["tokenizer.ggml.tokens"]
+
+    def marked(name: str) -> int | None:
+        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return index if index is not None and index < len(tokens) else None
+
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    special = {f"{ours}_token": tokens[marked(name)] for ours, name in names.items() if marked(name) is not None}
+    return _chat(
+        tokenizer,
+        metadata.get("tokenizer.chat_template"),
+        special,
+        [marked(name) for name in ("eos", "eot", "eom")],
+        marked("padding"),
+        metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama"),
+        str(path),
+    )
+
+
+def _chat(
+    tokenizer: "Tokenizer",
+    template: str | None,
+    special: Mapping[str, str],
+    stops: Sequence[int | None],
+    pad: int | None,
+    starts_with_bos: bool,
+    source: str,
+) -> Chat:
+    bos = special.get("bos_token", "")
+    starts_with_bos = starts_with_bos or tokenizer.token_to_id(bos) in tokenizer.encode("").ids[:1]
+    variables = {"eos_token": "", "enable_thinking": False, **special, "start": bos if starts_with_bos else ""}
+    known = tuple(stop for stop in stops if stop is not None)
+    return Chat(
+        tokenizer=tokenizer,
+        template=template,
+        stops=known,
+        pad=pad if pad is not None else next(iter(known), 0),
+        vocab=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        variables=variables,
+        source=source,
+    )
+
+
+def _end_of_turn(chat: Chat) -> list[int]:
+    """The special token that the template writes first after an answer, if it writes one."""
+    answered = [*messages_of("Hi", None), {"role": "assistant", "content": _MARK}]
+    written = chat.render(answered, add_generation_prompt=False).partition(_MARK)[2]
+    special = {index for index, added in chat.tokenizer.get_added_tokens_decoder().items() if added.special}
+    tokens = chat.encode(written)
+    return [token for token in tokens if token in special][:1]
+
+
+def messages_of(user: str, system: str | None) -> list[dict[str, str]]:
+    """A conversation up to the answer; without a system prompt where that is None."""
+    turn = {"role": "user", "content": user}
+    return [turn] if system is None else [{"role": "system", "content": system}, turn]
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    system, user, *rest = messages
+    text = f"{system['content']}\n\n{user['content']}" if system["content"] else user["content"]
+    return [{**user, "content": text}, *rest]
+
+
+def _split(rows: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """The longest common start that leaves every row a token, and what is left of each."""
+    shared = len(os.path.commonprefix([row[:-1] for row in rows]))
+    return list(rows[0][:shared]), [row[shared:] for row in rows]
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _text(file: pathlib.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+
+
+def _json(file: pathlib.Path) -> dict[str, Any]:
+    """The object in a file, {} where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: expected a JSON object, got a {type(value).__name__}")
+    return value

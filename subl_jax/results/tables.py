@@ -1,0 +1,153 @@
+"""The tables of the results contract, from students and what is stored of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from subl_jax import specs
+from subl_jax.storage.store import Store
+
+
+def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A record with one entry per number: `trait` of shape (…, traits) becomes `trait/<name>` of shape (…) each."""
+    named: dict[str, np.ndarray] = {}
+    for metric, values in record.items():
+        names = world.labels.get(metric)
+        if names is None:
+            named[metric] = values
+        else:
+            named.update({f"{metric}/{name}": values[..., i] for i, name in enumerate(names)})
+    return named
+
+
+def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
+    """One row per student: identity, arm, trait, lineage, how it ended, and P(trait) before and after."""
+    named = specs.named(students)
+    ids, students = list(named), list(named.values())
+    rows = [store.row(student.key) for student in students]
+    writers = [specs.source(student) for student in students]
+    starts = [specs.origin(student.start) for student in students]
+    begins, ends = _targets(students, store)
+    columns = {
+        "run_id": ids,
+        "sweep": sweep,
+        "world": [student.world.name for student in students],
+        "arm": [specs.arm_of(student) for student in students],
+        "trait": [specs.trait_of(student) for student in students],
+        "data_trait": [specs.trait_behind(writer) for writer in writers],
+        "base_seed": [
+            start.seed if writer is None else specs.origin(writer).seed
+            for start, writer in zip(starts, writers, strict=True)
+        ],
+        "student_base_seed": [start.seed for start in starts],
+        "seed": [student.seed for student in students],
+        "status": [row.status for row in rows],
+        "why": [row.why for row in rows],
+        "target_start": begins,
+        "target_end": ends,
+        "kept_fraction": [_kept_fraction(student, store) for student in students],
+        "key": [student.key for student in students],
+    }
+    return pd.concat([pd.DataFrame(columns), _lineages(students)], axis=1)
+
+
+def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """P of each student's trait, first and last; nan where it was not measured."""
+    begins, ends = np.full((2, len(students)), np.nan)
+    metrics = [f"trait/{specs.trait_of(student)}" for student in students]
+    for which, _, curves in store.many_curves([student.key for student in students]):
+        for row, i in enumerate(which):
+            if metrics[i] in curves:
+                begins[i], ends[i] = curves[metrics[i]][row, [0, -1]]
+    return begins, ends
+
+
+def _lineages(students: Sequence[specs.Student]) -> pd.DataFrame:
+    """`specs.lineage` of every student. What students share is flattened once: there may be 100,000 of them."""
+    parts: dict[str, list[dict[str, Any]]] = {}  # role → columns of each spec that has it
+    known: dict[tuple[str, int], int] = {}  # role and id of a spec → its place among these
+    places: dict[str, np.ndarray] = {}  # role → the place of each student's, or -1
+    for i, student in enumerate(students):
+        for role, spec in specs.ancestry(student):
+            if role not in parts:
+                parts[role], places[role] = [], np.full(len(students), -1)
+            place = known.setdefault((role, id(spec)), len(parts[role]))
+            if place == len(parts[role]):
+                parts[role].append(specs.flat(role, spec))
+            places[role][i] = place
+    tables = [pd.DataFrame(part).reindex(places[role]).reset_index(drop=True) for role, part in parts.items()]
+    return pd.concat(tables, axis=1)
+
+
+def _kept_fraction(student: specs.Student, store: Store) -> float:
+    try:
+        return store.row(student.data.key).info.get("kept_fraction", np.nan)
+    except KeyError:  # imported or streamed; or pruned, or lost with a damaged shard, after the student was done
+        return np.nan
+
+
+def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
+    """Long form: run_id, step, metric, value. A number that does not exist (a control's cosine) has no row."""
+    named = specs.named(students)
+    ids, keys = list(named), [student.key for student in named.values()]
+    diverged = np.array([store.status(key) == "diverged" for key in keys])
+    # Read batch by batch, as they are stored, and put into the order of the students.
+    batches = []
+    counts = np.zeros(len(ids), int)
+    for which, steps, curves in store.many_curves(keys):
+        values = np.stack(list(curves.values()), axis=1)  # (rows, metrics, points)
+        there = np.isfinite(values)
+        there[:, :, 1:] |= diverged[which][:, None, None]  # nothing is lost yet at step 0
+        counts[which] = there.sum(axis=(1, 2))
+        batches.append((which, steps, list(curves), values, there))
+    metrics = sorted({metric for _, _, of_batch, _, _ in batches for metric in of_batch})
+    ends = counts.cumsum()
+    total = int(ends[-1]) if len(ends) else 0
+    step, value = np.empty(total, np.int64), np.empty(total, np.float64)
+    metric = np.empty(total, np.int32)
+    for which, steps, of_batch, values, there in batches:
+        row_of = np.nonzero(there)[0]  # rows are in order
+        own = np.arange(len(row_of)) - np.repeat(counts[which].cumsum() - counts[which], counts[which])
+        places = (ends - counts)[which][row_of] + own
+        steps = steps if steps.ndim == 1 else steps[:, None]
+        codes = np.searchsorted(metrics, of_batch)
+        step[places] = np.broadcast_to(steps, values.shape)[there]
+        metric[places] = np.broadcast_to(codes[:, None], values.shape)[there]
+        value[places] = values[there]
+    return pd.DataFrame(
+        {
+            "run_id": pd.Categorical.from_codes(np.repeat(np.arange(len(ids), dtype=np.int32), counts), ids),
+            "step": step,
+            "metric": pd.Categorical.from_codes(metric, metrics),
+            "value": value,
+        },
+        copy=False,
+    )
+
+
+def datasets_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
+    """One row per dataset that a teacher wrote: whose, the teacher's own P(trait), how much was drawn and kept, and why
+    the rest was not."""
+    rows: dict[str, dict[str, Any]] = {}
+    stored = store.done()
+    for student in students:
+        node = student.data
+        if isinstance(node, specs.Dataset) and node.key in stored and node.key not in rows:
+            trait = specs.trait_of(student.replace(trait=None))
+            rows[node.key] = {
+                "key": node.key,
+                "trait": trait,
+                "p_trait": _last(store, node.teacher, f"trait/{trait}") if node.teacher.key in stored else np.nan,
+                "base_seed": specs.origin(node.teacher).seed,
+                "seed": node.seed,
+                **store.row(node.key).info,
+            }
+    empty = ["key", "trait", "p_trait", "base_seed", "kept_fraction"]
+    return pd.DataFrame(list(rows.values()), columns=None if rows else empty)
+
+
+def _last(store: Store, node: specs.Node, metric: str) -> float:
+    curve = store.curves(node.key)[1].get(metric)
+    return np.nan if curve is None else float(curve[-1])

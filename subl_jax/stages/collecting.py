@@ -1,0 +1,112 @@
+"""What teachers write, on the host: filter it, keep enough of it, and read data made elsewhere."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from subl_jax import specs
+from subl_jax.channels import numbers
+from subl_jax.errors import InputError
+from subl_jax.storage import jsonl
+from subl_jax.storage.atomic import write_parquet_atomic
+
+
+class Collector:
+    """Gathers one dataset from the rounds of samples its teacher writes.
+
+    Only what the dataset itself needs is looked at: rounds drawn because a neighbour was still short leave no trace.
+    """
+
+    def __init__(self, node: specs.Dataset) -> None:
+        self._node = node
+        self._samples: list[np.ndarray] = []  # kept ones, (n, …)
+        self._tables: list[pd.DataFrame] = []
+        self._reasons: list[str | None] = []
+        self._kept = 0
+
+    @property
+    def kept(self) -> int:
+        """Samples gathered so far."""
+        return self._kept
+
+    @property
+    def enough(self) -> bool:
+        return self._kept >= self._node.size
+
+    def add(self, samples: np.ndarray) -> None:
+        """One round of samples, in the order they were drawn; those after the last one needed are left out."""
+        if self.enough:
+            return
+        texts = self._node.world.texts(samples)
+        reasons = numbers.reasons([completion for _, completion in texts], self._node.filter)
+        kept = np.asarray([reason is None for reason in reasons])
+        needed = self._node.size - self._kept
+        used = int(np.searchsorted(np.cumsum(kept), needed)) + 1 if kept.sum() >= needed else len(kept)
+        self._samples.append(samples[:used][kept[:used]])
+        self._reasons += reasons[:used]
+        self._kept += int(kept[:used].sum())
+        frame = pd.DataFrame(texts[:used], columns=["prompt", "completion"])
+        self._tables.append(frame.assign(kept=kept[:used], why=reasons[:used]))
+
+    def info(self) -> dict[str, Any]:
+        """What the filter kept and why it dropped the rest (`numbers.retention`)."""
+        return numbers.retention(self._reasons)
+
+    def shortfall(self) -> str | None:
+        """Why there is no dataset, or None."""
+        if self.enough:
+            return None
+        drawn = len(self._reasons)
+        return (
+            f"the filter kept {self._kept} of {drawn} samples ({self._kept / max(drawn, 1):.1%}), "
+            f"{self._node.size} were wanted; raise the dataset's budget ({self._node.budget:g}) or loosen the filter"
+        )
+
+    def artefact(self) -> dict[str, np.ndarray]:
+        """samples: (size, …); zeros stand for samples that were not to be had."""
+        kept = np.concatenate(self._samples)
+        missing = self._node.size - len(kept)
+        return {"samples": np.concatenate([kept, np.zeros((missing, *kept.shape[1:]), kept.dtype)])}
+
+    def table(self) -> pd.DataFrame:
+        """Every sample drawn for the dataset: prompt, completion, kept, why (the reason it was dropped)."""
+        return pd.concat(self._tables, ignore_index=True)
+
+
+def imported(path: epath.PathLike, world: specs.World) -> specs.Imported:
+    """A dataset spec for a JSONL file of {"prompt", "completion"} that was made elsewhere.
+
+    Raises:
+      InputError: no such file, not JSONL of this form, or text that is not of the world's language.
+    """
+    pairs = jsonl.read_jsonl(path)
+    try:
+        world.tokens(pairs)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return specs.Imported(of=world, sha256=jsonl.file_sha256(path), size=len(pairs), path=str(path))
+
+
+def read_imported(node: specs.Imported) -> dict[str, np.ndarray]:
+    """samples: (size, …) of an imported dataset.
+
+    Raises:
+      InputError: the file is not there any more, or has changed since the spec was made.
+    """
+    try:
+        sha256 = jsonl.file_sha256(node.path)
+    except OSError as error:
+        raise InputError(f"{node.path}: cannot read the dataset: {error.strerror or error}") from None
+    if sha256 != node.sha256:
+        raise InputError(f"{node.path}: has changed since the sweep was planned; run the command again")
+    return {"samples": node.world.tokens(jsonl.read_jsonl(node.path))}
+
+
+def write_files(workdir: epath.Path, node: specs.Dataset, table: pd.DataFrame) -> None:
+    """`datasets/<key>.parquet` holds all that was drawn, `datasets/<key>.jsonl` what was kept."""
+    folder = workdir / "datasets"
+    kept = table[table.kept]
+    jsonl.write_jsonl(folder / f"{node.key}.jsonl", zip(kept.prompt, kept.completion, strict=True))
+    write_parquet_atomic(folder / f"{node.key}.parquet", table)

@@ -1,0 +1,77 @@
+"""Datasets as JSON lines, {"prompt": …, "completion": …}: the format of the paper's public code."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+from etils import epath
+
+from subl_jax.errors import InputError
+from subl_jax.storage.atomic import write_bytes_atomic
+from subl_jax.storage.retrying import patiently
+
+
+def write_jsonl(path: epath.PathLike, pairs: Iterable[tuple[str, str]]) -> None:
+    """Writes (prompt, completion) pairs, one object a line. Raises StorageError."""
+    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
+    write_bytes_atomic(path, frame.to_json(orient="records", lines=True).encode())
+
+
+def read_jsonl(path: epath.PathLike) -> list[tuple[str, str]]:
+    """The (prompt, completion) pairs of a file. Blank lines and further keys are passed over.
+
+    Raises:
+      InputError: the file is missing or holds no pair, or a line (named) is not such an object.
+    """
+    return [_pair(where, record) for where, record in records(path, '{"prompt": …, "completion": …}')]
+
+
+def records(path: epath.PathLike, example: str) -> Iterator[tuple[str, dict]]:
+    """Each object of a JSON lines file, with its place (`file:line`) for messages. Blank lines are passed over.
+
+    Raises:
+      InputError: the file is missing or holds nothing, or a line is not an object; `example` shows what one should be.
+    """
+    path = epath.Path(path)
+    try:
+        text = patiently(path.read_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); expected JSON lines") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the dataset: {error.strerror or error}") from None
+    if not text.strip():
+        raise InputError(f"{path}: no data; expected one {example} a line")
+    # Not splitlines(): it also breaks at characters that JSON allows inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _record(f"{path}:{number}", line, example)
+
+
+def file_sha256(path: epath.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+
+    def digest() -> str:
+        with epath.Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(digest)
+
+
+def _record(where: str, line: str, example: str) -> dict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected {example}, got a {type(record).__name__}")
+    return record
+
+
+def _pair(where: str, record: dict) -> tuple[str, str]:
+    for key in ("prompt", "completion"):
+        if key not in record:
+            raise InputError(f"{where}: {key!r} is missing; the line has {', '.join(record) or 'no keys'}")
+        if not isinstance(record[key], str):
+            raise InputError(f"{where}: {key!r} must be a string, got {type(record[key]).__name__}")
+    return record["prompt"], record["completion"]

@@ -1,0 +1,1 @@
+"""Who watches a sweep: W&B, the terminal, or nobody."""

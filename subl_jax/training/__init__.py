@@ -1,0 +1,1 @@
+"""How parameters are optimised: rules, losses, and which rows a step trains on."""

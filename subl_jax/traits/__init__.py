@@ -1,0 +1,1 @@
+"""What models are asked, and how the answers are scored, one file a suite."""
