@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import tiny_chat
-from test_images import folder
+from image_files import folder
 
 from subl_jax import specs
 from subl_jax.app.cli import load_sweep

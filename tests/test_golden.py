@@ -7,7 +7,7 @@ import golden_sweeps
 import golden_workdir
 import pandas as pd
 import pytest
-from test_images import folder
+from image_files import folder
 
 from subl_jax import specs
 from subl_jax.app import running

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 import tiny_chat
+from image_files import folder
 from ml_collections import ConfigDict
-from test_images import folder
 
 from subl_jax import specs
 from subl_jax.app.cli import load_sweep

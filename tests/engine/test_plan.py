@@ -18,7 +18,7 @@ from subl_jax.engine.plan import make_plan
 from subl_jax.errors import InputError
 from subl_jax.stages import input_shapes, stage_of
 
-traits = load_sweep(str(pathlib.Path(__file__).parents[1] / "sweeps" / "traits.py"))
+traits = load_sweep(str(pathlib.Path(__file__).parents[2] / "sweeps" / "traits.py"))
 IMPORTED = specs.Imported(of=WORLD, sha256="ab", size=8)
 
 

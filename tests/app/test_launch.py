@@ -19,7 +19,7 @@ import yaml
 # Many short processes that wait for one another: on a busy machine some of them time out.
 pytestmark = pytest.mark.slow
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TPU = ROOT / "launch" / "tpu"
 SWEEP = ("--config", "sweeps/traits.py", "--workdir", "gs://bucket/traits")
 

@@ -1,32 +1,13 @@
 """Image files: what is read, what is refused, and that a data set is known by its content."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
+from image_files import RNG, SETS, folder, idx
 
 from subl_jax.errors import InputError
 from subl_jax.worlds import images
-
-RNG = np.random.default_rng(0)
-SETS = {
-    "train-images-idx3-ubyte": RNG.integers(0, 256, (20, 5, 5), np.uint8),
-    "train-labels-idx1-ubyte": np.arange(20, dtype=np.uint8) % 10,
-    "t10k-images-idx3-ubyte": RNG.integers(0, 256, (10, 5, 5), np.uint8),
-    "t10k-labels-idx1-ubyte": np.arange(10, dtype=np.uint8),
-}
-
-
-def idx(array):
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def folder(tmp_path, change=lambda name, content: (name, content)):
-    for name, array in SETS.items():
-        name, content = change(name, idx(array))
-        (tmp_path / name).write_bytes(content)
-    return str(tmp_path)
 
 
 @pytest.mark.parametrize(

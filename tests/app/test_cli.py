@@ -14,7 +14,7 @@ from subl_jax.app import cli
 from subl_jax.engine import lanes
 from subl_jax.storage.store import lock
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 TINY = TESTS / "tiny_sweep.py"
 TRAITS = ROOT / "sweeps" / "traits.py"

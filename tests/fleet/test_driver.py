@@ -18,7 +18,7 @@ from subl_jax.errors import InputError, StorageError
 from subl_jax.fleet import driver
 from subl_jax.storage.store import Row, Store
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 # Each batch is saved 60 times and so takes a few seconds: what is to happen while it runs has time to.
 LONG = ("--config.train.steps=360", "--config.train.evals=60")
