@@ -1,0 +1,52 @@
+"""What a measured number is called and how it is drawn, said by whoever measures it (a world, a probe)."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
+
+Drawn = Literal["curve", "end", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric, or one family of them: `class` describes `class/0`, `class/1`, …
+
+    Attributes:
+      label: what the axis or the panel is called.
+      unit: such as "nats"; "" for a number without one.
+      drawn: "curve" over the steps, "end" as the last values only, "none" in no figure of its own.
+      zero: a line at zero is drawn.
+      log: the axis is logarithmic.
+    """
+
+    label: str
+    unit: str = ""
+    drawn: Drawn = "curve"
+    zero: bool = False
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drawn not in get_args(Drawn):
+            raise ValueError(f"Metric.drawn = {self.drawn!r}: one of {', '.join(get_args(Drawn))}")
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+
+def collected(declared: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """The metrics of several worlds and probes in one table; of one name the first counts."""
+    found: dict[str, Metric] = {}
+    for metrics in declared:
+        for name, metric in metrics.items():
+            found.setdefault(name, metric)
+    return found
+
+
+# What training itself measures of every student.
+OF_TRAINING: dict[str, Metric] = {
+    "loss": Metric("loss"),
+    "kl": Metric("KL to the teacher"),
+    "cosine": Metric("cosine to the teacher's update", zero=True),
+    "agreement": Metric("agreement with the teacher"),
+}
