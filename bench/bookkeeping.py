@@ -55,13 +55,13 @@ def _curves(rng: Any, world: Any, stage: str, lanes: int) -> Any:
     """The metrics that a stage of the toy language records."""
     import numpy as np
 
-    from subl_jax.results import tables
+    from subl_jax.engine import records
 
     record = {"loss": rng.random((lanes, POINTS), np.float32)}
     record["trait"] = rng.random((lanes, POINTS, len(world.traits)), np.float32)
     if stage == "distil":
         record |= {name: rng.random((lanes, POINTS), np.float32) for name in ("kl", "agreement", "cosine")}
-    return tables.named_metrics(world, record)
+    return records.named_metrics(world, record)
 
 
 def keep_books(workdir: str, count: int) -> Data:

@@ -22,17 +22,17 @@ from etils import epath
 from subl_jax import specs
 from subl_jax.engine import lanes, layouts
 from subl_jax.engine.checkpoint import Checkpoints, interrupted
+from subl_jax.engine.delivery import Delivery
+from subl_jax.engine.observers import Display, Tracker
 from subl_jax.engine.plan import Group, Plan, droppable, inputs, make_plan
+from subl_jax.engine.records import named_metrics
 from subl_jax.engine.settings import Settings
 from subl_jax.engine.writer import Writer
 from subl_jax.errors import OutOfMemory, PeerLost, Preempted, StorageError
-from subl_jax.results import tables
 from subl_jax.runtime import ceiling, cluster, memory
 from subl_jax.stages import collecting, draws, input_shapes
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Row, Store
-from subl_jax.tracking.terminal import Progress
-from subl_jax.tracking.wandb_runs import RunInfo, SweepRun, Tracker
 
 # Any machine does more than this; groups that are short even so are not worth timing.
 _FLOPS_A_SECOND_AT_LEAST = 2e10
@@ -101,15 +101,14 @@ class Engine:
         store: Store,
         settings: Settings,
         tracker: Tracker,
-        progress: Progress,
+        progress: Display,
         preempted: Callable[[], bool] = lambda: False,
         profile: pathlib.Path | None = None,
     ) -> None:
         self._workdir = workdir
-        self._sweep = sweep
         self._store = store
         self._settings = settings
-        self._tracker = tracker
+        self._delivery = Delivery(tracker, sweep, store)
         self._progress = progress
         self._preempted = preempted
         self._peers = cluster.peers()
@@ -120,7 +119,6 @@ class Engine:
         self._fresh: dict[str, Row] = {}
         self._stored: Callable[[], None] | None = None  # what is done once that batch is stored
         self._programs: dict[tuple[str, lanes.Layout], lanes.Program] = {}
-        self._runs: dict[str, list[specs.Student]] = {}
         self._paces: dict[tuple[str, lanes.Layout], _Pace] = {}  # of programs
         self._most: dict[str, lanes.Layout] = {}  # of forms that memory was too small for: the largest to try
         self._profile = profile
@@ -133,15 +131,14 @@ class Engine:
           Preempted: `preempted` said so; what finished is stored, and what ran is saved.
           StorageError: results could not be written; what was stored before is kept.
         """
-        for student in plan.students:
-            self._runs.setdefault(student.key, []).append(student)
+        self._delivery.expect(plan.students)
         if self._peers.leads:
-            self._deliver(list(plan.reused.values()))
+            self._delivery.stored(list(plan.reused.values()))
         self._droppable = droppable(plan, self._settings.keep)
         self._left = collections.Counter(
             parent.key for group in plan.groups for node in group.nodes for parent in inputs(node)
         )
-        record = SweepRun(self._tracker, self._sweep, self._settings) if self._peers.leads and plan.groups else None
+        record = self._delivery.sweep(self._settings) if self._peers.leads and plan.groups else None
         if elsewhere is not None:
             timings = elsewhere(plan.groups, self._finished, lambda timing: record.add(dataclasses.asdict(timing)))
         else:
@@ -208,7 +205,7 @@ class Engine:
             rows = list(lost.values())
             self._share(lambda: self._store.put(group.stage.name, rows) if self._peers.leads else None)
             if self._peers.leads:
-                self._deliver([node for node in group.nodes if node.key in lost])
+                self._delivery.stored([node for node in group.nodes if node.key in lost])
         layout = self._default_layout(max(len(alive), 1), group.form)
         self._progress.begin(group.stage.name, len(group.nodes), work(group) * len(alive), str(layout))
         if not alive:
@@ -366,7 +363,7 @@ class Engine:
 
     def _finished(self, nodes: Sequence[specs.Node]) -> None:
         """Another machine has stored these nodes."""
-        self._deliver(nodes)
+        self._delivery.stored(nodes)
         self._let_go(nodes)
 
     def _let_go(self, nodes: Sequence[specs.Node]) -> None:
@@ -458,43 +455,6 @@ class Engine:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *inputs)
         return program.put(np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), stacked)
 
-    # --- tracking ---
-
-    def _deliver(self, nodes: Sequence[specs.Node]) -> None:
-        """Sends the whole curves of stored students that the tracker has not had yet."""
-        for node in nodes:
-            for student in self._runs.get(node.key, ()):
-                run_id = specs.run_id(student)
-                if run_id not in self._tracker.delivered():
-                    self._tracker.start(run_info(self._sweep, student))
-                    steps, curves = self._store.curves(node.key)
-                    if curves:
-                        self._tracker.log(run_id, steps.tolist(), curves)
-                    self._finish_run(student)
-
-    def _finish_run(self, student: specs.Student) -> None:
-        row = self._store.row(student.key)
-        _, curves = self._store.curves(student.key)
-        last = {name: float(values[-1]) for name, values in curves.items()}
-        target = curves.get(f"trait/{specs.trait_of(student)}")
-        ends = {} if target is None else {"target_start": float(target[0]), "target_end": float(target[-1])}
-        summary = {**last, **ends, "status": row.status}
-        self._tracker.finish(specs.run_id(student), summary, exit_code=0 if row.status == "ok" else 1)
-
-
-def run_info(sweep: str, student: specs.Student) -> RunInfo:
-    """A student as its tracker sees it."""
-    arm, trait = specs.arm_of(student), specs.trait_of(student)
-    config: dict[str, Any] = {"arm": arm, "trait": trait, "key": student.key}
-    for name, value in specs.lineage(student).items():
-        *path, last = name.split(".")
-        place = config
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    name = f"{arm}-{trait}-base{specs.origin(student.start).seed}-{student.seed}"
-    return RunInfo(specs.run_id(student), name, sweep, arm, student.world.name, trait, config)
-
 
 def work(group: Group) -> int:
     """What a lane of the group has to do: training steps, or samples to be kept."""
@@ -525,7 +485,7 @@ class _Batch:
         self.earlier: int | None = None  # work that an earlier run has done, once it is known
         self._shown = 0  # work that the display has been told of
         self._full: str | None = None  # how a device ran out of memory
-        self._live = [node for node in nodes if node.key in engine._runs]
+        self._tracked = engine._delivery.watched(nodes)
 
     @property
     def _writes(self) -> bool:
@@ -569,10 +529,7 @@ class _Batch:
     def _run(self) -> None:
         engine, program = self._engine, self._program
         if self._peers.leads:
-            for node in self._live:
-                for student in engine._runs[node.key]:
-                    if specs.run_id(student) not in engine._tracker.delivered():
-                        engine._tracker.start(run_info(engine._sweep, student))
+            engine._delivery.start(self._nodes)
 
         def put() -> Tree:
             with self._noticing():
@@ -703,7 +660,7 @@ class _Batch:
         """What all processes are to do next; the leading one shows and tracks the rounds taken since the last time."""
         engine, before = self._engine, self._told
         self._told = len(self._history)
-        news = self._history[before:] if self._live else []
+        news = self._history[before:] if self._tracked else []
         said = self._peers.gather(
             {
                 "preempted": engine._preempted(),
@@ -744,13 +701,8 @@ class _Batch:
 
     def _log_round(self, i: int, record: Record) -> None:
         step = sum(self._rounds[: i + 1])
-        named = tables.named_metrics(self._nodes[0].world, record)
-        delivered = self._engine._tracker.delivered()
-        for lane, node in enumerate(self._nodes):
-            for student in self._engine._runs.get(node.key, ()):
-                if specs.run_id(student) not in delivered:
-                    row = {name: values[lane : lane + 1] for name, values in named.items()}
-                    self._engine._tracker.log(specs.run_id(student), [step], row)
+        named = named_metrics(self._nodes[0].world, record)
+        self._engine._delivery.log(self._nodes, step, named)
 
     # --- checkpoints ---
 
@@ -790,7 +742,8 @@ class _Batch:
         self.spared = sum(each["spared"] for each in said)
 
         def stored() -> None:
-            self._finish_runs()
+            if self._peers.leads:
+                engine._delivery.finish(self._nodes)
             if "_checkpoints" in vars(self) and self._peers.leads:
                 # What cannot be removed now is at the end of the sweep.
                 with contextlib.suppress(Exception):  # an object store's client raises errors of its own kind
@@ -807,14 +760,6 @@ class _Batch:
         begun = self.earlier // len(self._nodes)
         return int((sum(self._rounds) - np.maximum(taken, begun)).sum())
 
-    def _finish_runs(self) -> None:
-        engine = self._engine
-        if self._peers.leads:
-            for node in self._live:
-                for student in engine._runs[node.key]:
-                    if specs.run_id(student) not in engine._tracker.delivered():
-                        engine._finish_run(student)
-
     def _put(self, state: Tree) -> tuple[list[Row], Callable[[], dict[str, Any]]]:
         """Brings the results to the host; gives their rows and what writes them."""
         stage, engine, count = self._group.stage, self._engine, len(self._own)
@@ -830,7 +775,7 @@ class _Batch:
             tree = jax.tree.map(lambda x: x[:count], lanes.own_rows(stage.artefact(state)))
             self.waited += time.perf_counter() - began
             stacked = {name: np.stack([r[name][:count] for r in self._history], axis=1) for name in self._history[0]}
-            curves = tables.named_metrics(self._nodes[0].world, stacked)
+            curves = named_metrics(self._nodes[0].world, stacked)
             steps = np.cumsum(self._rounds)
         rows = []
         for lane, node in enumerate(self._own):

@@ -24,10 +24,10 @@ from typing import Any, Self
 
 import jax
 from etils import epath
-from rich.console import Console
 
 from subl_jax import __version__, specs
 from subl_jax.engine import lanes
+from subl_jax.engine.observers import Display, NoDisplay, NoTracker
 from subl_jax.engine.plan import Group, inputs
 from subl_jax.engine.runner import Engine, GroupTiming, preemption_notice, work
 from subl_jax.engine.settings import Settings
@@ -38,8 +38,6 @@ from subl_jax.runtime import cluster, devices
 from subl_jax.stages import stage_of
 from subl_jax.storage.atomic import is_local
 from subl_jax.storage.store import Store, batch_id
-from subl_jax.tracking.terminal import Progress
-from subl_jax.tracking.wandb_runs import NoTracker
 
 # A batch moves to another machine this often before the sweep gives up: spot machines come and go, and a batch whose
 # program itself kills its machines must end some day.
@@ -181,7 +179,7 @@ class Cluster:
         workdir: epath.Path,
         settings: Settings,
         store: Store,
-        progress: Progress,
+        progress: Display,
         preempted: Callable[[], bool],
     ) -> list[GroupTiming]:
         """Computes `groups`, in the order they come in.
@@ -489,11 +487,11 @@ def _worker(workdir: str, settings: Settings) -> "_Worker":
 class _Worker:
     def __init__(self, workdir: str, settings: Settings) -> None:
         devices.prepare()
-        self._progress = _Quiet()
-        self._store = Store(workdir, warn=self._progress.warn, shared=True)
+        self._display = NoDisplay()
+        self._store = Store(workdir, warn=self._display.warn, shared=True)
         self._preempted: Callable[[], bool] = lambda: False
         self._engine = Engine(
-            epath.Path(workdir), "", self._store, settings, NoTracker(), self._progress, lambda: self._preempted()
+            epath.Path(workdir), "", self._store, settings, NoTracker(), self._display, lambda: self._preempted()
         )
 
     def compute(self, task: _Task, preempted: Callable[[], bool]) -> _Done:
@@ -521,23 +519,8 @@ class _Worker:
                     ]
                 )
             ),
-            warnings=self._progress.taken(),
+            warnings=self._display.warnings(),
         )
-
-
-class _Quiet(Progress):
-    """Shows nothing, and keeps its warnings for the driver."""
-
-    def __init__(self) -> None:
-        super().__init__(Console(quiet=True), plain=True)
-        self._warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self._warnings.append(text)
-
-    def taken(self) -> list[str]:
-        taken, self._warnings = self._warnings, []
-        return taken
 
 
 def _import(sources: Mapping[str, str]) -> None:

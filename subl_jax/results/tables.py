@@ -10,18 +10,6 @@ from subl_jax import specs
 from subl_jax.storage.store import Store
 
 
-def named_metrics(world: specs.World, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A record with one entry per number: `trait` of shape (…, traits) becomes `trait/<name>` of shape (…) each."""
-    named: dict[str, np.ndarray] = {}
-    for metric, values in record.items():
-        names = world.labels.get(metric)
-        if names is None:
-            named[metric] = values
-        else:
-            named.update({f"{metric}/{name}": values[..., i] for i, name in enumerate(names)})
-    return named
-
-
 def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
     """One row per student: identity, arm, trait, lineage, how it ended, and P(trait) before and after."""
     named = specs.named(students)

@@ -5,7 +5,6 @@ A fault of the tracker never stops or slows a sweep.
 
 import atexit
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import os
@@ -15,13 +14,12 @@ import shlex
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from subl_jax.engine.settings import Settings
+from subl_jax.engine.observers import NoTracker, RunInfo, Tracker
 from subl_jax.errors import InputError
 
 STEP = "student/step"
@@ -38,81 +36,6 @@ _MODES = {
     "dryrun": "offline",
     "disabled": "disabled",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RunInfo:
-    """One student as a run. `sweep` becomes the W&B group, `arm` its job type, `config` its whole lineage (nested)."""
-
-    run_id: str
-    name: str
-    sweep: str
-    arm: str
-    world: str
-    trait: str | None
-    config: dict[str, Any]
-
-
-class Tracker(Protocol):
-    """Where curves are shown beside the files of the results contract. No method blocks or raises."""
-
-    def start(self, run: RunInfo) -> None:
-        """Opens a run; many may be open at once."""
-
-    def log(self, run_id: str, steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> None:
-        """Adds rows to a curve. Each metric: (len(steps),) float on the host; a NaN is left out of its row."""
-
-    def finish(self, run_id: str, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
-        """Closes a run with its final numbers; exit code 0 means that the student is ok."""
-
-    def delivered(self) -> frozenset[str]:
-        """The run ids that were finished, by this process or an earlier one on the same workdir."""
-
-    def close(self) -> list[str]:
-        """Waits a limited time for what is still queued. Returns the lines to show at the end of the sweep."""
-
-
-class SweepRun:
-    """The sweep itself as a run: what each group took, a row each, and the sums."""
-
-    def __init__(self, tracker: Tracker, sweep: str, settings: Settings) -> None:
-        self._tracker = tracker
-        self._id = f"sweep-{uuid.uuid4().hex[:12]}"
-        self._count = 0
-        self._sums: dict[str, float] = {}
-        config = {"settings": dataclasses.asdict(settings)}
-        tracker.start(RunInfo(self._id, f"{sweep}: groups", sweep, "sweep", "", None, config))
-
-    def add(self, timing: Mapping[str, float | str]) -> None:
-        """timing: of a group, as in sweep.json."""
-        numbers = {name: float(value) for name, value in timing.items() if not isinstance(value, str)}
-        rows = {f"{timing['stage']}/{name}": np.asarray([value]) for name, value in numbers.items()}
-        self._tracker.log(self._id, [self._count], rows)
-        self._count += 1
-        for name in ("lanes", "lane_steps", "compile_seconds", "run_seconds"):
-            self._sums[name] = self._sums.get(name, 0.0) + numbers[name]
-
-    def finish(self) -> None:
-        self._tracker.finish(self._id, self._sums)
-
-
-class NoTracker:
-    """Tracks nothing."""
-
-    def start(self, run: RunInfo) -> None:
-        pass
-
-    def log(self, run_id: str, steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> None:
-        pass
-
-    def finish(self, run_id: str, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
-        pass
-
-    def delivered(self) -> frozenset[str]:
-        return frozenset()
-
-    def close(self) -> list[str]:
-        return []
 
 
 def make_tracker(
@@ -191,7 +114,7 @@ class _Ledger:
             self._ids.add(run_id)
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Hands every call to one background thread, the only place that touches the W&B client.
 
     A run that meets a fault goes quiet, and so does all tracking when the client cannot start at all; the first

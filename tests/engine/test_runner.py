@@ -23,15 +23,16 @@ from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
 from subl_jax import specs, stages
 from subl_jax.engine import lanes, runner
+from subl_jax.engine.delivery import run_info
 from subl_jax.engine.lanes import Layout
+from subl_jax.engine.observers import NoTracker
 from subl_jax.engine.plan import make_plan
-from subl_jax.engine.runner import Engine, plan_of, preemption_notice, run_info
+from subl_jax.engine.runner import Engine, plan_of, preemption_notice
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
 from subl_jax.stages import collecting
 from subl_jax.storage.store import Store
 from subl_jax.tracking.terminal import Progress
-from subl_jax.tracking.wandb_runs import NoTracker
 
 ALONE = {"devices": 1, "lanes_a_batch": 1}
 DEFAULT = {"width": 0}  # what the engine chooses for this machine
@@ -414,7 +415,7 @@ def _rounds_run(monkeypatch):
 
 def _shown(monkeypatch):
     """[stage, work, work shown as done] of each group."""
-    shown, begin, advance = [], runner.Progress.begin, runner.Progress.advance
+    shown, begin, advance = [], Progress.begin, Progress.advance
 
     def begun(progress, stage, count, work, layout):
         shown.append([stage, work, 0])
@@ -424,8 +425,8 @@ def _shown(monkeypatch):
         shown[-1][2] += work
         advance(progress, work, restored)
 
-    monkeypatch.setattr(runner.Progress, "begin", begun)
-    monkeypatch.setattr(runner.Progress, "advance", advanced)
+    monkeypatch.setattr(Progress, "begin", begun)
+    monkeypatch.setattr(Progress, "advance", advanced)
     return shown
 
 

@@ -35,15 +35,6 @@ def fake(tmp_path):
     return Fake(tmp_path)
 
 
-def test_vector_metrics_get_one_name_per_entry():
-    traits = np.arange(2 * 3 * len(WORLD.traits)).reshape(2, 3, -1)
-    named = tables.named_metrics(WORLD, {"loss": np.ones((2, 3)), "trait": traits, "rate": traits + 1})
-    assert named.keys() == {"loss", *(f"{m}/{t}" for m in ("trait", "rate") for t in WORLD.traits)}
-    np.testing.assert_array_equal(named["trait/cat"], traits[..., 1])
-    np.testing.assert_array_equal(named["rate/oak"], traits[..., len(WORLD.animals)] + 1)
-    assert named["loss"].shape == named["trait/owl"].shape == (2, 3)
-
-
 def test_a_run_is_its_identity_its_lineage_and_its_ends(fake):
     made = student(base(4), dataset(teacher(base(3), "fox")), seed=2)
     fake.students([made], {"trait/fox": [[0.1, 0.2, 0.3]], "trait/owl": [[0.5, 0.5, 0.5]], "loss": [[3, 2, 1]]})

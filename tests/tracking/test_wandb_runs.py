@@ -12,11 +12,10 @@ import types
 import numpy as np
 import pytest
 
+from subl_jax.engine.observers import NoTracker, RunInfo
 from subl_jax.errors import InputError
 from subl_jax.tracking import wandb_runs
 from subl_jax.tracking.wandb_runs import (
-    NoTracker,
-    RunInfo,
     WandbTracker,
     _Ledger,
     local_folder,
@@ -168,7 +167,8 @@ def test_the_process_ends_though_the_client_stands_still(tmp_path):
     script = textwrap.dedent(
         """
         import pathlib, signal, sys, time
-        from subl_jax.tracking import RunInfo, WandbTracker
+        from subl_jax.engine.observers import RunInfo
+        from subl_jax.tracking.wandb_runs import WandbTracker
 
         folder = pathlib.Path(sys.argv[1])
         tracker = WandbTracker(project="subl", entity=None, folder=folder, warn=print, drain_seconds=1.0)
