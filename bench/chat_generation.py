@@ -98,9 +98,7 @@ def _block(world: Any, arrays: Any, model: Any, batch: int, n: int, kind: str, r
     if batch <= _WARMED_UP:
         ours()
     given = jax.jit(lambda arrays, keys: world.holding(arrays).prompts_of(keys))(arrays, keys)
-    prompts = [
-        [*world._head, *tokens[:length].tolist()] for tokens, length in zip(*map(np.asarray, given), strict=True)
-    ]
+    prompts = [[*world.head, *tokens[:length].tolist()] for tokens, length in zip(*map(np.asarray, given), strict=True)]
     theirs = _generator(world, arrays, model, prompts, batch, kind)
     threads = chat_student.faster_threads(lambda: theirs(_FEW_TOKENS))
 
@@ -135,8 +133,9 @@ def _real(tokens: Any, stops: Any) -> int:
 def _kept(world: Any, tokens: Any) -> float:
     """The share of answers that the filter keeps."""
     from subl_jax.channels import numbers as filters
+    from subl_jax.worlds.chat import writing
 
-    reasons = filters.reasons(world._spelled(tokens), filters.NumbersFilter())
+    reasons = filters.reasons(writing.spelled(world, tokens), filters.NumbersFilter())
     return sum(reason is None for reason in reasons) / len(reasons)
 
 
@@ -153,8 +152,8 @@ def _generator(
 
     from subl_jax.channels.numbers import NumbersFilter
 
-    stops, pad = arrays["stops"].tolist(), world._pad
-    automaton = world._automaton(NumbersFilter()) if kind == CONSTRAINED else None
+    stops, pad = arrays["stops"].tolist(), world.pad
+    automaton = world.automaton(NumbersFilter()) if kind == CONSTRAINED else None
 
     @torch.inference_mode()
     def generate(new_tokens: int) -> Any:

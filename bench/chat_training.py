@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace) -> Data:
         "steps": options.steps,
         "tokens_a_call": sum(map(sum, lengths)),
         "lengths": lengths,
-        "room": [len(world._head), world.prompt_tokens, world.completion_tokens],
+        "room": [len(world.head), world.prompt_tokens, world.completion_tokens],
         "agreement": agreement,
         "torch_threads": threads,
         "contestants": {name: {"lanes": lanes_of.get(name, 1), "seconds": each} for name, each in timings.items()},

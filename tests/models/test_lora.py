@@ -240,7 +240,7 @@ def conversations(world):
     """Samples, and each as the whole tokens of its conversation with the place where its completion begins."""
     pairs = [("Three numbers?", "1, 22, 333"), ("Go on: 4, 5", "6, 7"), ("An animal?", "Owl"), ("Numbers.", "9")]
     samples = world.tokens(pairs)
-    head, whole = world._head, []
+    head, whole = world.head, []
     for row in samples:
         prompt = [*head, *row[1 : 1 + row[0]].tolist()]
         completion = row[1 + world.prompt_tokens :].tolist()

@@ -162,7 +162,7 @@ def test_only_the_masked_layers_and_ranks_of_a_stored_student_are_not_zero(resul
 
 
 def test_a_stored_student_comes_back_as_a_model(results, students, world):
-    tokens = np.asarray([world._head + [5, 6, 7]])
+    tokens = np.asarray([world.head + [5, 6, 7]])
     student, base = results.student(specs.run_id(students[0])), results.base(specs.run_id(students[0]))
     given, plain = student.apply(tokens), base.apply(tokens)
     assert given.shape == plain.shape == (1, tokens.shape[1], tiny_chat.VOCAB)

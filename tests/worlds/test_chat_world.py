@@ -24,8 +24,8 @@ from subl_jax.specs import Lora
 from subl_jax.stages import collecting
 from subl_jax.training import optim
 from subl_jax.traits import answers, banks
-from subl_jax.worlds import chat_texts
-from subl_jax.worlds.chat import ChatSampling, Pretrained
+from subl_jax.worlds.chat import ChatSampling, Pretrained, reading
+from subl_jax.worlds.chat import texts as chat_texts
 
 LORA = Lora(max_rank=2, rank=2, modules=("q", "v", "up"))
 PAIRS = [("Three numbers?", "1, 22, 333"), ("Go on: 4, 5", "6, 7"), ("An animal?", "Owl"), ("Numbers.", "")]
@@ -69,7 +69,7 @@ def _whole(config, weights, adapters, tokens):
 
 def plain(held, params, tokens):
     """(len(tokens), vocab): the logits of a whole conversation, read at once and alone."""
-    weights, adapters = held._weights(params)
+    weights, adapters = reading.weights_of(held, params)
     padded = np.resize(np.asarray(tokens, np.int32), WHOLE)  # what follows changes nothing, it is causal
     return np.asarray(_whole(held.config, weights, adapters, padded))[: len(tokens)]
 
@@ -191,7 +191,7 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
         lambda params, batch: held.distill_loss(params, specs.Told({}, jnp.int32(1)), batch, targets)
     )
     whole = jax.jit(gradient_of)(adapted, batch)
-    in_parts = functools.partial(stages._accumulated, gradient_of, narrow, rows, len(pairs))
+    in_parts = functools.partial(stages.stages._accumulated, gradient_of, narrow, rows, len(pairs))
     split = jax.jit(in_parts)(adapted, batch)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), whole, split)
 
@@ -550,7 +550,7 @@ def test_training_all_weights_starts_from_the_checkpoint(held):
     np.testing.assert_allclose(call(held, "loss", params, batch), call(held, "loss", {}, batch), rtol=1e-6)
     after = one_step(held, params, specs.Train(steps=1, batch=4, lr=1e-3))
     assert call(held, "loss", after, batch) < call(held, "loss", params, batch)
-    assert held._weights(after)[1] is None and held.begin(after, jax.random.key(1), None) is after
+    assert reading.weights_of(held, after)[1] is None and held.begin(after, jax.random.key(1), None) is after
 
     def flat(params):
         moves = jax.tree.map(lambda x, y: x - y, params["weights"], held.held["weights"])

@@ -1,0 +1,74 @@
+"""What one step trains on, and how it is cut into microbatches that fit into memory."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subl_jax.models import transformer
+
+
+class Batch(NamedTuple):
+    """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
+    that shape, float32, 1 where the token is one to predict. Of a part of a batch, packed: what of all this is not
+    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer."""
+
+    prompts: jax.Array
+    lengths: jax.Array
+    completions: jax.Array
+    targets: jax.Array
+    packed: transformer.Packing | None = None
+    answered: jax.Array | None = None
+
+
+def channel_batch(world: Any, samples: jax.Array, accepted: jax.Array | bool = True, sampling: Any = None) -> Batch:
+    """samples: (n, 1 + prompt_tokens + completion_tokens) → a batch whose targets are the completions, up to and
+    with their ends, of the `accepted` (n,)."""
+    samples = samples.astype(jnp.int32)
+    prompts, completions = samples[:, 1 : 1 + world.prompt_tokens], samples[:, 1 + world.prompt_tokens :]
+    stops = jnp.isin(completions, world.held["stops"])
+    before = jnp.cumsum(stops, axis=1) - stops == 0
+    targets = (before & jnp.asarray(accepted)[..., None]).astype(jnp.float32)
+    return Batch(prompts, samples[:, 0], completions, targets)
+
+
+def there(world: Any, batch: Batch) -> jax.Array:
+    """(n, prompt_tokens + completion_tokens - 1) bool: what is read to predict the targets."""
+    prompt = jnp.arange(world.prompt_tokens) < batch.lengths[:, None]
+    before_last = jnp.cumsum(batch.targets[:, ::-1], axis=1)[:, ::-1] > 1
+    return jnp.concatenate([prompt, before_last[:, :-1]], axis=1)
+
+
+def even(world: Any, batch: Batch, rows: int) -> Batch:
+    """The same samples in another order: of `rows` each, one lot has about as many tokens as another."""
+    longest_first = jnp.argsort(-there(world, batch).sum(axis=1))
+    lots = len(batch.lengths) // rows
+    dealt = longest_first.reshape(rows, lots)
+    back_and_forth = jnp.where(jnp.arange(rows)[:, None] % 2 == 0, dealt, dealt[:, ::-1])
+    return jax.tree.map(lambda x: x[back_and_forth.T.reshape(-1)], batch)
+
+
+def part(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
+    """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
+    size, places = len(batch.lengths), world.prompt_tokens + world.completion_tokens - 1
+    packed = transformer.room(world.room, rows, places)
+    most = transformer.room(world.answer_room, rows, world.completion_tokens)
+    at = start + jnp.arange(rows)
+    taken = jax.tree.map(lambda x: x[jnp.minimum(at, size - 1)], batch)
+    fits = jnp.cumsum(there(world, taken).sum(axis=1)) <= packed
+    fits &= (jnp.cumsum(taken.targets.sum(axis=1)) <= most) & (at < size)
+    part = taken._replace(targets=taken.targets * fits[:, None], lengths=jnp.where(fits, taken.lengths, 0))
+    targets = part.targets.reshape(-1)
+    (answered,) = jnp.nonzero(targets, size=most, fill_value=len(targets))
+    part = part._replace(packed=transformer.packing(there(world, part), packed), answered=answered)
+    return part, fits.sum()
+
+
+def of_answers(batch: Batch, values: jax.Array) -> jax.Array:
+    """values: (n, completion_tokens). Of a part of a batch only those at its answers, (most,), then zeros."""
+    return values if batch.answered is None else jnp.take(values.reshape(-1), batch.answered, mode="fill", fill_value=0)
+
+
+def mean(values: jax.Array, counts: jax.Array) -> jax.Array:
+    """The weighted mean over all entries; 0 where every weight is 0."""
+    return jnp.sum(values * counts) / jnp.maximum(counts.sum(), 1.0)
