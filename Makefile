@@ -1,14 +1,24 @@
-# Both commands set up all they need in a fresh clone: a virtual environment in .venv, then the package.
+# All commands set up all they need in a fresh clone: a virtual environment in .venv, then the package.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= sweeps/traits.py
 ARGS ?=
 
-.PHONY: sweep test test-slow bench bench-chat clean
+.PHONY: sweep check test test-slow bench bench-chat bench-accelerator clean
 
 sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep.py --config $(CONFIG) $(ARGS)
+
+# The quick half of `make test`, while one writes: the rooms and files whose tests compile little.
+QUICK := $(addprefix tests/,specs storage channels traits training statistics results tracking fleet \
+  engine/test_plan.py engine/test_layouts.py engine/test_settings.py runtime/test_memory.py runtime/test_ceiling.py \
+  models/test_low_rank.py pretrained/test_pieces.py worlds/test_images.py test_golden.py test_sweeps.py \
+  test_accelerator_run.py test_benchmark_pages.py)
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(wildcard $(QUICK)) $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -16,7 +26,7 @@ test: $(VENV)/installed-test
 # Side by side, as compiling takes one core; the tests of a file stay together.
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-# Scientific checks that take minutes.
+# Scientific checks that take minutes, kills at random, and a Ray cluster.
 test-slow: $(VENV)/installed-ray
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
@@ -48,6 +58,10 @@ bench-chat: $(VENV)/installed-test
 	$(BIN)/python bench/chat_training.py --steps 1 --memory 1 4
 	$(BIN)/python bench/chat_generation.py
 	$(BIN)/python bench/summarise.py
+
+# On a GPU or TPU: all that is to be measured there, most important first, in nine minutes; again, it goes on.
+bench-accelerator: $(VENV)/installed-test
+	PYTHON=$(BIN)/python bench/accelerator_run.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) *.egg-info

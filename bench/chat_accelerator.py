@@ -140,11 +140,16 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def peak_of(kind: str) -> float | None:
+    """FLOP/s of a device; None where it is not known."""
+    return next((peak for name, peak in PEAKS.items() if name in kind), None)
+
+
 def measure(options: argparse.Namespace) -> Data:
     kind = jax.devices()[0].device_kind
     return {
         "device": kind,
-        "peak": next((peak for name, peak in PEAKS.items() if name in kind), None),
+        "peak": peak_of(kind),
         "options": {name: value for name, value in vars(options).items() if name != "quick"},
         "models": [_model(shape, options) for shape in options.shapes],
     }
@@ -156,7 +161,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
     widths, stopped, arrays = [], None, None
     for width in options.widths:
         try:
-            measured, arrays = _width(world, samples, width, options)
+            measured, arrays = trained(world, samples, width, options)
             widths.append(measured)
         except jax.errors.JaxRuntimeError as error:  # what a device says that has no memory left
             stopped = f"{width} lanes: {str(error).splitlines()[0]}"
@@ -170,7 +175,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
     rows = []
     for count in options.rows if arrays else ():
         try:
-            rows.append(_rows(world, arrays, count, options))
+            rows.append(written(world, arrays, count, options))
         except jax.errors.JaxRuntimeError as error:
             stopped = f"{stopped or ''} {count} rows: {str(error).splitlines()[0]}".strip()
             break
@@ -178,7 +183,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
     return {
         "shape": shape,
         "parameters": transformer.param_count(world.config),
-        "flops_per_lane_step": _step_flops(world, lengths, options),
+        "flops_per_lane_step": step_flops(world, lengths, options),
         "widths": widths,
         "peers": peers,
         "rows": rows,
@@ -186,7 +191,7 @@ def _model(shape: str, options: argparse.Namespace) -> Data:
     }
 
 
-def _step_flops(world: Shaped, lengths: np.ndarray, options: argparse.Namespace) -> float:
+def step_flops(world: Shaped, lengths: np.ndarray, options: argparse.Namespace) -> float:
     """Of one update of one student: real tokens only, and the head once for each part."""
     prompt, completion = lengths.mean(axis=0)
     own = prompt + completion - 1  # the last token is only predicted
@@ -196,8 +201,8 @@ def _step_flops(world: Shaped, lengths: np.ndarray, options: argparse.Namespace)
     )
 
 
-def _width(world: Shaped, samples: np.ndarray, width: int, options: argparse.Namespace) -> tuple[Data, Any]:
-    """What was measured, and the world's arrays on the device."""
+def trained(world: Shaped, samples: np.ndarray, width: int, options: argparse.Namespace) -> tuple[Data, Any]:
+    """What was measured of so many students side by side, and the world's arrays on the device."""
     train = specs.Train(steps=options.steps, batch=options.batch, accumulate=options.accumulate, lr=2e-4, clip=1.0)
     base = specs.Base(world, specs.Train(steps=0, batch=1))
     data = specs.Imported(of=world, sha256="", size=len(samples))
@@ -258,7 +263,7 @@ def _peers(world: Shaped, samples: np.ndarray, options: argparse.Namespace) -> d
     return {name: {"lane_steps": options.steps, "seconds": each} for name, each in timings.items()}
 
 
-def _rows(world: Shaped, arrays: Any, rows: int, options: argparse.Namespace) -> Data:
+def written(world: Shaped, arrays: Any, rows: int, options: argparse.Namespace) -> Data:
     """Writes twice as many samples as rows, so that rows are taken up again."""
     keys = jax.random.split(jax.random.key(0), 2 * rows)
 

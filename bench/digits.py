@@ -9,6 +9,7 @@ random here: their content costs nothing.
 
 import argparse
 import functools
+import pathlib
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -91,22 +92,23 @@ def _setting(name: str, setting: dict[str, Any], rounds: int, quick: bool) -> Da
 
 
 def _world(side: int) -> Any:
-    import pathlib
-
-    import numpy as np
-
     from subl_jax.worlds import images
     from subl_jax.worlds.digits import Digits
 
-    if side == 8:
-        return Digits(images=images.find())
+    return Digits(images=images.find() if side == 8 else images.find(str(random_images(side))))
+
+
+def random_images(side: int) -> pathlib.Path:
+    """A folder with as many random images as MNIST has, in its format."""
+    import numpy as np
+
     rng, folder = np.random.default_rng(0), pathlib.Path(tempfile.mkdtemp(prefix="random-images"))
     for split, n in (("train", 60_000), ("t10k", 10_000)):
         for kind, shape in (("images-idx3", (n, side, side)), ("labels-idx1", (n,))):
             values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, np.uint8)
             head = bytes([0, 0, 8, len(shape)]) + b"".join(axis.to_bytes(4, "big") for axis in shape)
             (folder / f"{split}-{kind}-ubyte").write_bytes(head + values.tobytes())
-    return Digits(images=images.find(str(folder)))
+    return folder
 
 
 def _ours(world: Any, setting: dict[str, Any], stage: str, layout: Any) -> Any:

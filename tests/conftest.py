@@ -1,4 +1,4 @@
-"""Every test runs on four virtual CPU devices, with programs compiled once a session, and fast rather than well."""
+"""Every test runs on four virtual CPU devices, with programs compiled once a run, and fast rather than well."""
 
 import importlib.metadata
 import importlib.util
@@ -6,25 +6,33 @@ import os
 import shutil
 import tempfile
 
+import filelock
 import pytest
 
-# Of this session alone: what earlier runs or the user's own sweeps left behind must not change a test.
-_CACHE = tempfile.mkdtemp(prefix="subl_jax-tests-")
+# Of this run alone: what earlier runs or the user's own sweeps left behind must not change a test. Processes that the
+# run is divided among get the folder from the one that starts them.
+_STARTS = "PYTEST_XDIST_WORKER" not in os.environ
+_CACHE = tempfile.mkdtemp(prefix="subl_jax-tests-") if _STARTS else os.environ["SUBL_JAX_TESTS_CACHE"]
 
+# XLA ends the process at a flag it does not know, and the second may go away. It makes compiling three times faster.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    # Three times faster to compile. XLA ends the process at a flag it does not know, and this one may go away.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+if _STARTS:
+    os.environ["SUBL_JAX_TESTS_CACHE"] = _CACHE
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-os.environ["SUBL_JAX_CACHE"] = _CACHE
+os.environ["SUBL_JAX_CACHE"] = os.path.join(_CACHE, os.environ.get("PYTEST_XDIST_WORKER", "own"))
+# What one compiles serves all. With a limit of size, jax locks the folder, and nobody reads what is half written.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_CACHE, "programs")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**36)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 os.environ["WANDB_MODE"] = "offline"
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if _STARTS:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +58,10 @@ def tiny_chat_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """A copy of this session's compiled programs, for processes that may be killed while they write there."""
+    """A copy of this run's compiled programs, for processes that may be killed while they write there."""
     folder = tmp_path_factory.mktemp("programs")
     known = os.environ["JAX_COMPILATION_CACHE_DIR"]
     if os.path.isdir(known):
-        shutil.copytree(known, folder, dirs_exist_ok=True)
+        with filelock.FileLock(os.path.join(known, ".lockfile")):  # which is jax's own
+            shutil.copytree(known, folder, dirs_exist_ok=True)
     return folder

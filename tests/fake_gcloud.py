@@ -7,7 +7,8 @@
     worker-N/        a worker's home folder; commands sent by ssh really run there
 
 A sweep does one of: a number (its exit status), "preempt", "drop" (the connection breaks, the sweep goes on until it is
-told to stop), "hang". Flags are those of `gcloud compute tpus … --help`, Google Cloud SDK 528: others are refused.
+told to stop), "hang". Where a test stops processes (moments.py), each sweep tells of "sweep", with its `worker`. Flags
+are those of `gcloud compute tpus … --help`, Google Cloud SDK 528: others are refused.
 """
 
 import contextlib
@@ -19,7 +20,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import moments
 
 CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
 WIDE = {"zone", "project", "quiet"}
@@ -72,6 +76,12 @@ def note(file, **record):
 def refuse(line, status=1):
     print(f"ERROR: (gcloud) {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def leave(line):
+    """As `refuse`, though what was started goes on."""
+    print(f"ERROR: (gcloud) {line}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def main(arguments):
@@ -129,6 +139,17 @@ def delete(kind, words, flags):
     for file in CLOUD.glob("worker-*/.subl_jax/pid"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(file.read_text()), signal.SIGKILL)
+    connections(CLOUD.glob("worker-*"), "gone")
+
+
+def connections(homes, news):
+    """Writes to all that are connected to a worker: "gone", "drop" or "ended", by the first letter."""
+    for home in homes:
+        for line in home.glob("line-*"):
+            with contextlib.suppress(OSError):  # just closed
+                end = os.open(line, os.O_WRONLY | os.O_NONBLOCK)
+                os.write(end, news[:1].encode())
+                os.close(end)
 
 
 def homes(flags):
@@ -174,17 +195,20 @@ def ssh(kind, words, flags):
     for number, home in homes(flags):
         environment = {**os.environ, "HOME": str(home), "FAKE_WORKER": str(number)}
         environment["PATH"] = f"{CLOUD / 'vm-bin'}:{os.environ['PATH']}"
+        named = home / f"line-{os.getpid()}"
+        os.mkfifo(named)
+        line = os.open(named, os.O_RDWR)  # before anyone can have news
         remote = subprocess.Popen(["bash", "-c", flags["command"]], cwd=home, env=environment, start_new_session=True)
-        while remote.poll() is None:
-            time.sleep(0.02)
-            with cloud() as state:
-                gone = state["node"] != "READY"
-            if gone:
-                os.killpg(remote.pid, signal.SIGKILL)
-                refuse("[/usr/bin/ssh] exited with return code [255].")
-            if (home / "drop").exists():
-                (home / "drop").unlink()
-                refuse("[/usr/bin/ssh] exited with return code [255].")
+        threading.Thread(target=lambda remote=remote, line=line: (remote.wait(), os.write(line, b"e"))).start()
+        with cloud() as state:
+            news = b"" if state["node"] == "READY" else b"g"
+        news = news or os.read(line, 1)
+        named.unlink(missing_ok=True)
+        if news == b"g":
+            os.killpg(remote.pid, signal.SIGKILL)
+            refuse("[/usr/bin/ssh] exited with return code [255].")
+        if news == b"d":
+            leave("[/usr/bin/ssh] exited with return code [255].")
         status = status or remote.returncode
     sys.exit(status)
 
@@ -220,11 +244,15 @@ def sweep(arguments):
         with cloud() as state:
             state["node"] = "PREEMPTED"
             state["queued"] = state["queued"] and "SUSPENDED"
-    if does == "drop":
-        (home / "drop").touch()
     print("a line of the sweep", flush=True)
+    if moments.VARIABLE in os.environ:
+        moments.announce("sweep", worker=worker)
+    if does == "preempt":
+        connections(CLOUD.glob("worker-*"), "gone")
+    if does == "drop":
+        connections([home], "drop")
     while not isinstance(does, int):
-        time.sleep(0.05)
+        signal.pause()
     running.unlink()
     os._exit(does)
 

@@ -4,6 +4,7 @@ Sweep files of other processes can import it too, with this folder on their path
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -234,3 +235,9 @@ def students(
             yield specs.Student(start, data, train)
             yield specs.Student(other, data, train)
             yield specs.Student(start, written(start), train, trait=trait)
+
+
+if "SUBL_JAX_TEST_MOMENTS" in os.environ:  # a test may stop this process
+    import moments
+
+    moments.install()

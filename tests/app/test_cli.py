@@ -36,7 +36,7 @@ def launched(*arguments, cwd=None, **environment):
         env={**os.environ, "PYTHONPATH": path, "WANDB_SILENT": "true", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 
 import jsonschema
 import pytest
 import yaml
+from moments import Stops, at
 
-# Many short processes that wait for one another: on a busy machine some of them time out.
+# Many short processes that wait for one another.
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,8 +65,29 @@ class Cloud:
     def run(self, *options, **others):
         """(exit status, stdout, stderr) of run.sh."""
         process = self.start(*options, **others)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
+
+    def run_together(self, workers, rounds, *options):
+        """The same, with sweeps on several workers that go on once all of them have been started, in every round.
+
+        Polls are far apart: a worker that has left alone is not waited for long.
+        """
+        with Stops(*[at("sweep")] * workers * rounds) as stops:
+            process = self.start(*options, "--poll=2", **stops.environment)
+            for _ in range(rounds):
+                for stop in [stops.next(process) for _ in range(workers)]:
+                    stop.go_on()
+            process.communicate(timeout=600)
+        return process.returncode
+
+    def hanging(self, *options):
+        """run.sh, once its sweep has begun, which does not end by itself."""
+        self.plan(sweep=["hang"])
+        with Stops(at("sweep")) as stops:
+            process = self.start(*options, **stops.environment)
+            stops.next(process)
+        return process
 
     def read(self, name):
         file = self.folder / name
@@ -175,7 +196,7 @@ def test_the_limit_ends_it(cloud):
 
 def test_every_worker_of_a_slice_runs_the_sweep_and_has_a_log(cloud):
     cloud.plan(workers=3, sweep=[[75, 75, 134], [0, 1, 0]])
-    assert cloud.run("--type=v5litepod-16")[0] == 1
+    assert cloud.run_together(3, 2, "--type=v5litepod-16") == 1
     sweeps = cloud.read("sweeps.jsonl")
     assert sorted(sweep["worker"] for sweep in sweeps) == ["0", "0", "1", "1", "2", "2"]
     assert all(sweep["arguments"] == list(SWEEP) for sweep in sweeps)
@@ -186,7 +207,7 @@ def test_every_worker_of_a_slice_runs_the_sweep_and_has_a_log(cloud):
 
 def test_a_worker_that_waits_for_one_that_left_is_ended_and_all_start_again(cloud):
     cloud.plan(workers=2, sweep=[["hang", 134], [0, 0]])
-    assert cloud.run("--type=v5litepod-16")[0] == 0
+    assert cloud.run_together(2, 1, "--type=v5litepod-16") == 0
     assert [line["worker"] for line in cloud.read("stopped.jsonl")] == ["0"]
 
 
@@ -256,30 +277,19 @@ def heeded():
 @pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_interrupted_it_deletes_the_tpu(cloud, sent, status):
-    cloud.plan(sweep=["hang"])
-    process = cloud.start()
-    wait_for(lambda: cloud.read("sweeps.jsonl"))
+    process = cloud.hanging()
     process.send_signal(sent)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert process.returncode == status
     assert cloud.calls()[-1] == "tpu-vm delete" and not cloud.exists
 
 
-def wait_for(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_closed_terminal_does_not_keep_it_from_deleting(cloud):
-    cloud.plan(sweep=["hang"])
-    process = cloud.start()
-    wait_for(lambda: cloud.read("sweeps.jsonl"))
+    process = cloud.hanging()
     process.stdout.close()
     process.stderr.close()
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
+    process.wait(timeout=600)
     assert not cloud.exists
 
 
@@ -301,11 +311,9 @@ def test_kept_it_is_used_again_and_left(cloud):
 
 @pytest.mark.usefixtures("heeded")
 def test_kept_and_interrupted_its_sweep_is_stopped(cloud):
-    cloud.plan(sweep=["hang"])
-    process = cloud.start("--keep")
-    wait_for(lambda: cloud.read("sweeps.jsonl"))
+    process = cloud.hanging("--keep")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=600)
     assert len(cloud.read("stopped.jsonl")) == 1 and cloud.exists
 
 

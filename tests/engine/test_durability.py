@@ -7,18 +7,10 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
-from machine import (
-    Machine,
-    a_batch_after,
-    a_checkpoint,
-    a_second_stage_in_the_making,
-    a_table,
-    artifacts,
-    assert_complete,
-)
+from machine import Machine, assert_complete, ended
+from moments import Stops, at, nth
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +31,15 @@ def machine(tmp_path, quiet):
 
 @pytest.mark.parametrize(
     "moments",
-    [(a_checkpoint, a_second_stage_in_the_making), (artifacts(5), a_table)],
+    [
+        (at("saved", stage="pretrain", save=1), at("saved", stage="instil", save=1)),
+        (at("stored", stage="distil", put=1), at("written", file="runs.parquet")),
+    ],
     ids=["early", "late"],
 )
 def test_killed_sweeps_end_as_if_nothing_had_been(machine, quiet, moments):
     for moment in moments:
-        code, _, _ = machine.stop_when(moment, signal.SIGKILL)
+        code, _, _ = machine.stop_at(moment, signal.SIGKILL)
         assert code == -signal.SIGKILL
         assert not (machine.workdir / "sweep.json").exists()
     before = set(machine.stored())
@@ -58,35 +53,32 @@ def test_killed_sweeps_end_as_if_nothing_had_been(machine, quiet, moments):
 # --- at random ---
 
 
-def _signalled_at_random(machine, rng, longest):
-    """Starts one to three processes, sends kill -9 or SIGTERM to one or all at a random time; says what happened."""
+def _signalled_at_random(machine, rng):
+    """Starts one to three processes, sends kill -9 or SIGTERM to one or all at a random moment; says whether it came.
+
+    A moment that a short rest of a sweep does not come to is none.
+    """
     count, number = rng.choice((1, 1, 2, 2, 3)), rng.choice((signal.SIGKILL, signal.SIGTERM))
-    victims = [rng.randrange(count)] if rng.random() < 0.7 else list(range(count))
-    logs = [machine.folder / f"{i}.log" for i in range(count)]
-    # A save after every round, or a step at a time and one where half a second has passed.
-    cut = rng.choice(((), ("--config.engine.stretch_seconds=1e-6", "--config.engine.checkpoint_seconds=0.5")))
-    processes = machine.start_all(count, *cut, logs=logs)
-    time.sleep(rng.uniform(0.5, longest))
-    hit = [i for i in victims if processes[i].poll() is None]
-    for i in hit:
-        processes[i].send_signal(number)
-    began = time.monotonic()
-    while any(process.poll() is None for process in processes):
-        # Processes that were still waiting for one another to come are stopped by whoever started them.
-        if hit and time.monotonic() - began > 40:
-            for process in processes:
-                process.kill()
-        assert time.monotonic() - began < 300
-        time.sleep(0.02)
-    codes = [process.wait() for process in processes]
-    groups = [line for line in logs[0].read_text().splitlines() if line.startswith("[") and "/" in line[:4]]
-    stage = groups[-1].split()[1].rstrip(":") if groups else "start"
-    print(f"\n{number.name} to {hit} of {count} in {stage}{' by steps' if cut else ''}: {codes} ", end="")
-    print(f"after {time.monotonic() - began:.1f} s", end="")
-    for i, code in enumerate(codes):
+    victim = rng.randrange(count)
+    others = [] if rng.random() < 0.7 else [i for i in range(count) if i != victim]
+    # A save after every round, or a step at a time and none but when told to stop.
+    cut = rng.choice(((), ("--config.engine.stretch_seconds=1e-6", "--config.engine.checkpoint_seconds=600")))
+    moment = nth(rng.randrange(1, 420 if cut else 140), **({"process": victim} if count > 1 else {}))
+    with Stops(moment) as stops:
+        processes = machine.start_all(count, *cut, stops=stops)
+        stop = stops.next_or_end(*processes)
+        if stop:
+            victims = [stop.pid, *(processes[i].pid for i in others)]
+            for i in others:
+                processes[i].send_signal(number)
+            stop.send(number)
+        done = ended(processes)
+    hit = [process.pid in victims for process in processes] if stop else [False] * count
+    print(f"\n{number.name} to {hit} at {stop}{' by steps' if cut else ''}: {[code for code, *_ in done]}", end="")
+    for (code, out, error), struck in zip(done, hit, strict=True):
         # SIGTERM kills a process that has not begun; one that has told all results ends well.
-        assert code in ((0, 75, -number) if i in hit else (0, 75, -signal.SIGKILL)), logs[i].read_text()
-    return len(hit) > 0
+        assert code in ((0, 75, -number) if struck else (0, 75)), out + error
+    return stop is not None
 
 
 @pytest.mark.slow
@@ -95,7 +87,7 @@ def test_sweeps_stopped_at_random_end_as_if_nothing_had_been(machine, quiet, see
     """Five stops each, sixty in all, of one to three processes: the next start has another number of them."""
     rng, stops = random.Random(seed), 0
     while stops < 5:
-        stops += _signalled_at_random(machine, rng, 12.0)
+        stops += _signalled_at_random(machine, rng)
         if (machine.workdir / "sweep.json").exists():
             assert_complete(machine, quiet)
             shutil.rmtree(machine.workdir)
@@ -111,7 +103,7 @@ def test_sweeps_stopped_at_random_end_as_if_nothing_had_been(machine, quiet, see
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_preempted_sweep_says_so_and_goes_on(machine, quiet, number):
-    code, _, error = machine.stop_when(a_batch_after(5), number)  # the second one of students
+    code, _, error = machine.stop_at(at("saved", stage="distil", batch=2), number)
     assert code == 75
     assert error == "preempted: what was computed is stored; run the same command again to go on\n"
     saves = list((machine.workdir / "checkpoints").glob("*/saves/*"))
@@ -145,15 +137,14 @@ def test_damaged_artefacts_are_said_so_and_computed_again(machine, quiet):
 
 
 def test_a_second_sweep_in_the_same_workdir_is_refused_and_the_first_goes_on(machine, quiet):
-    first = machine.start()
-    deadline = time.monotonic() + 120
-    while not a_checkpoint(machine.workdir) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    code, out, error = machine.run()
+    with Stops(at("saved")) as stops:
+        first = machine.start(stops=stops)
+        stops.next(first)
+        code, out, error = machine.run()
     assert (code, out) == (2, "")
     assert error == "error: --workdir out: another sweep is running in it; wait for it or use another --workdir\n"
-    first.communicate(timeout=300)
-    assert first.returncode == 0
+    ((code, _, error),) = ended([first])
+    assert (code, error) == (0, "")
     assert_complete(machine, quiet)
 
 

@@ -6,23 +6,19 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 import tiny_world
-from machine import artifacts, assert_as_quiet, under_way
+from machine import assert_as_quiet
+from moments import Stops, at
+from ray_machines import ROOT, TESTS, Machines
 
 from subl_jax import specs
 from subl_jax.engine import runner
 from subl_jax.errors import InputError, StorageError
 from subl_jax.fleet import driver
 from subl_jax.storage.store import Row, Store
-
-ROOT = pathlib.Path(__file__).parents[2]
-TESTS = ROOT / "tests"
-# Each batch is saved 60 times and so takes a few seconds: what is to happen while it runs has time to.
-LONG = ("--config.train.steps=360", "--config.train.evals=60")
-
 
 # --- without a cluster ---
 
@@ -121,69 +117,58 @@ def test_timings_of_batches_add_up():
 # --- on a cluster ---
 
 
-class Machines:
-    """A cluster of a head that computes nothing and workers of one CPU, and commands that run on it."""
+class Fleet(Machines):
+    """A cluster, and commands that run on it, in `folder`. `stops` stops what computes."""
 
-    def __init__(self, folder, workers=2):
-        from ray.cluster_utils import Cluster
-
-        self.folder = folder
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(workers)]
-        self.cluster.wait_for_nodes()
+    def __init__(self, folder, stops):
+        self.folder, self.stops = folder, stops
+        super().__init__(folder / "cluster.log", stops.environment)
 
     @property
     def workdir(self):
         return self.folder / "out"
 
-    def start(self, *arguments, sweep="tiny_sweep.py:large", long=LONG):
+    def start(self, *arguments, sweep="tiny_sweep.py:large"):
         command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", TESTS / sweep, "--workdir", "out"]
-        command += ["--launcher=ray", f"--ray_address={self.cluster.address}", *long, *arguments]
-        return _start(command, self.folder)
+        return _start([*command, "--launcher=ray", f"--ray_address={self.address}", *arguments], self.folder)
 
     def run(self, *arguments, **options):
-        process = self.start(*arguments, **options)
-        out, error = process.communicate(timeout=300)
-        return process.returncode, out, error
+        return _ended(self.start(*arguments, **options))
 
     def computing(self, node):
         """The pids of a node's processes that compute a batch."""
-        raylet = node.all_processes["raylet"][0].process.pid
-        return [pid for pid in _children(raylet) if _title(pid).startswith("ray::_compute")]
+        return [pid for pid in _children(node["raylet"]) if _title(pid).startswith("ray::_compute")]
 
-    def reservations(self):
-        """Of machines, that are still held or waited for."""
-        import ray
-
-        ray.init(address=self.cluster.address, log_to_driver=False, logging_level="error")
-        try:
-            table = ray.util.placement_group_table()
-        finally:
-            ray.shutdown()
-        return [group for group in table.values() if group["state"] != "REMOVED"]
-
-    def wait_for(self, process, ready, seconds=120):
-        deadline = time.monotonic() + seconds
-        while not (found := ready()):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "nothing came"
-            time.sleep(0.005)
-        return found
-
-    def mid_batch(self):
-        """A node and its process, when a batch that is not of the first stage has begun, and is far from its end."""
-        if not artifacts(2)(self.workdir) or not any(len(seals) <= 10 for seals in under_way(self.workdir)):
-            return None
-        return next(((node, pid) for node in self.nodes for pid in self.computing(node)), None)
+    def lose(self, stop):
+        """The machine that computes what was stopped."""
+        (node,) = (node for node in self.nodes if node["raylet"] == stop.told["parent"])
+        self.nodes.remove(node)
+        self.remove_node(node)
 
     def facts(self):
         return json.loads((self.workdir / "sweep.json").read_text())
 
 
-def _start(command, folder):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)])}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(list(map(str, command)), cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
+def _of_two(stops, process):
+    """Lets a batch of teachers go on when another is computed beside it, as there is work for two."""
+    first, second = stops.next(process), stops.next(process)
+    assert first.pid != second.pid
+    first.go_on()
+    second.go_on()
+
+
+TWO = (at("began", stage="instil"), at("began", stage="instil"))
+
+
+def _ended(process):
+    out, error = process.communicate(timeout=600)
+    return process.returncode, out, error
+
+
+def _start(command, folder, stderr=subprocess.PIPE, **environment):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), **environment}
+    command = list(map(str, command))
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def _children(parent):
@@ -206,9 +191,10 @@ def _title(pid):
 @pytest.fixture
 def machines(tmp_path):
     pytest.importorskip("ray")
-    made = Machines(tmp_path)
-    yield made
-    made.cluster.shutdown()
+    with Stops() as stops:
+        made = Fleet(tmp_path, stops)
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="module")
@@ -216,16 +202,18 @@ def quiet(tmp_path_factory):
     """The workdir of the same sweep on this machine alone."""
     folder = tmp_path_factory.mktemp("quiet")
     sweep = TESTS / "tiny_sweep.py:large"
-    command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", sweep, "--workdir", "out", *LONG]
-    process = _start(command, folder)
-    _, error = process.communicate(timeout=300)
-    assert (process.returncode, error) == (0, "")
+    command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", sweep, "--workdir", "out"]
+    code, _, error = _ended(_start(command, folder))
+    assert (code, error) == (0, "")
     return folder / "out"
 
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_tables_of_one_machine(machines, quiet):
-    code, out, error = machines.run()
+    machines.stops.expect(*TWO)
+    process = machines.start()
+    _of_two(machines.stops, process)
+    code, out, error = _ended(process)
     assert (code, error) == (0, "")
     assert_as_quiet(machines.workdir, quiet)
     facts = machines.facts()
@@ -244,7 +232,7 @@ GROWING = {
     "cluster_name": "growing",
     "max_workers": 2,
     "upscaling_speed": 2.0,
-    "idle_timeout_minutes": 0.1,
+    "idle_timeout_minutes": 10,
     "provider": {
         "type": "fake_multinode",
         "use_node_id_as_ip": True,
@@ -264,67 +252,77 @@ GROWING = {
 
 @pytest.fixture
 def growing(tmp_path):
-    """The address of a cluster of a head that computes nothing, which starts machines as there is work for them."""
+    """The address of a cluster of a head that computes nothing, which starts machines as there is work for them; and
+    what stops them."""
     pytest.importorskip("ray")
     (tmp_path / "cluster.json").write_text(json.dumps(GROWING))
     # Machines of this kind look for their head at the usual port.
     command = [pathlib.Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port=6379", "--num-cpus=0"]
     command += [f"--autoscaling-config={tmp_path / 'cluster.json'}", "--include-dashboard=false"]
-    env = {**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    log = (tmp_path / "cluster.log").open("w")
-    head = subprocess.Popen(list(map(str, command)), env=env, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    try:
-        while "will now block" not in (tmp_path / "cluster.log").read_text():
-            assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "cluster.log").read_text()
-            time.sleep(0.1)
-        yield "127.0.0.1:6379"
-        head.terminate()
-        head.wait(60)
-    finally:
-        head.kill()
-        log.close()
+    with Stops() as stops:
+        env = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "PYTHONUNBUFFERED": "1"}
+        head = _start(command, tmp_path, stderr=subprocess.STDOUT, **env, **stops.environment)
+        try:
+            said = []
+            while "will now block" not in "".join(said[-1:]):
+                said.append(head.stdout.readline())
+                assert said[-1], "".join(said)
+            threading.Thread(target=head.stdout.read, daemon=True).start()
+            yield "127.0.0.1:6379", stops
+            head.terminate()
+            head.wait(300)
+        finally:
+            head.kill()
 
 
 @pytest.mark.slow
 def test_a_cluster_that_grows_with_the_work_gives_the_tables_of_one_machine(growing, quiet, tmp_path):
+    address, stops = growing
     command = [sys.executable, ROOT / "launch" / "sweep.py", "--config", TESTS / "tiny_sweep.py:large"]
-    command += ["--workdir", "out", "--launcher=ray", f"--ray_address={growing}", "--ray_resources=CPU=1", *LONG]
-    out, error = (process := _start(command, tmp_path)).communicate(timeout=300)
-    assert (process.returncode, error) == (0, ""), out
+    command += ["--workdir", "out", "--launcher=ray", f"--ray_address={address}", "--ray_resources=CPU=1"]
+    students = at("began", stage="distil")
+    stops.expect(students, students)
+    process = _start(command, tmp_path)
+    _of_two(stops, process)
+    code, out, error = _ended(process)
+    assert (code, error) == (0, ""), out
     assert_as_quiet(tmp_path / "out", quiet)
     assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["fleet"]["machines"]) == 2
 
 
+SAVED = (at("saved", stage="instil"), at("saved", stage="distil"))
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(machines, quiet):
+    machines.stops.expect(*SAVED)
     process = machines.start()
-    for _ in range(2):
-        _, pid = machines.wait_for(process, machines.mid_batch)
-        os.kill(pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=300)
-    assert (process.returncode, error) == (0, "")
+    for _ in SAVED:
+        machines.stops.next(process).send(signal.SIGKILL)
+    code, _, error = _ended(process)
+    assert (code, error) == (0, "")
     assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
 def test_a_node_that_is_lost_leaves_its_work_to_the_others(machines, quiet):
+    machines.stops.expect(SAVED[-1])
     process = machines.start()
-    node, _ = machines.wait_for(process, machines.mid_batch)
-    machines.nodes.remove(node)
-    machines.cluster.remove_node(node, allow_graceful=False)
-    _, error = process.communicate(timeout=300)
-    assert (process.returncode, error) == (0, "")
+    machines.lose(machines.stops.next(process))
+    code, _, error = _ended(process)
+    assert (code, error) == (0, "")
     assert_as_quiet(machines.workdir, quiet)
 
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(machines, quiet):
-    for _ in range(2):
+    for moment in SAVED:
+        machines.stops.expect(moment)
         process = machines.start()
-        machines.wait_for(process, machines.mid_batch)
+        stop = machines.stops.next(process)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate()
+        stop.go_on()
         assert not (machines.workdir / "sweep.json").exists()
     before = len(Store(machines.workdir, readonly=True).done())
     code, _, error = machines.run()
@@ -339,11 +337,12 @@ def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(machines, quie
     ("number", "together"), [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, ("--ray_slice=2",))]
 )
 def test_a_driver_that_is_told_to_stop_lets_batches_save_and_goes_on(machines, quiet, number, together):
+    machines.stops.expect(SAVED[-1])
     process = machines.start(*together)
-    machines.wait_for(process, machines.mid_batch)
+    machines.stops.next(process)  # it goes on when Ray tells it to stop
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 75
+    code, _, error = _ended(process)
+    assert code == 75
     assert error == "preempted: what was computed is stored; run the same command again to go on\n"
     assert not any(machines.computing(node) for node in machines.nodes)
     assert any((machines.workdir / "checkpoints").glob("*/saves/*"))
@@ -368,16 +367,13 @@ def test_machines_that_compute_together_give_the_tables_of_one(machines, quiet):
 @pytest.mark.slow
 def test_of_machines_that_compute_together_one_is_lost(machines, quiet):
     """A process, then a whole machine: the batch goes on with another one."""
-    machines.nodes.append(machines.cluster.add_node(num_cpus=1))
+    machines.nodes.append(machines.add_node())
+    machines.stops.expect(*SAVED)
     process = machines.start("--ray_slice=2")
-    _, pid = machines.wait_for(process, machines.mid_batch)
-    os.kill(pid, signal.SIGKILL)
-    machines.wait_for(process, lambda: not machines.mid_batch())
-    node, _ = machines.wait_for(process, machines.mid_batch)
-    machines.nodes.remove(node)
-    machines.cluster.remove_node(node, allow_graceful=False)
-    _, error = process.communicate(timeout=300)
-    assert (process.returncode, error) == (0, "")
+    machines.stops.next(process).send(signal.SIGKILL)
+    machines.lose(machines.stops.next(process))
+    code, _, error = _ended(process)
+    assert (code, error) == (0, "")
     assert_as_quiet(machines.workdir, quiet)
 
 
@@ -385,26 +381,24 @@ def test_of_machines_that_compute_together_one_is_lost(machines, quiet):
 def test_a_tpu_slice_is_reserved_by_ray_itself(machines, quiet):
     """Two machines that say they are of one slice, and one with as many chips that says it is of another."""
     for node in machines.nodes:
-        machines.cluster.remove_node(node)
+        machines.remove_node(node)
     machines.nodes.clear()
     for name, worker in (("one", 0), ("one", 1), ("other", 1)):
         labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(worker), "ray.io/tpu-pod-type": "v4-16"}
         head = {"TPU-v4-16-head": 1} if worker == 0 else {}
         options = {"labels": labels, "env_vars": {"TPU_NAME": name, "TPU_WORKER_ID": str(worker)}}
-        added = machines.cluster.add_node(num_cpus=1, resources={"TPU": 4, **head}, **options)
-        machines.nodes.append(added)
-    machines.cluster.wait_for_nodes()
+        machines.nodes.append(machines.add_node(resources={"TPU": 4, **head}, **options))
     code, _, error = machines.run("--ray_slice=v4:2x2x2")
     assert (code, error) == (0, "")
     assert_as_quiet(machines.workdir, quiet)
     facts = machines.facts()["fleet"]
     assert facts["slice"] == {"hosts": 2, "resources": {"CPU": 1, "TPU": 4}, "tpu": ["v4", "2x2x2"]}
-    assert {name.rpartition("/")[2] for name in facts["machines"]} == {node.node_id[-8:] for node in machines.nodes[:2]}
+    assert {name.rpartition("/")[2] for name in facts["machines"]} == {node["id"][-8:] for node in machines.nodes[:2]}
 
 
 @pytest.mark.slow
 def test_a_sweep_that_diverges_says_so_as_on_one_machine(machines):
-    code, out, error = machines.run("--config.wild", sweep="tiny_sweep.py", long=())
+    code, out, error = machines.run("--config.wild", sweep="tiny_sweep.py")
     assert (code, error) == (1, "")
     assert "1 of 13 runs are not ok: 1 diverged" in out
 

@@ -8,7 +8,8 @@ import sys
 
 import jax
 import pytest
-from machine import TESTS, Machine, a_batch_after, a_checkpoint, artifacts, assert_complete, ended
+from machine import TESTS, Machine, assert_complete, ended
+from moments import at
 
 from subl_jax.app import running
 from subl_jax.engine.plan import make_plan
@@ -20,7 +21,8 @@ from subl_jax.runtime import cluster
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 # One trait and base pair: short, and still with every stage and two batches of students.
 SMALL = ("--config.traits=('owl',)", "--config.engine.lanes_a_batch=4")
-BY_STEPS = ("--config.engine.stretch_seconds=1e-9", "--config.engine.checkpoint_seconds=0.05")
+# One step at a time, and saved when told to stop.
+BY_STEPS = ("--config.engine.stretch_seconds=1e-9", "--config.engine.checkpoint_seconds=600")
 GONE = (
     "preempted: another process of this run is gone; what was computed is stored; run the same command again to go on"
 )
@@ -50,7 +52,7 @@ def test_flags_that_cannot_be_are_one_line(given, message):
 @pytest.mark.parametrize(("reason", "status"), [("gone", 75), (None, -signal.SIGABRT)])
 def test_an_abort_is_resumable_while_other_processes_can_be_lost(reason, status):
     program = f"cluster._leave_on_abort('set'); cluster._leave_on_abort({reason!r}); os.abort()"
-    program = f"import os; from subl_jax import cluster; {program}"
+    program = f"import os; from subl_jax.runtime import cluster; {program}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert done.stderr == (f"preempted: gone; {cluster.RESUME}\n" if reason else "")
@@ -188,11 +190,18 @@ def test_processes_stop_together_once_all_teachers_have_their_trait(machine, qui
         assert 0 < instil["lane_steps"] < 60 * instil["lanes"]
 
 
+def saves(machine):
+    return len(list((machine.workdir / "checkpoints").glob("*/saves/*")))
+
+
 def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
-    """One process, told to stop; then two, of which the first is killed; then one. All go a step at a time."""
-    code, _, error = machine.stop_when(a_checkpoint, signal.SIGTERM, *SMALL, *BY_STEPS)
+    """One process, told to stop within a round; then two, of which the first is killed; then one. All go by steps."""
+    within = at("stretch", stage="instil", batch=1, ends=False)
+    code, _, error = machine.stop_at(within, signal.SIGTERM, *SMALL, *BY_STEPS)
     assert (code, error) == (75, f"{STOPPED}\n")
-    killed, other = machine.stop_one_of(2, 0, artifacts(3), signal.SIGKILL, *SMALL, *BY_STEPS)
+    assert saves(machine) == 1
+    stored = at("stored", stage="write", process=0)
+    killed, other = machine.stop_one_of(2, stored, signal.SIGKILL, *SMALL, *BY_STEPS)
     assert killed[0] == -signal.SIGKILL
     assert other[0] == 75 and other[2].splitlines()[-1] == GONE
     before = set(machine.stored())
@@ -203,9 +212,10 @@ def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
 
 @pytest.mark.parametrize("cut", [(), BY_STEPS], ids=["by rounds", "by steps"])
 def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet, cut):
-    done = machine.stop_one_of(2, 1, a_batch_after(8), signal.SIGTERM, *SMALL, *cut)  # the second one of students
+    second = at("stretch", stage="distil", batch=2, process=1)
+    done = machine.stop_one_of(2, second, signal.SIGTERM, *SMALL, *cut)
     assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
-    assert list((machine.workdir / "checkpoints").glob("*/saves/*"))
+    assert saves(machine) > 0
     code, out, error = machine.run(*SMALL)
     assert (code, error) == (0, "")
     assert "cannot be used" not in out
@@ -215,7 +225,7 @@ def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, 
 FULL = """
 import sys
 import jax
-from subl_jax import lanes
+from subl_jax.engine import lanes
 
 advance, rounds = lanes.Program.advance, []
 
@@ -243,24 +253,23 @@ def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet
 WAITING = """
 import pathlib
 import sys
-import time
-from subl_jax import lanes
-from subl_jax.store import Store
+import threading
+from subl_jax.engine import lanes
+from subl_jax.storage.store import Store
 
-put, start, starts = Store.put, lanes.Program.start, []
+put, start, starts, fifth = Store.put, lanes.Program.start, [], threading.Event()
 waited = pathlib.Path(f"waited-{sys.argv[-1][-1]}")
 
 def waiting(self, stage, *arguments, **options):
     if stage == "distil" and not waited.exists():
-        waited.touch()
-        deadline = time.monotonic() + 20
-        while len(starts) < 5 and time.monotonic() < deadline:  # bases, teachers, datasets, and two of students
-            time.sleep(0.01)
+        fifth.wait(60)  # for bases, teachers, datasets, and two of students
         waited.write_text(str(len(starts)))
     return put(self, stage, *arguments, **options)
 
 def told(self, arguments):
     starts.append(1)
+    if len(starts) == 5:
+        fifth.set()
     return start(self, arguments)
 
 Store.put, lanes.Program.start = waiting, told
@@ -283,7 +292,7 @@ def test_each_process_writes_a_batch_while_the_next_one_is_computed(tmp_path, qu
 
 @pytest.mark.slow
 def test_a_process_that_is_lost_is_missed_by_its_heartbeat(machine, quiet):
-    other, killed = machine.stop_one_of(2, 1, a_checkpoint, signal.SIGKILL, *SMALL)
+    other, killed = machine.stop_one_of(2, at("saved", process=1), signal.SIGKILL, *SMALL)
     assert killed[0] == -signal.SIGKILL
     assert other[0] == 75 and other[2].splitlines()[-1] == GONE
     assert [code for code, *_ in machine.run_all(3, *SMALL)] == [0] * 3

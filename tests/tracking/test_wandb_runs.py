@@ -140,7 +140,7 @@ def test_the_sync_line_finds_every_run(tmp_path):
     (line,) = tracker.close()
     assert line == f"wandb sync '{tmp_path / 'with space' / 'wandb'}'"
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(tmp_path / "with space" / "wandb")]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert "2 run(s)" in told.stdout + told.stderr
 
 
@@ -166,15 +166,22 @@ def test_an_unreachable_server_turns_the_sweep_offline(tmp_path, monkeypatch):
 def test_the_process_ends_though_the_client_stands_still(tmp_path):
     script = textwrap.dedent(
         """
-        import pathlib, signal, sys, time
+        import pathlib, signal, sys, threading
         from subl_jax.engine.observers import RunInfo
         from subl_jax.tracking.wandb_runs import WandbTracker
 
         folder = pathlib.Path(sys.argv[1])
         tracker = WandbTracker(project="subl", entity=None, folder=folder, warn=print, drain_seconds=1.0)
+        there = threading.Event()
+
+        class Noticed(dict):
+            def __setitem__(self, *item):
+                super().__setitem__(*item)
+                there.set()
+
+        tracker._runs = Noticed()
         tracker.start(RunInfo("a", "a", "sweep", "control", "digits", None, {}))
-        while "a" not in tracker._runs:
-            time.sleep(0.02)
+        there.wait()
         service = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection._proc._process
         service.send_signal(signal.SIGSTOP)
         tracker.finish("a", {"x": 1.0})
@@ -182,7 +189,7 @@ def test_the_process_ends_though_the_client_stands_still(tmp_path):
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=600, check=True
     )
     assert "W&B: still busy after 1 s, stopped waiting" in done.stdout
     assert "W&B: 1 of 1 runs are not complete there: a" in done.stdout
