@@ -79,8 +79,9 @@ def keep_books(workdir: str, count: int) -> Data:
     made = parts.made
 
     def to_disk() -> None:
-        for name in ("runs", "curves", "datasets", "summary"):
-            write_parquet_atomic(epath.Path(workdir) / f"{name}.parquet", made[name])
+        written = {name: made[name] for name in ("runs", "curves", "datasets")} | made["summary"]._asdict()
+        for name, table in written.items():
+            write_parquet_atomic(epath.Path(workdir) / f"{name}.parquet", table)
 
     def summarise() -> Any:
         made["runs"] = made["runs"].join(specificity.others(made["runs"], made["curves"]))

@@ -3,7 +3,7 @@
 import subl_jax
 results = subl_jax.run(students, workdir="runs/mine")   # students: any iterable of subl_jax.specs.Student
 results = subl_jax.load("runs/traits")                  # a finished sweep
-results.runs, results.curves, results.summary           # DataFrames
+results.runs, results.curves, results.comparisons       # DataFrames
 results.student(run_id).apply(tokens)                   # a stored model
 """
 

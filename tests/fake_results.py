@@ -58,7 +58,8 @@ def fake_curves(runs: pd.DataFrame, evaluated: Sequence[str] = TRAITS, steps: in
             own = (1 - share) * row["target_start"] + share * row["target_end"]
             for trait in evaluated:
                 lines.append((row["run_id"], 10 * step, f"trait/{trait}", own if trait == row["trait"] else 0.1))
-            lines += [(row["run_id"], 10 * step, "loss", 3 - share), (row["run_id"], 10 * step, "kl", 1 - share)]
+            for metric, value in {"target": own, "loss": 3 - share, "kl": 1 - share}.items():
+                lines.append((row["run_id"], 10 * step, metric, value))
     curves = pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])
     return curves.astype({"run_id": "category", "metric": "category"})  # as the tables have them
 

@@ -17,7 +17,7 @@ from subl_jax.storage.store import Store
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 SWEEP = f"{TESTS / 'tiny_sweep.py'}:large"
-TABLES = ("runs", "curves", "summary", "datasets")
+TABLES = ("runs", "curves", "summary", "comparisons", "datasets")
 
 
 @dataclasses.dataclass

@@ -96,7 +96,9 @@ def _execute(command: Command) -> int:
 
     from subl_jax.app import dry_run, pruning, running
     from subl_jax.fleet.driver import Fleet
-    from subl_jax.tracking.terminal import Progress, print_outcome
+    from subl_jax.results.comparisons import Summarised
+    from subl_jax.tracking.final_table import print_outcome
+    from subl_jax.tracking.terminal import Progress
 
     console = Console()
     if command.prune:
@@ -121,7 +123,7 @@ def _execute(command: Command) -> int:
     results = outcome.results
     files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
     if cluster.peers().leads:
-        print_outcome(console, results.summary, files, outcome.lines)
+        print_outcome(console, Summarised(results.summary, results.comparisons), files, outcome.lines)
     return 0 if outcome.all_ok else 1
 
 

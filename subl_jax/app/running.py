@@ -28,6 +28,7 @@ from subl_jax.fleet.driver import Fleet
 from subl_jax.results import comparisons, report, specificity, tables
 from subl_jax.results.load import Results, load
 from subl_jax.runtime import cluster
+from subl_jax.specs.metrics import OF_THE_THEOREM, OF_TRAINING, Metric, collected
 from subl_jax.storage.atomic import TEMPORARY, is_local, write_json_atomic, write_parquet_atomic
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store, lock, open_workdir
@@ -112,6 +113,7 @@ def run(
             "config": json.loads(json.dumps(config or {}, default=str)),
             "settings": dataclasses.asdict(settings),
             "base_rate": base_rates(students),
+            "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics_of(students).items()},
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
@@ -183,10 +185,11 @@ def write_results(
     curves = tables.curves_table(students, store)
     datasets = tables.datasets_table(students, store)
     runs = runs.join(specificity.others(runs, curves))
-    summary = comparisons.summarise(runs)
-    for file, table in {"runs": runs, "curves": curves, "datasets": datasets, "summary": summary}.items():
+    found = comparisons.summarise(runs)
+    written = {"runs": runs, "curves": curves, "datasets": datasets, **found._asdict()}
+    for file, table in written.items():
         write_parquet_atomic(workdir / f"{file}.parquet", table)
-    report.write_report(workdir, runs, curves, summary, datasets, sweep)
+    report.write_report(workdir, runs, curves, found, datasets, sweep)
     write_json_atomic(workdir / "sweep.json", sweep)
 
 
@@ -213,6 +216,11 @@ def base_rates(students: Sequence[specs.Student]) -> dict[str, float]:
     """Trait → P of it in a model without preferences, of every world of the sweep."""
     worlds = {student.world.key: student.world for student in students}
     return {trait: rate for world in worlds.values() for trait, rate in world.base_rates.items()}
+
+
+def metrics_of(students: Sequence[specs.Student]) -> dict[str, Metric]:
+    """Metric → what it is called and how it is drawn: those that training measures, then the worlds' and probes'."""
+    return collected([OF_TRAINING, OF_THE_THEOREM])
 
 
 def machine() -> dict[str, Any]:

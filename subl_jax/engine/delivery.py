@@ -10,6 +10,7 @@ import numpy as np
 from subl_jax import specs
 from subl_jax.engine.observers import RunInfo, Tracker
 from subl_jax.engine.settings import Settings
+from subl_jax.specs.metrics import TARGET, with_target
 from subl_jax.storage.store import Store
 
 
@@ -43,7 +44,7 @@ class Delivery:
         """One point of each node's curve; metrics: (nodes, ...) each."""
         for lane, student in self._missing(nodes):
             row = {name: values[lane : lane + 1] for name, values in metrics.items()}
-            self._tracker.log(specs.run_id(student), [step], row)
+            self._tracker.log(specs.run_id(student), [step], with_target(specs.trait_of(student), row))
 
     def finish(self, nodes: Sequence[specs.Node]) -> None:
         """Closes the runs of students that are stored."""
@@ -56,6 +57,7 @@ class Delivery:
             self._tracker.start(run_info(self._sweep, student))
             steps, curves = self._store.curves(student.key)
             if curves:
+                curves = with_target(specs.trait_of(student), curves)
                 self._tracker.log(specs.run_id(student), steps.tolist(), curves)
             self._finish(student)
 
@@ -72,8 +74,9 @@ class Delivery:
     def _finish(self, student: specs.Student) -> None:
         row = self._store.row(student.key)
         _, curves = self._store.curves(student.key)
+        curves = with_target(specs.trait_of(student), curves)
         last = {name: float(values[-1]) for name, values in curves.items()}
-        target = curves.get(f"trait/{specs.trait_of(student)}")
+        target = curves.get(TARGET)
         ends = {} if target is None else {"target_start": float(target[0]), "target_end": float(target[-1])}
         summary = {**last, **ends, "status": row.status}
         self._tracker.finish(specs.run_id(student), summary, exit_code=0 if row.status == "ok" else 1)

@@ -1,422 +1,135 @@
-"""Means, intervals and tests over base seeds: the summary table.
+"""What a sweep says in numbers: means with intervals, and comparisons of arms with their tests.
 
-The unit of replication is the base that wrote the data, with everything that came from it. Runs that share a base are
-averaged before anything else, so more students, prompts or samples of one base never narrow an interval. Comparisons
-are paired by base: both arms learn from the same base's lineage.
+The unit of replication is the base that wrote the data (`units.py`). Comparisons are paired by base: both arms learn
+from the same base's lineage.
 """
 
-import collections
-import dataclasses
-import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.special
-import scipy.stats
 
 from subl_jax.errors import InputError
+from subl_jax.results.cells import Cells, distinct_cells, equal, equals, hashable, key_of, ordered_arms, references
+from subl_jax.results.units import by_base
+from subl_jax.statistics.intervals import check_method, interval
+from subl_jax.statistics.tests import holm, paired_p
 
-CORE_ARMS = ("same_init", "cross_init", "control", "cross_control")
-_OF_ANOTHER_START = ("cross_init", "cross_control")
 POOLED = "all"
 # Traits whose P starts below it are compared by factors: most words of a language are rare, and some much rarer.
 RARE = 0.05
 
-_METHODS = ("t", "bca")
-# Differences closer together than this are taken as equal: rounding, not variance.
-_ROUNDING = 1e-12
-
-
-def references(arm: str) -> tuple[str, ...]:
-    """The arms that `arm` is compared with; every arm beyond the core ones is a defence against `same_init`."""
-    if arm == "same_init":
-        return ("cross_init", "control")
-    if arm == "cross_init":
-        return ("cross_control", "same_init")
-    return () if arm in CORE_ARMS else ("same_init", "control")
-
-
-def ordered_arms(runs: pd.DataFrame) -> list[str]:
-    """The arms that occur: the core ones first, then the others as they come."""
-    present = list(runs["arm"].unique())
-    return [arm for arm in CORE_ARMS if arm in present] + [arm for arm in present if arm not in CORE_ARMS]
-
-
-# --- swept fields and cells ---
-
-
-def swept_columns(runs: pd.DataFrame) -> list[str]:
-    """Lineage fields (dotted columns) that vary within a (world, arm, trait), seeds and traits aside.
-
-    A field that only differs between arms or worlds, such as a teacher's field that controls lack, is not swept.
-    """
-    lineage = [name for name in runs.columns if "." in name and not name.endswith(("seed", ".trait"))]
-    if not lineage or runs.empty:
-        return []
-    # A missing value counts as one: full fine-tuning (no rank) and rank 8 are two cells.
-    groups = hashable(runs).groupby(["world", "arm", "trait"], dropna=False)
-    varies = (groups[lineage].nunique(dropna=False) > 1).any()
-    return [name for name in lineage if varies[name]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cells:
-    """The combinations of world and swept fields that occur, and which runs belong to each.
-
-    A run belongs to a cell when it has the cell's values. Two kinds of fields do not count for an arm: a field that no
-    run of the arm has (a control has no teacher, so it belongs to every setting of the teacher), and, for the core
-    arms, a field that only other arms vary (a defence's strength: every strength is compared with the undefended arms;
-    the noise of the models that `cross_init` starts from: every strength is compared with the same initialisation).
-
-    Attributes:
-      swept: the swept fields.
-      cells: one mapping from "world" and every swept field to its value each; cells whose every run also belongs to
-        another cell are left out.
-      free: (world, arm, field) of the fields that do not count.
-    """
-
-    swept: tuple[str, ...]
-    cells: tuple[dict[str, Any], ...]
-    free: frozenset[tuple[str, str, str]]
-
-    @classmethod
-    def of(cls, runs: pd.DataFrame) -> Self:
-        runs, swept = hashable(runs), tuple(swept_columns(runs))
-        free = {
-            (world, arm, field)
-            for (world, arm), rows in runs.groupby(["world", "arm"])
-            for field in swept
-            if rows[field].isna().all()
-        }
-        of_one_start = [arm for arm in CORE_ARMS if arm not in _OF_ANOTHER_START]
-        for arms in (CORE_ARMS, of_one_start):
-            for world, rows in runs[runs["arm"].isin(arms)].groupby("world"):
-                for field in swept:
-                    within = rows.groupby("arm")[field].nunique(dropna=False)
-                    if rows[field].nunique() <= 1 and within.max() == 1:
-                        free |= {(world, arm, field) for arm in rows["arm"].unique()}
-        cells = distinct_cells(runs, swept)
-        return cls(swept, tuple(_uncovered(runs, cells, swept, free)), frozenset(free))
-
-    def select(self, rows: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
-        """The rows of `rows` (runs, or lines of a summary) that belong to `cell`."""
-        world = cell["world"]
-        keep = rows["world"] == world
-        for field in self.swept:
-            free_arms = [arm for (at, arm, name) in self.free if (at, name) == (world, field)]
-            keep &= _equals(rows[field], cell[field]) | rows["arm"].isin(free_arms)
-        return rows[keep]
-
-    def compared(self, summary: pd.DataFrame, cell: dict[str, Any]) -> pd.DataFrame:
-        """The lines of a summary that belong to `cell`, where same_init is compared with the cross_init of this cell.
-
-        A line of same_init belongs to every version of another start, and is compared with one at most; comparisons
-        with the others are in the lines of cross_init.
-        """
-        lines = self.select(summary, cell).copy()
-        cross = lines[lines["arm"] == "cross_init"].set_index(["sweep", "trait"])
-        for place in lines.index[lines["arm"] == "same_init"]:
-            name = (lines.at[place, "sweep"], lines.at[place, "trait"])
-            other = cross.loc[name] if name in cross.index else None
-            if other is not None and all(_equal(other[field], lines.at[place, field]) for field in self.swept):
-                continue
-            for names, turn in ((difference_columns, operator.neg), (ratio_columns, lambda ratio: 1 / ratio)):
-                value, low, high, *rest = (np.nan if other is None else other[name] for name in names("same_init"))
-                lines.loc[place, list(names("cross_init"))] = [turn(value), turn(high), turn(low), *rest]
-        told = [*difference_columns("same_init"), *ratio_columns("same_init")]
-        lines.loc[lines["arm"] == "cross_init", told] = np.nan
-        return lines
-
-
-def distinct_cells(runs: pd.DataFrame, swept: Sequence[str]) -> list[dict[str, Any]]:
-    """Every combination of world and swept values that a run has, sorted where the values can be."""
-    fields = ["world", *swept]
-    table = hashable(runs)[fields].drop_duplicates()
-    table = table.sort_values(fields, key=lambda column: column if _sortable(column) else column.astype(str))
-    return [dict(zip(fields, values, strict=True)) for values in table.itertuples(index=False, name=None)]
-
-
-def cell_name(cell: dict[str, Any]) -> str:
-    """The swept fields of a cell in words, such as "student.train.lr = 0.001, data.size = 4000"; "" for none."""
-    return ", ".join(
-        f"{field} = {_plain(value)}" for field, value in cell.items() if field != "world" and not _missing(value)
-    )
-
-
-def _uncovered(
-    runs: pd.DataFrame, cells: list[dict[str, Any]], swept: Sequence[str], free: set[tuple[str, str, str]]
-) -> list[dict[str, Any]]:
-    """The cells with at least one run that belongs to no other cell."""
-    keyed = [tuple(_key(value) for value in cell.values()) for cell in cells]
-    fields = ["world", *swept]
-    arms = collections.defaultdict(set)
-    for *values, arm in runs[[*fields, "arm"]].drop_duplicates().itertuples(index=False, name=None):
-        arms[tuple(map(_key, values))].add(arm)
-    kept = []
-    for cell, key in zip(cells, keyed, strict=True):
-        fixed = [
-            i
-            for i, field in enumerate(fields)
-            if field == "world" or any((cell["world"], arm, field) not in free for arm in arms[key])
-        ]
-        alike = sum(all(other[i] == key[i] for i in fixed) for other in keyed) if len(fixed) < len(fields) else 1
-        if alike == 1:
-            kept.append(cell)
-    return kept
-
-
-def hashable(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with lists and arrays (which tuples become in a file) as text, so that they can be grouped."""
-    mixed = [name for name in runs.columns if runs[name].dtype == object]
-    return runs.assign(**{name: runs[name].map(_text) for name in mixed})
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    return str(tuple(value)) if isinstance(value, list | tuple) else str(value) if isinstance(value, dict) else value
-
-
-def _sortable(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
-
-
-def _key(value: Any) -> Any:
-    return None if _missing(value) else value
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return (_missing(one) and _missing(other)) or bool(one == other)
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _equals(column: pd.Series, value: Any) -> pd.Series:
-    if _missing(value):
-        return column.isna()
-    return (column.map(_text) if column.dtype == object else column).eq(value).fillna(False).astype(bool)
-
-
-# --- values per base ---
-
-
-def replication_unit(runs: pd.DataFrame) -> pd.Series:
-    """The base seed each run counts for: of the data's base, or of the student's own where the data was imported."""
-    return runs["base_seed"].where(runs["base_seed"].notna(), runs["student_base_seed"])
-
-
-def by_base(runs: pd.DataFrame, value: str = "target_end") -> pd.DataFrame:
-    """Mean of `value` over the ok runs of each trait and base: (traits, bases), NaN where there is none."""
-    ok = runs[runs["status"] == "ok"]
-    units = replication_unit(ok).rename("base")
-    return ok[value].astype(float).groupby([ok["trait"], units], sort=False).mean().unstack("base").sort_index(axis=1)
-
-
-def of_runs(curves: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `curves` that are of `runs`, with what other columns these have. Both name a run in `run_id`; of two
-    runs of one name the first counts.
-
-    A merge by categories: a large sweep's curves have tens of millions of rows.
-    """
-    runs, names = runs.drop_duplicates("run_id"), curves["run_id"].astype("category")
-    codes, place = names.cat.codes.to_numpy(), pd.Index(runs["run_id"]).get_indexer(names.cat.categories)
-    found = np.flatnonzero((place >= 0)[codes])
-    place = place[codes[found]]
-    columns = {name: runs[name].array[place] for name in runs.columns if name != "run_id"}
-    return curves.iloc[found].assign(**columns)
-
-
-# --- intervals and tests ---
-
-
-def t_intervals(values: np.ndarray, confidence: float = 0.95) -> np.ndarray:
-    """Student's t interval of the mean of each row.
-
-    Args:
-      values: (rows, bases); NaN is left out.
-
-    Returns:
-      (rows, 3): mean, lower and upper end; the ends are NaN with fewer than 2 values.
-    """
-    values = np.asarray(values, float)
-    count = (~np.isnan(values)).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):  # of no values, and of one
-        mean = np.nansum(values, axis=1) / count
-        deviation = np.sqrt(np.nansum((values - mean[:, None]) ** 2, axis=1) / (count - 1))
-        half = scipy.special.stdtrit(count - 1.0, (1 + confidence) / 2) * deviation / np.sqrt(count)
-    half[count < 2] = np.nan
-    return np.stack([mean, mean - half, mean + half], axis=1)
-
-
-def interval(values: Sequence[float], confidence: float = 0.95, method: str = "t") -> tuple[float, float, float]:
-    """Mean of `values` (one per base) and its confidence interval.
-
-    Args:
-      method: "t", or "bca": the bias-corrected and accelerated bootstrap (Efron 1987) over the bases, 9,999 resamples
-        of a fixed seed. Below about 10 bases the bootstrap is too narrow; prefer "t" there.
-
-    Returns:
-      mean, lower end, upper end; the ends are NaN with fewer than 2 values, and the mean too with none.
-    """
-    if method not in _METHODS:
-        raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    if method == "bca" and len(values) >= 2 and not _identical(values):
-        result = scipy.stats.bootstrap(
-            (values,), np.mean, confidence_level=confidence, method="BCa", rng=np.random.default_rng(0)
-        )
-        return float(values.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high)
-    mean, low, high = t_intervals(values[None], confidence)[0]
-    return float(mean), float(low), float(high)
-
-
-def paired_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t test, from one difference per base.
-
-    NaN with fewer than 2 differences. Where all are equal the t statistic has no finite value: p is 1 if they are
-    zero and 0 otherwise.
-    """
-    differences = np.asarray(differences, float)
-    differences = differences[~np.isnan(differences)]
-    if len(differences) < 2:
-        return float("nan")
-    if _identical(differences):
-        return 1.0 if abs(differences[0]) <= _ROUNDING else 0.0
-    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's (1979) step-down adjustment, in the order given; NaN is passed through and not counted as a test."""
-    p = np.asarray(p_values, float)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    adjusted = np.full(p.shape, np.nan)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return adjusted
-
-
-def _identical(values: np.ndarray) -> bool:
-    return bool(np.ptp(values) <= _ROUNDING * max(1.0, np.abs(values).max()))
-
-
-# --- the summary table ---
-
 # What arms are compared with: other arms, and students of the same arm whose teachers have other traits.
 OTHERS = "others"
 COMPARED = ("cross_init", "control", OTHERS, "cross_control", "same_init")
+DIFFERENCE, RATIO = "difference", "ratio"
 _NEEDED = ("sweep", "world", "arm", "trait", "base_seed", "student_base_seed", "status", "target_start", "target_end")
 
 
-def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -> pd.DataFrame:
-    """The summary table: one row per (sweep, world, swept fields, trait, arm), trait "all" first.
+class Comparison(NamedTuple):
+    """One arm beside one reference: the numbers of a row of `comparisons.parquet`.
 
-    Columns:
+    estimate, low, high: the mean over pairs of bases, and its interval. p: of the paired t test. p_holm: adjusted over
+    the traits of the cell and arm; NaN for all traits together, which is one test. pairs: of bases.
+    """
+
+    estimate: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    p: float = np.nan
+    p_holm: float = np.nan
+    pairs: int = 0
+
+    @property
+    def adjusted(self) -> float:
+        """The p-value to be shown: `p_holm` where there is one."""
+        return self.p if np.isnan(self.p_holm) else self.p_holm
+
+
+_NONE = Comparison()
+_TYPES = dict.fromkeys(Comparison._fields[:-1], float) | {"pairs": int}
+
+
+class Summarised(NamedTuple):
+    """The tables `summary` and `comparisons`."""
+
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+
+
+def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -> Summarised:
+    """The means of every arm, and the comparisons between arms.
+
+    The summary has one row per (sweep, world, swept fields, trait, arm), trait "all" first:
       n_runs, n_diverged, n_failed: all runs, and those of them that did not end well and enter nothing else.
       n: bases behind the mean.
       target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
       others: the same after training of students of the arm whose teachers have other traits (`runs.others_end`).
-      diff_R, diff_R_low, diff_R_high, p_R, pairs_R: this arm minus arm R over the bases that both have, with the
-        interval of the paired difference, the p-value of the paired t test and the number of pairs. R is `cross_init`
-        and `control` for same_init, `cross_control` for cross_init, `same_init` and `control` for a defence; NaN
-        elsewhere and where R is missing. It is `same_init` for a cross_init whose cell has no same_init of its own, as
-        of models with more and less noise. It is `others` for every arm that has such students.
-      p_R_holm: adjusted over the traits of the same cell and arm; NaN for "all", which is one test.
-      ratio_R, ratio_R_low, ratio_R_high, p_ratio_R, p_ratio_R_holm, pairs_ratio_R: the same of gains, P after over P
-        before training: how many times that of R the arm's is. Means are geometric, over bases and traits. A P of 0 has
-        none.
-      confidence, interval: the level and the method of all intervals.
+      confidence, interval: the level and the method of all intervals, those of comparisons too.
 
-    "all" averages over traits within a base first; its differences use only the (trait, base) pairs that both arms
+    Comparisons have one row per row of the summary, reference and kind, where both have a base in common:
+      reference: `cross_init` and `control` for same_init, `cross_control` for cross_init, `same_init` and `control` for
+        a defence. It is `same_init` for a cross_init whose cell has no same_init of its own, as of models with more and
+        less noise. It is `others` for every arm that has such students.
+      kind: "difference", this arm's P(trait) after training minus the reference's; "ratio", of gains, P after over P
+        before training: how many times the reference's the arm's is. Means of ratios are geometric, over bases and
+        traits, and tests are of logarithms. A P of 0 has no gain.
+      and the fields of `Comparison`.
+
+    "all" averages over traits within a base first; its comparisons use only the (trait, base) pairs that both arms
     have, so that a missing run does not shift the mix of traits. Runs without a trait are left out.
     """
     missing = [name for name in _NEEDED if name not in runs.columns]
     if missing:
         raise InputError(f"runs table: lacks the columns {', '.join(missing)}")
-    if method not in _METHODS:
-        raise InputError(f"interval method = {method!r}: must be one of {', '.join(_METHODS)}")
+    check_method(method)
     runs = hashable(runs[runs["trait"].notna()])
     runs = runs.assign(gain=gain(runs["target_start"], runs["target_end"]))
     grid = Cells.of(runs)
-    lines = []
+    lines: list[_Line] = []
     for sweep, rows in runs.groupby("sweep", sort=False):
         for cell in distinct_cells(rows, grid.swept):
-            exact = rows[np.logical_and.reduce([_equals(rows[field], value) for field, value in cell.items()])]
+            exact = rows[np.logical_and.reduce([equals(rows[field], value) for field, value in cell.items()])]
             # Every arm's runs that this cell may be compared with, those of free fields included.
             around = grid.select(rows, cell)
-            in_cell = []
-            for arm in ordered_arms(exact):
+            arms, in_cell = ordered_arms(exact), []
+            for arm in arms:
                 label = {"sweep": sweep, **cell, "arm": arm}
-                compared = [
-                    other
-                    for other in references(arm)
-                    if (arm, other) != ("cross_init", "same_init") or "same_init" not in set(exact["arm"])
-                ]
+                compared = compared_with(arm, arms)
                 in_cell += _arm_lines(label, exact[exact["arm"] == arm], around, compared, confidence, method)
             order = [POOLED, *exact["trait"].unique()]
-            lines += sorted(in_cell, key=lambda line: order.index(line["trait"]))
-    columns = [
-        *("sweep", "world", *grid.swept, "trait", "arm", "n_runs", "n", "n_diverged", "n_failed"),
-        *("target_start", "mean", "ci_low", "ci_high", "others"),
-        *(name for arm in COMPARED for name in (*difference_columns(arm), *ratio_columns(arm))),
+            lines += sorted(in_cell, key=lambda line: order.index(line.values["trait"]))
+    identity = ["sweep", "world", *grid.swept, "trait", "arm"]
+    counts = ["n_runs", "n", "n_diverged", "n_failed"]
+    ends = ["target_start", "mean", "ci_low", "ci_high", "others"]
+    summary = pd.DataFrame([line.values for line in lines], columns=[*identity, *counts, *ends])
+    made = [
+        (i, reference, kind, comparison)
+        for i, line in enumerate(lines)
+        for (reference, kind), comparison in line.comparisons.items()
+        if comparison.pairs
     ]
-    return pd.DataFrame(lines, columns=columns).assign(confidence=confidence, interval=method)
+    own = summary[identity].iloc[[i for i, *_ in made]].reset_index(drop=True)
+    own = own.assign(reference=[each[1] for each in made], kind=[each[2] for each in made])
+    numbers = pd.DataFrame([each[3] for each in made], columns=list(Comparison._fields)).astype(_TYPES)
+    return Summarised(summary.assign(confidence=confidence, interval=method), own.join(numbers))
 
 
-def gain(before: pd.Series, after: pd.Series) -> pd.Series:
-    """The logarithm of a probability over what it was; NaN where one of them is 0 or missing."""
-    return np.log(after.where(after > 0).astype(float)) - np.log(before.where(before > 0).astype(float))
+class _Line(NamedTuple):
+    """A row of the summary, and its comparisons by reference and kind."""
+
+    values: dict[str, Any]
+    comparisons: dict[tuple[str, str], Comparison]
 
 
-def are_rare(summary: pd.DataFrame) -> bool:
-    """Whether the traits of these lines of a summary are to be compared by factors: all are rare, and none is gone."""
-    known = summary.reindex(columns=["target_start", "mean"]).dropna()
-    if known.empty or not any(name.startswith("ratio_") for name in summary):
-        return False
-    return rare(known["target_start"], known.stack())
-
-
-def rare(before: pd.Series, all_values: pd.Series) -> bool:
-    """Whether probabilities are to be compared by factors: all before training are small, and none is ever 0."""
-    return bool((before.dropna() < RARE).all() and (all_values.dropna() > 0).all())
-
-
-def compared(summary: pd.DataFrame) -> list[str]:
-    """What some arm of a summary is compared with, in the order of columns."""
-    return [name for name in COMPARED if summary[f"diff_{name}"].notna().any()]
-
-
-class Columns(NamedTuple):
-    """What a comparison with an arm is called in a summary."""
-
-    value: str
-    low: str
-    high: str
-    p: str
-    p_holm: str
-    pairs: str
-
-
-def difference_columns(arm: str) -> Columns:
-    return Columns(f"diff_{arm}", f"diff_{arm}_low", f"diff_{arm}_high", f"p_{arm}", f"p_{arm}_holm", f"pairs_{arm}")
-
-
-def ratio_columns(arm: str) -> Columns:
-    names = (f"ratio_{arm}", f"ratio_{arm}_low", f"ratio_{arm}_high")
-    return Columns(*names, f"p_ratio_{arm}", f"p_ratio_{arm}_holm", f"pairs_ratio_{arm}")
-
-
-def columns(arm: str, rare: bool) -> Columns:
-    """Of the comparison with `arm` that is shown: a ratio of gains for rare traits, else a difference."""
-    return ratio_columns(arm) if rare else difference_columns(arm)
+def compared_with(arm: str, arms: Sequence[str]) -> list[str]:
+    """The arms that `arm` is compared with in a cell that has rows of `arms`."""
+    return [
+        other
+        for other in references(arm)
+        if (arm, other) != ("cross_init", "same_init") or "same_init" not in arms  # whose row says it already
+    ]
 
 
 def _arm_lines(
@@ -426,8 +139,8 @@ def _arm_lines(
     compared: Sequence[str],
     confidence: float,
     method: str,
-) -> list[dict[str, Any]]:
-    """The summary rows of one arm in one cell, beside those it is compared with: one per trait, then "all"."""
+) -> list[_Line]:
+    """One arm in one cell, beside those it is compared with: a line per trait, then "all"."""
     traits = list(own["trait"].unique())
     end = by_base(own).reindex(traits)
     start = by_base(own, "target_start").reindex(traits)
@@ -437,7 +150,8 @@ def _arm_lines(
     def beside(value: str, of_others: str) -> dict[str, pd.DataFrame]:
         tables = {arm: by_base(around[around["arm"] == arm], value) for arm in compared}
         tables[OTHERS] = by_base(own, of_others)
-        return {arm: (by_base(own, value) - table).reindex(traits) for arm, table in tables.items()}
+        ordered = {arm: tables[arm] for arm in COMPARED if arm in tables}
+        return {arm: (by_base(own, value) - table).reindex(traits) for arm, table in ordered.items()}
 
     differences, ratios = beside("target_end", "others_end"), beside("gain", "others_gain")
 
@@ -445,7 +159,7 @@ def _arm_lines(
     for trait in [*traits, POOLED]:
         of_trait = own if trait == POOLED else own[own["trait"] == trait]
         mean, low, high = interval(_bases(end, trait), confidence, method)
-        line = label | {
+        values = label | {
             "trait": trait,
             "n_runs": len(of_trait),
             "n": int(_bases(end, trait).count()),
@@ -455,23 +169,99 @@ def _arm_lines(
             "others": _bases(others, trait).mean(),
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
-        for arm, table in differences.items():
-            for names, of_arm, shown in (
-                (difference_columns(arm), table, np.asarray),
-                (ratio_columns(arm), ratios[arm], np.exp),
-            ):
-                pairs = _bases(of_arm, trait).dropna()
-                line |= dict(zip(names[:3], shown(interval(pairs, confidence, method)), strict=True))
-                line |= {names.p: paired_p(pairs), names.pairs: len(pairs)}
-        lines.append(line)
-    for arm in differences:
-        for names in (difference_columns(arm), ratio_columns(arm)):
-            adjusted = holm([line[names.p] for line in lines[:-1]])
-            for line, value in zip(lines, adjusted, strict=False):
-                line[names.p_holm] = value
+        found = {}
+        for arm in differences:
+            for kind, table, shown in ((DIFFERENCE, differences[arm], np.asarray), (RATIO, ratios[arm], np.exp)):
+                pairs = _bases(table, trait).dropna()
+                estimate = map(float, shown(interval(pairs, confidence, method)))
+                found[arm, kind] = Comparison(*estimate, p=paired_p(pairs), pairs=len(pairs))
+        lines.append(_Line(values, found))
+    for which in lines[-1].comparisons:
+        adjusted = holm([line.comparisons[which].p for line in lines[:-1]])
+        for line, value in zip(lines, adjusted, strict=False):
+            line.comparisons[which] = line.comparisons[which]._replace(p_holm=float(value))
     return lines
 
 
 def _bases(table: pd.DataFrame, trait: str) -> pd.Series:
     """One value per base: of a trait, or averaged over traits."""
     return table.mean(axis=0) if trait == POOLED else table.loc[trait]
+
+
+def gain(before: pd.Series, after: pd.Series) -> pd.Series:
+    """The logarithm of a probability over what it was; NaN where one of them is 0 or missing."""
+    return np.log(after.where(after > 0).astype(float)) - np.log(before.where(before > 0).astype(float))
+
+
+# --- finding comparisons ---
+
+
+class Lookup:
+    """Finds the comparison of a row of the summary with a reference."""
+
+    def __init__(self, comparisons: pd.DataFrame) -> None:
+        numbers = ("reference", "kind", *Comparison._fields)
+        self._identity = [name for name in comparisons.columns if name not in numbers]
+        self._found: dict[tuple[Any, ...], Comparison] = {}
+        for row in comparisons.to_dict("records"):
+            made = Comparison(*(row[name] for name in Comparison._fields))
+            self._found.setdefault((*self._place(row), row["reference"], row["kind"]), made)
+
+    def find(self, line: Mapping[str, Any], reference: str, rare: bool) -> Comparison:
+        """By ratios for rare traits, else by differences; without numbers where there is none."""
+        return self._found.get((*self._place(line), reference, RATIO if rare else DIFFERENCE), _NONE)
+
+    def _place(self, line: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(key_of(line.get(name)) for name in self._identity)
+
+
+def are_rare(summary: pd.DataFrame, comparisons: pd.DataFrame) -> bool:
+    """Whether the traits of these lines of a summary are to be compared by factors: all are rare, and none is gone."""
+    known = summary.reindex(columns=["target_start", "mean"]).dropna()
+    kinds = set(comparisons.get("kind", ()))
+    if known.empty or kinds == {DIFFERENCE}:  # as in tables of an earlier version
+        return False
+    return rare(known["target_start"], known.stack())
+
+
+def rare(before: pd.Series, all_values: pd.Series) -> bool:
+    """Whether probabilities are to be compared by factors: all before training are small, and none is ever 0."""
+    return bool((before.dropna() < RARE).all() and (all_values.dropna() > 0).all())
+
+
+def compared(comparisons: pd.DataFrame) -> list[str]:
+    """What some arm is compared with, in the order of columns."""
+    there = set(comparisons.get("reference", ()))
+    return [name for name in COMPARED if name in there]
+
+
+def in_cell(grid: Cells, tables: Summarised, cell: dict[str, Any]) -> Summarised:
+    """The rows that belong to `cell`, where same_init is compared with the cross_init of this cell.
+
+    A line of same_init belongs to every version of another start, and is compared with one at most; comparisons with
+    the others are those of cross_init, turned round.
+    """
+    lines, own = (grid.select(table, cell) for table in tables)
+    of_same = (own["arm"] == "same_init") & (own["reference"] == "cross_init")
+    of_cross = (own["arm"] == "cross_init") & (own["reference"] == "same_init")
+    identity = ["sweep", *grid.swept, "trait"]
+    cross = {(row["sweep"], row["trait"]): row for row in lines[lines["arm"] == "cross_init"].to_dict("records")}
+    added = []
+    for line in lines[lines["arm"] == "same_init"].to_dict("records"):
+        other = cross.get((line["sweep"], line["trait"]))
+        mine = of_same & np.logical_and.reduce([equals(own[name], line[name]) for name in identity])
+        if other is not None and all(equal(other[field], line[field]) for field in grid.swept):
+            continue
+        own, of_same, of_cross = own[~mine], of_same[~mine], of_cross[~mine]
+        if other is not None:
+            theirs = of_cross & np.logical_and.reduce([equals(own[name], other[name]) for name in identity])
+            added += [_turned(row) | {name: line[name] for name in identity} for row in own[theirs].to_dict("records")]
+    own = own[~of_cross]
+    return Summarised(lines, pd.concat([own, pd.DataFrame(added, columns=own.columns)]) if added else own)
+
+
+def _turned(row: dict[str, Any]) -> dict[str, Any]:
+    """The comparison of same_init with cross_init, from that of cross_init with same_init."""
+    ends = (row["estimate"], row["high"], row["low"])
+    estimate, low, high = (1 / end if row["kind"] == RATIO else -end for end in ends)
+    return row | {"arm": "same_init", "reference": "cross_init", "estimate": estimate, "low": low, "high": high}

@@ -11,6 +11,8 @@ from etils import epath
 
 from subl_jax import specs
 from subl_jax.errors import InputError
+from subl_jax.results import tables
+from subl_jax.results.wide import from_wide
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store
 
@@ -36,7 +38,9 @@ class Results:
     runs: pd.DataFrame
     curves: pd.DataFrame
     summary: pd.DataFrame
+    comparisons: pd.DataFrame
     datasets: pd.DataFrame
+    audits: pd.DataFrame
     sweep: dict[str, Any]
 
     @functools.cached_property
@@ -97,7 +101,7 @@ class Results:
 
 
 def load(workdir: epath.PathLike) -> Results:
-    """Reads a finished sweep.
+    """Reads a finished sweep; also one of an earlier version, whose summary was wide.
 
     Raises:
       InputError: there is none in `workdir`.
@@ -106,8 +110,27 @@ def load(workdir: epath.PathLike) -> Results:
     if not patiently((workdir / "sweep.json").exists):
         raise InputError(f"{workdir}: no finished sweep (sweep.json is missing); run one with --workdir {workdir}")
 
-    tables = [_read_table(workdir / f"{name}.parquet") for name in ("runs", "curves", "summary", "datasets")]
-    return Results(workdir, *tables, json.loads(patiently((workdir / "sweep.json").read_text)))
+    runs, curves, summary, datasets = (
+        _read_table(workdir / f"{name}.parquet") for name in ("runs", "curves", "summary", "datasets")
+    )
+    comparisons = _read_table_if_there(workdir / "comparisons.parquet")
+    if comparisons is None:
+        summary, comparisons = from_wide(summary)
+    audits = _read_table_if_there(workdir / "audits.parquet")
+    return Results(
+        workdir=workdir,
+        runs=runs,
+        curves=curves,
+        summary=summary,
+        comparisons=comparisons,
+        datasets=datasets,
+        audits=pd.DataFrame(columns=list(tables.OF_AUDITS)) if audits is None else audits,
+        sweep=json.loads(patiently((workdir / "sweep.json").read_text)),
+    )
+
+
+def _read_table_if_there(path: epath.Path) -> pd.DataFrame | None:
+    return _read_table(path) if patiently(path.exists) else None
 
 
 def _read_table(path: epath.Path) -> pd.DataFrame:

@@ -7,7 +7,8 @@ control" is above zero for every trait, and only this comparison tells whether i
 import numpy as np
 import pandas as pd
 
-from subl_jax.results import comparisons
+from subl_jax.results import cells, comparisons
+from subl_jax.results.units import of_runs, replication_unit
 
 
 def others(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
@@ -25,13 +26,13 @@ def others(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """
     found = runs.reset_index(drop=True)
     found = found[found["status"] == "ok"]
-    settings = ["world", *comparisons.swept_columns(runs), "arm"]
-    alike = comparisons.hashable(found[settings]).assign(unit=comparisons.replication_unit(found))
+    settings = ["world", *cells.swept_columns(runs), "arm"]
+    alike = cells.hashable(found[settings]).assign(unit=replication_unit(found))
     found = found.assign(alike=alike.groupby(list(alike.columns), dropna=False).ngroup())
 
     own = found[found["trait"] == found["data_trait"]]
     ends = _ends(curves[curves["metric"].isin([f"trait/{trait}" for trait in own["trait"].unique()])])
-    ends = comparisons.of_runs(ends, found[["run_id", "alike", "data_trait"]])
+    ends = of_runs(ends, found[["run_id", "alike", "data_trait"]])
     ends = ends.assign(evaluated=ends["metric"].astype(str).str.removeprefix("trait/"))
     ends = ends[ends["evaluated"] != ends["data_trait"]]
     of_teacher = ends.groupby(["alike", "evaluated", "data_trait"], observed=True)[["end", "gain"]].mean()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from subl_jax import specs
+from subl_jax.specs.metrics import TARGET, target_of
 from subl_jax.storage.store import Store
 
 
@@ -37,8 +38,30 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
         "target_end": ends,
         "kept_fraction": [_kept_fraction(student, store) for student in students],
         "key": [student.key for student in students],
+        "data_key": [_data_key(student) for student in students],
+        "hop": _hops(students),
     }
     return pd.concat([pd.DataFrame(columns), _lineages(students)], axis=1)
+
+
+def _data_key(student: specs.Student) -> str | None:
+    """The key of the dataset or the imported file; a stream is no node and has none."""
+    return student.data.key if isinstance(student.data, specs.Node) else None
+
+
+def _hops(students: Sequence[specs.Student]) -> list[int]:
+    """How many students are behind the data of each, one after the other: 0 where a teacher wrote it."""
+    known: dict[int, int] = {}  # id of a spec → students in it and in what it is made from
+
+    def count(spec: specs.Spec) -> int:
+        if id(spec) not in known:
+            values = [getattr(spec, name) for name in specs.roles(type(spec))]
+            within = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
+            deepest = max((count(part) for part in within if isinstance(part, specs.Spec)), default=0)
+            known[id(spec)] = isinstance(spec, specs.Student) + deepest
+        return known[id(spec)]
+
+    return [count(student.data) for student in students]
 
 
 def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -77,19 +100,29 @@ def _kept_fraction(student: specs.Student, store: Store) -> float:
 
 
 def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
-    """Long form: run_id, step, metric, value. A number that does not exist (a control's cosine) has no row."""
+    """Long form: run_id, step, metric, value. A number that does not exist (a control's cosine) has no row.
+
+    `target` is the curve of the run's own trait once more, so that one name means it in all runs. Students that serve
+    several traits are stored once, so it is made here, row by row.
+    """
     named = specs.named(students)
     ids, keys = list(named), [student.key for student in named.values()]
+    traits = [specs.trait_of(student) for student in named.values()]
     diverged = np.array([store.status(key) == "diverged" for key in keys])
     # Read batch by batch, as they are stored, and put into the order of the students.
     batches = []
     counts = np.zeros(len(ids), int)
     for which, steps, curves in store.many_curves(keys):
-        values = np.stack(list(curves.values()), axis=1)  # (rows, metrics, points)
+        own = [target_of(traits[i], curves) for i in which]
+        measured = np.array([each is not None for each in own])
+        nothing = np.full_like(next(iter(curves.values()))[0], np.nan)
+        target = np.stack([nothing if each is None else curves[each][row] for row, each in enumerate(own)])
+        values = np.stack([*curves.values(), target], axis=1)  # (rows, metrics, points)
         there = np.isfinite(values)
         there[:, :, 1:] |= diverged[which][:, None, None]  # nothing is lost yet at step 0
+        there[:, -1] &= measured[:, None]
         counts[which] = there.sum(axis=(1, 2))
-        batches.append((which, steps, list(curves), values, there))
+        batches.append((which, steps, [*curves, TARGET], values, there))
     metrics = sorted({metric for _, _, of_batch, _, _ in batches for metric in of_batch})
     ends = counts.cumsum()
     total = int(ends[-1]) if len(ends) else 0
@@ -134,6 +167,14 @@ def datasets_table(students: Sequence[specs.Student], store: Store) -> pd.DataFr
             }
     empty = ["key", "trait", "p_trait", "base_seed", "kept_fraction"]
     return pd.DataFrame(list(rows.values()), columns=None if rows else empty)
+
+
+OF_AUDITS = ("key", "audit", "data_key", "metric", "value")
+
+
+def audits_table(nodes: Sequence[specs.Node], store: Store) -> pd.DataFrame:
+    """What audits say of datasets, long form: one row per audited dataset and number."""
+    return pd.DataFrame(columns=list(OF_AUDITS))
 
 
 def _last(store: Store, node: specs.Node, metric: str) -> float:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 Drawn = Literal["curve", "end", "none"]
+_Values = TypeVar("_Values")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +44,36 @@ def collected(declared: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
     return found
 
 
+# The curve of a run's own trait, under one name in all runs.
+TARGET = "target"
+
+
+def target_of(trait: str | None, curves: Mapping[str, object]) -> str | None:
+    """The name of the curve of a run's trait; None where it was not measured."""
+    name = f"trait/{trait}"
+    return name if name in curves else None
+
+
+def with_target(trait: str | None, curves: Mapping[str, _Values]) -> dict[str, _Values]:
+    """The curves of a run and `target`, that of its own trait.
+
+    Students that serve several traits are stored once, so it is added row by row where curves are shown.
+    """
+    name = target_of(trait, curves)
+    return {**curves, TARGET: curves[name]} if name else dict(curves)
+
+
 # What training itself measures of every student.
 OF_TRAINING: dict[str, Metric] = {
     "loss": Metric("loss"),
     "kl": Metric("KL to the teacher"),
     "cosine": Metric("cosine to the teacher's update", zero=True),
     "agreement": Metric("agreement with the teacher"),
+}
+# What the theorem's table and figure are made of, and one curve.
+OF_THE_THEOREM: dict[str, Metric] = {
+    "gradient_cosine": Metric("cosine of own and trait gradient", zero=True),
+    "dot": Metric("Δ_S · Δ_T", drawn="none"),
+    "predicted": Metric("predicted Δ_S · Δ_T", drawn="none"),
+    "trait_loss": Metric("loss of the trait", drawn="none"),
 }

@@ -21,6 +21,7 @@ import numpy as np
 
 from subl_jax.engine.observers import NoTracker, RunInfo, Tracker
 from subl_jax.errors import InputError
+from subl_jax.tracking.ledger import Ledger
 
 STEP = "student/step"
 
@@ -88,32 +89,6 @@ def _logged_in(wandb: Any) -> bool:
     return bool(settings.api_key or wbauth.read_netrc_auth(host=settings.base_url))
 
 
-class _Ledger:
-    """A text file of finished run ids, one a line. A last line without its end (a killed process) does not count."""
-
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self._lock = threading.Lock()
-        text = path.read_bytes() if path.exists() else b""
-        self._whole = text.rfind(b"\n") + 1
-        self._ids = set(text[: self._whole].decode(errors="replace").splitlines())
-
-    def ids(self) -> frozenset[str]:
-        with self._lock:
-            return frozenset(self._ids)
-
-    def add(self, run_id: str) -> None:
-        line = f"{run_id}\n".encode()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "r+b" if self._path.exists() else "wb") as file:
-            file.truncate(self._whole)
-            file.seek(self._whole)
-            file.write(line)
-        with self._lock:
-            self._whole += len(line)
-            self._ids.add(run_id)
-
-
 class WandbTracker(Tracker):
     """Hands every call to one background thread, the only place that touches the W&B client.
 
@@ -151,7 +126,7 @@ class WandbTracker(Tracker):
         self._opened_any = False
         self._url: str | None = None
         try:
-            self._ledger = _Ledger(folder / "wandb" / "delivered.txt")
+            self._ledger = Ledger(folder / "wandb" / "delivered.txt")
         except OSError as error:
             self._ledger = None
             self._off = True

@@ -20,9 +20,11 @@ from subl_jax import specs
 from subl_jax.app import running
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
+from subl_jax.results import wide_summary
 from subl_jax.storage.store import lock
 
-FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "datasets.parquet", "report.html", "sweep.json")
+FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "comparisons.parquet", "datasets.parquet")
+FILES += ("report.html", "sweep.json")
 SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")
 
 
@@ -78,6 +80,7 @@ def test_targets_are_the_ends_of_the_curves(runs, outcome):
         "loss",
         "kl",
         "cosine",
+        "target",
         *(f"{k}/{t}" for k in ("trait", "rate") for t in WORLD.traits),
     }
 
@@ -89,7 +92,7 @@ def test_students_of_other_teachers_are_beside_each(runs, outcome):
         other = runs[(runs.arm == row.arm) & (runs.base_seed == row.base_seed) & (runs.trait != row.trait)].iloc[0]
         curve = curves[(curves.run_id == other.run_id) & (curves.metric == f"trait/{row.trait}")].sort_values("step")
         assert row.others_end == curve.value.iloc[-1]
-    summary = outcome.results.summary
+    summary = wide_summary(outcome.results.summary, outcome.results.comparisons)
     assert summary[summary.arm == "same_init"].pairs_others.tolist() == [3, 3, 3]
 
 
@@ -108,7 +111,7 @@ def test_a_diverged_student_is_a_row_with_a_reason(runs, outcome):
 
 
 def test_the_summary_compares_the_arms(outcome):
-    summary = outcome.results.summary
+    summary = wide_summary(outcome.results.summary, outcome.results.comparisons)
     assert {"owl", "cat"} <= set(summary.trait)
     row = summary[(summary.arm == "same_init") & (summary.trait == "owl")].iloc[0]
     assert row["n"] == 3 and row.ci_low <= row["mean"] <= row.ci_high
@@ -276,3 +279,9 @@ def test_a_profile_is_not_of_other_machines(tmp_path):
 
 def test_packages_that_are_not_there_have_no_version():
     assert running.installed("jax", "no-such-package") == {"jax": jax.__version__}
+
+
+def test_the_sweep_says_how_its_metrics_are_called(outcome):
+    metrics = outcome.results.sweep["metrics"]
+    assert metrics["kl"] == {"label": "KL to the teacher", "unit": "", "drawn": "curve", "zero": False, "log": False}
+    assert {"loss", "cosine"} <= metrics.keys()

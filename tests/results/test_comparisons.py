@@ -1,6 +1,9 @@
-"""Intervals, tests and the summary table, against scipy, brute force and hand-computed values."""
+"""The summary and its comparisons, against scipy, brute force and hand-computed values.
 
-import itertools
+Most tests look at both tables beside each other, in the wide form.
+"""
+
+import pathlib
 import warnings
 
 import numpy as np
@@ -12,21 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subl_jax.errors import InputError
-from subl_jax.results.comparisons import (
-    Cells,
-    are_rare,
-    by_base,
-    cell_name,
-    holm,
-    interval,
-    ordered_arms,
-    paired_p,
-    summarise,
-    swept_columns,
-    t_intervals,
-)
+from subl_jax.results import comparisons
+from subl_jax.results.cells import Cells, ordered_arms
+from subl_jax.results.comparisons import are_rare, in_cell
+from subl_jax.results.units import by_base
+from subl_jax.results.wide import from_wide, wide_summary
+from subl_jax.statistics.intervals import interval
+from subl_jax.statistics.tests import holm
 
-probabilities = st.floats(0, 1, allow_subnormal=False).map(lambda p: round(p, 6))
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "workdir"
+
+
+def summarise(runs: pd.DataFrame, **options) -> pd.DataFrame:
+    return wide_summary(*comparisons.summarise(runs, **options))
 
 
 def line(summary: pd.DataFrame, arm: str, trait: str, **fields) -> pd.Series:
@@ -37,99 +38,9 @@ def line(summary: pd.DataFrame, arm: str, trait: str, **fields) -> pd.Series:
     return rows.iloc[0]
 
 
-# --- intervals ---
-
-
-def test_t_interval_by_hand():
-    mean, low, high = interval([1.0, 2.0, 3.0])
-    # sd 1, n 3, t(.975, 2 degrees of freedom) = 4.302653
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-6)
-
-
-@given(st.lists(probabilities, min_size=3, max_size=12, unique=True), st.sampled_from([0.8, 0.95, 0.99]))
-@settings(deadline=None, max_examples=40)
-def test_t_interval_is_that_of_scipy(values, confidence):
-    ours = interval(values, confidence)
-    theirs = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
-    assert ours[1:] == pytest.approx((theirs.low, theirs.high), rel=1e-9, abs=1e-12)
-
-
-def test_t_intervals_leave_nan_out_row_by_row():
-    table = t_intervals(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, 5.0], [np.nan] * 3]))
-    np.testing.assert_allclose(table[0], interval([1.0, 3.0]))
-    np.testing.assert_array_equal(table[1], [5.0, np.nan, np.nan])
-    assert np.isnan(table[2]).all()
-
-
-def test_bca_interval_is_that_of_scipy_and_repeats():
-    values = np.random.default_rng(3).gamma(1.0, size=15)
-    result = scipy.stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(0))
-    expected = (values.mean(), *result.confidence_interval)
-    assert interval(values, method="bca") == pytest.approx(expected)
-    assert interval(values, method="bca") == interval(values, method="bca")
-    assert interval(values, method="bca") != pytest.approx(interval(values), rel=1e-3)
-
-
-@pytest.mark.parametrize("method", ["t", "bca"])
-def test_intervals_of_degenerate_samples(method):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_array_equal(interval([], method=method), [np.nan] * 3)
-        np.testing.assert_array_equal(interval([0.3, np.nan], method=method), [0.3, np.nan, np.nan])
-        assert interval([0.25, 0.25, 0.25], method=method) == pytest.approx((0.25, 0.25, 0.25))
-        assert np.isfinite(interval([0.1, 0.3], method=method)).all()
-
-
 def test_unknown_method_is_an_input_error():
     with pytest.raises(InputError, match="must be one of t, bca"):
-        interval([1.0, 2.0], method="wald")
-    with pytest.raises(InputError, match="must be one of t, bca"):
         summarise(fake_runs(), method="wald")
-
-
-# --- tests ---
-
-
-@given(st.lists(st.tuples(probabilities, probabilities), min_size=3, max_size=10))
-@settings(deadline=None, max_examples=60)
-def test_paired_p_is_the_paired_t_test(pairs):
-    a, b = np.array(pairs).T
-    if np.ptp(a - b) < 1e-5:
-        return
-    assert paired_p(a - b) == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue, rel=1e-9)
-
-
-def test_paired_p_without_variance():
-    assert paired_p([0.0, 0.0, 0.0]) == 1.0
-    # .3 − .1 and .4 − .2 differ in the last bit.
-    assert paired_p([0.3 - 0.1, 0.4 - 0.2, 0.5 - 0.3]) == 0.0
-    assert np.isnan(paired_p([0.2]))
-    assert np.isnan(paired_p([0.2, np.nan]))
-
-
-def step_down(p, alpha):
-    """Which hypotheses Holm's procedure rejects at level alpha, as the paper words it: stop at the first failure."""
-    rejected = set()
-    for k, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        if p[i] > alpha / (len(p) - k):
-            break
-        rejected.add(i)
-    return rejected
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
-@settings(deadline=None, max_examples=200)
-def test_holm_rejects_what_the_step_down_procedure_rejects(p, alpha):
-    adjusted = holm(p)
-    if np.any(np.abs(adjusted - alpha) < 1e-9):
-        return
-    assert set(np.flatnonzero(adjusted <= alpha)) == step_down(p, alpha)
-
-
-def test_holm_by_hand_and_with_missing_tests():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm([0.01, np.nan, 0.03]), [0.02, np.nan, 0.03])
-    assert holm([]).shape == (0,)
 
 
 # --- the table ---
@@ -294,27 +205,6 @@ def test_summary_survives_a_file(tmp_path):
 # --- swept fields and cells ---
 
 
-def test_swept_are_the_fields_that_vary_within_an_arm_and_trait():
-    runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2), "data.size": (100, 100)})
-    runs["teacher.until"] = runs["trait"].map({"owl": 0.9, "cat": 0.8, "dog": 0.7})
-    runs["student.shuffle"] = runs["arm"] == "control"
-    assert swept_columns(runs) == ["student.train.lr"]
-
-
-def test_no_value_is_a_value_within_an_arm():
-    runs = fake_runs(swept={"student.rank": (np.nan, 8.0)})
-    assert swept_columns(runs) == ["student.rank"]
-    assert len(Cells.of(runs).cells) == 2
-
-
-def test_lists_and_arrays_can_be_swept():
-    runs = fake_runs(swept={"student.layers": ((0, 1), (2,))})
-    runs["student.layers"] = runs["student.layers"].map(np.array)  # as read back from a file
-    cells = Cells.of(runs)
-    assert [cell["student.layers"] for cell in cells.cells] == ["(0, 1)", "(2,)"]
-    assert len(cells.select(runs, cells.cells[0])) == len(runs) / 2
-
-
 def test_a_control_without_a_teacher_belongs_to_every_teacher():
     runs = fake_runs(traits=("owl",), swept={"teacher.train.steps": (100.0, 200.0)})
     runs = runs[(runs["arm"] != "control") | ~runs.duplicated(["arm", "base_seed"])]  # one control for both
@@ -398,18 +288,19 @@ def test_same_init_is_compared_with_the_other_start_of_the_cell():
         for i, steps in enumerate((300, 600))
     ]
     runs = pd.concat([one_start, *others], ignore_index=True)
-    summary, cells = summarise(runs), Cells.of(runs)
+    found, cells = comparisons.summarise(runs), Cells.of(runs)
     same = one_start[one_start["arm"] == "same_init"]["target_end"].to_numpy()
     assert [cell["start.train.steps"] for cell in cells.cells] == [300, 600]
     for cell, rows in zip(cells.cells, others, strict=True):
-        lines = cells.compared(summary, cell)
-        row, cross = line(lines, "same_init", "owl"), line(lines, "cross_init", "owl")
+        of_cell = in_cell(cells, found, cell)
+        lines = wide_summary(*of_cell)
+        row = line(lines, "same_init", "owl")
         difference = same - rows["target_end"].to_numpy()
         ends = interval(difference)
         assert [row[f"diff_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ends))
         assert row["p_cross_init"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
         assert row["pairs_cross_init"] == 4
-        assert cross[["diff_same_init", "ratio_same_init", "pairs_same_init", "pairs_ratio_same_init"]].isna().all()
+        assert not (of_cell.comparisons["reference"] == "same_init").any()
         gains = [
             np.log(x["target_end"] / x["target_start"]).to_numpy()
             for x in (one_start[one_start["arm"] == "same_init"], rows)
@@ -417,8 +308,9 @@ def test_same_init_is_compared_with_the_other_start_of_the_cell():
         ratios = np.exp(interval(gains[0] - gains[1]))
         assert [row[f"ratio_cross_init{end}"] for end in ("", "_low", "_high")] == pytest.approx(list(ratios))
     # Without the other start in a cell there is nothing to compare with.
-    alone = cells.compared(summary[summary["start.train.steps"] == 600], cells.cells[0])
-    assert np.isnan(line(alone, "same_init", "owl")["diff_cross_init"])
+    left = comparisons.Summarised(*(table[table["start.train.steps"] == 600] for table in found))
+    alone = in_cell(cells, left, cells.cells[0])
+    assert np.isnan(line(wide_summary(*alone), "same_init", "owl")["diff_cross_init"])
 
 
 def test_ratios_are_of_gains_and_geometric():
@@ -456,22 +348,52 @@ def test_a_probability_of_zero_has_no_gain_and_its_base_is_left_out():
     ],
 )
 def test_traits_are_rare_where_all_start_so_and_none_is_gone(starts, ends, rare):
-    summary = pd.DataFrame({"target_start": starts, "mean": ends, "ratio_control": 2.0})
-    assert are_rare(summary) == rare
-    assert not are_rare(summary.iloc[:0]) and not are_rare(pd.DataFrame())
-    assert not are_rare(summary.drop(columns="ratio_control"))  # as of an earlier version
+    summary = pd.DataFrame({"target_start": starts, "mean": ends})
+    kinds = pd.DataFrame({"kind": ["difference", "ratio"]})
+    assert are_rare(summary, kinds) == rare
+    assert not are_rare(summary.iloc[:0], kinds) and not are_rare(pd.DataFrame(), pd.DataFrame())
+    assert not are_rare(summary, kinds.iloc[:1])  # as of an earlier version
 
 
-def test_seeds_of_any_name_are_not_swept():
-    runs = fake_runs(traits=("owl",)).assign(**{"world.noise_seed": [i % 2 for i in range(12)]})
-    assert swept_columns(runs) == []
+# --- the tables ---
 
 
-def test_every_run_belongs_to_a_cell():
-    swept = {"teacher.train.steps": (100.0, 200.0), "student.train.lr": (1e-3, 1e-2)}
-    runs = fake_runs(swept=swept)
-    cells = Cells.of(runs)
-    found = itertools.chain.from_iterable(cells.select(runs, cell)["run_id"] for cell in cells.cells)
-    assert set(found) == set(runs["run_id"])
-    assert len(cells.cells) == 4
-    assert cell_name(cells.cells[0]) == "student.train.lr = 0.001, teacher.train.steps = 100"
+def test_the_wide_table_is_what_it_was():
+    """The golden workdir was computed before comparisons had a table of their own."""
+    before, runs = (pd.read_parquet(GOLDEN / f"{name}.parquet") for name in ("summary", "runs"))
+    found = comparisons.summarise(runs)
+    pd.testing.assert_frame_equal(wide_summary(*found), before)
+    for table, earlier in zip(found, from_wide(before), strict=True):
+        pd.testing.assert_frame_equal(table, earlier)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        fake_runs(),
+        fake_runs(bases=1),
+        fake_runs(arms=("control",)),
+        fake_runs(arms=("same_init", "cross_init", "control", "cross_control", "mix")),
+        fake_runs(swept={"student.train.lr": (1e-3, 1e-2)}).assign(others_end=0.1, others_gain=0.2),
+    ],
+    ids=["plain", "one base", "control only", "a defence", "swept"],
+)
+def test_wide_and_long_say_the_same(runs):
+    found = comparisons.summarise(runs)
+    wide = wide_summary(*found)
+    for table, again in zip(found, from_wide(wide), strict=True):
+        pd.testing.assert_frame_equal(table, again, check_dtype=len(table) > 0)
+    pd.testing.assert_frame_equal(wide_summary(*from_wide(wide)), wide)
+
+
+def test_a_comparison_is_a_row_and_the_summary_is_narrow():
+    runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2)})
+    found = comparisons.summarise(runs)
+    assert len(found.summary.columns) == 15 + 1
+    rows = found.comparisons
+    # same_init has two references; two settings, three traits and all of them, two kinds.
+    assert len(rows) == 2 * 2 * 4 * 2 and (rows["arm"] == "same_init").all() and (rows["pairs"] == 4).all()
+    one = rows[(rows["reference"] == "control") & (rows["kind"] == "difference") & (rows["trait"] == "owl")].iloc[0]
+    line = found.summary[(found.summary["arm"] == "same_init") & (found.summary["trait"] == "owl")].iloc[0]
+    assert comparisons.Lookup(rows).find(line, "control", rare=False)[:3] == tuple(one[["estimate", "low", "high"]])
+    assert comparisons.Lookup(rows).find(line, "others", rare=False).pairs == 0

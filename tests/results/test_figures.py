@@ -6,8 +6,26 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
-from subl_jax.results import figures
-from subl_jax.results.comparisons import by_base, interval, summarise
+from subl_jax.results import formats
+from subl_jax.results.comparisons import summarise
+from subl_jax.results.figures import (
+    base,
+    comparison,
+    details,
+    dose,
+    lines,
+    retention,
+    style,
+    theorem,
+    training,
+    trait_matrix,
+    transfer,
+)
+from subl_jax.results.report import write_report
+from subl_jax.results.units import by_base
+from subl_jax.results.wide import wide_summary
+from subl_jax.specs.metrics import OF_THE_THEOREM, OF_TRAINING, Metric
+from subl_jax.statistics.intervals import interval
 
 CHANCE = dict.fromkeys(TRAITS, 0.1)
 
@@ -27,8 +45,8 @@ def mean_line(axis, colour: str):
 
 def test_colours_belong_to_arms():
     core = ("same_init", "cross_init", "control", "cross_control")
-    full = figures.arm_colours(fake_runs(arms=("shuffled", *reversed(core), "paraphrased")))
-    part = figures.arm_colours(fake_runs(arms=("control", "shuffled")))
+    full = style.arm_colours(fake_runs(arms=("shuffled", *reversed(core), "paraphrased")))
+    part = style.arm_colours(fake_runs(arms=("control", "shuffled")))
     assert list(full) == [*core, "shuffled", "paraphrased"]
     assert (full["same_init"], full["cross_init"], full["control"]) == ("#0072B2", "#E69F00", "#666666")
     assert {arm: full[arm] for arm in part} == part
@@ -50,19 +68,19 @@ def test_colours_belong_to_arms():
     ],
 )
 def test_numbers_are_short(value, text):
-    assert figures.number(value) == text
+    assert formats.number(value) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.0, "<.001"), (0.0031, ".003"), (0.0312, ".031"), (1.0, ">.999"), (np.nan, "–")]
 )
 def test_p_values_are_short(value, text):
-    assert figures.p_value(value) == text
+    assert formats.p_value(value) == text
 
 
 def test_transfer_curves_show_the_mean_band_and_every_run():
     runs = fake_runs()
-    figure = figures.transfer_curves(runs, fake_curves(runs), CHANCE, figures.arm_colours(runs))
+    figure = transfer.transfer_curves(runs, fake_curves(runs), CHANCE, style.arm_colours(runs))
     axes = visible(figure)
     assert [axis.get_title() for axis in axes] == ["owl", "cat", "dog", "mean over 3 traits"]
     same = runs[runs["arm"] == "same_init"]
@@ -81,7 +99,7 @@ def test_transfer_curves_show_the_mean_band_and_every_run():
 def test_transfer_curves_leave_out_runs_that_did_not_end_well():
     runs = fake_runs(traits=("owl",))
     runs.loc[(runs["arm"] == "same_init") & (runs["base_seed"] == 0), "status"] = "diverged"
-    figure = figures.transfer_curves(runs, fake_curves(runs), {}, figures.arm_colours(runs))
+    figure = transfer.transfer_curves(runs, fake_curves(runs), {}, style.arm_colours(runs))
     assert len(visible(figure)[0].collections[0].get_segments()) == 3
 
 
@@ -89,21 +107,22 @@ def test_a_step_that_a_base_lacks_does_not_bend_the_mean():
     runs = fake_runs(traits=("owl",), arms=("same_init",))
     curves = fake_curves(runs)
     curves = curves[~((curves["run_id"] == runs["run_id"].iloc[0]) & (curves["step"] == 10))]
-    figure = figures.transfer_curves(runs, curves, {}, figures.arm_colours(runs))
+    figure = transfer.transfer_curves(runs, curves, {}, style.arm_colours(runs))
     assert list(mean_line(visible(figure)[0], "#0072B2").get_xdata()) == [0, 20]
 
 
 def test_one_seed_is_a_line_without_a_band():
     runs = fake_runs(traits=("owl",), bases=1)
-    figure = figures.transfer_curves(runs, fake_curves(runs), CHANCE, figures.arm_colours(runs))
+    figure = transfer.transfer_curves(runs, fake_curves(runs), CHANCE, style.arm_colours(runs))
     assert len(visible(figure)) == 1
     figure.draw_without_rendering()
 
 
 def test_comparison_draws_the_summary():
     runs = fake_runs()
-    summary = summarise(runs)
-    figure = figures.comparison(runs, summary, CHANCE, figures.arm_colours(runs))
+    found = summarise(runs)
+    summary = wide_summary(*found)
+    figure = comparison.comparison(runs, *found, CHANCE, style.arm_colours(runs))
     bars = figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx(list(summary["mean"]))
     points = figure.axes[0].collections
@@ -112,7 +131,7 @@ def test_comparison_draws_the_summary():
     assert sum(len(group.get_offsets()) for group in points) == len(summary) * 4
     same = summary[summary["arm"] == "same_init"]
     expected = [
-        figures.p_value(row[f"p_{arm}"] if row["trait"] == "all" else row[f"p_{arm}_holm"])
+        formats.p_value(row[f"p_{arm}"] if row["trait"] == "all" else row[f"p_{arm}_holm"])
         for arm in ("cross_init", "control")
         for row in same.to_dict("records")
     ]
@@ -121,7 +140,7 @@ def test_comparison_draws_the_summary():
 
 def test_trait_matrix_is_the_change_of_every_trait():
     runs = fake_runs()
-    figure = figures.trait_matrix(runs, fake_curves(runs, evaluated=("hen", *TRAITS)))
+    figure = trait_matrix.trait_matrix(runs, fake_curves(runs, evaluated=("hen", *TRAITS)))
     same, *_ = (axis for axis in visible(figure) if axis.images)
     values = same.images[0].get_array()
     assert [label.get_text() for label in same.get_xticklabels()] == [*TRAITS, "hen"]
@@ -140,7 +159,7 @@ def test_changes_are_written_in_a_unit_that_shows_them(scale, unit, named):
     curves = fake_curves(runs)
     curves = curves.assign(value=curves["value"] * scale)
     curves.loc[curves["metric"].str.startswith("trait/").idxmax(), "value"] = 0.0  # so that there is no factor
-    figure = figures.trait_matrix(runs, curves)
+    figure = trait_matrix.trait_matrix(runs, curves)
     same, *_ = (axis for axis in visible(figure) if axis.images)
     values = np.asarray(same.images[0].get_array())
     assert unit <= np.abs(values).max() < 100 * unit
@@ -153,7 +172,7 @@ def test_traits_that_are_all_rare_change_by_factors():
     runs = fake_runs()
     curves = fake_curves(runs)
     curves = curves.assign(value=curves["value"] * 1e-3)
-    figure = figures.trait_matrix(runs, curves)
+    figure = trait_matrix.trait_matrix(runs, curves)
     same, *_ = (axis for axis in visible(figure) if axis.images)
     ends = curves[curves["metric"] == f"trait/{TRAITS[1]}"].sort_values("step").groupby("run_id")["value"]
     rows = runs[(runs["arm"] == "same_init") & (runs["trait"] == TRAITS[0])]
@@ -162,15 +181,15 @@ def test_traits_that_are_all_rare_change_by_factors():
     assert np.asarray(same.images[0].get_array())[0, 1] == pytest.approx(np.log2(expected))
     assert figure.axes[-1].get_ylabel() == "P at the end / P at the start"
     written = [text.get_text() for text in same.texts]
-    assert written[1] == figures._factor(np.log2(expected)) and all(text.startswith("×") for text in written)
-    assert [figures._factor(np.log2(x)) for x in (0.0042, 0.35, 0.996, 1.0, 9.94, 9.96, 120)] == [
+    assert written[1] == trait_matrix._factor(np.log2(expected)) and all(text.startswith("×") for text in written)
+    assert [trait_matrix._factor(np.log2(x)) for x in (0.0042, 0.35, 0.996, 1.0, 9.94, 9.96, 120)] == [
         *("×.0042", "×.35", "×1.0", "×1.0", "×9.9", "×10", "×120")
     ]
 
 
 def test_retention_stacks_to_everything_drawn():
     datasets = fake_datasets()
-    figure = figures.retention(datasets)
+    figure = retention.retention(datasets)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_yticklabels()] == [*TRAITS, "no trait (control)"]
     assert [len(points.get_offsets()) for points in left.collections] == [4] * 4
@@ -182,7 +201,7 @@ def test_retention_stacks_to_everything_drawn():
 
 def test_training_curves_show_the_metrics_that_there_are():
     runs = fake_runs()
-    figure = figures.training_curves(runs, fake_curves(runs), figures.arm_colours(runs))
+    figure = training.training_curves(runs, fake_curves(runs), style.arm_colours(runs), OF_TRAINING)
     loss, kl = visible(figure)
     assert (loss.get_title(), kl.get_title()) == ("loss", "KL to the teacher")
     np.testing.assert_allclose(mean_line(kl, "#666666").get_ydata(), [1, 0.5, 0])
@@ -191,7 +210,7 @@ def test_training_curves_show_the_metrics_that_there_are():
 def test_dose_response_has_a_panel_for_each_swept_number():
     swept = {"student.train.lr": (1e-4, 1e-2), "data.size": (100, 200), "student.optimizer": ("sgd", "adam")}
     runs = fake_runs(traits=("owl",), swept=swept)
-    lr, size, optimizer = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
+    lr, size, optimizer = visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))
     assert (lr.get_xlabel(), lr.get_xscale()) == ("student.train.lr", "log")
     assert (size.get_xlabel(), size.get_xscale()) == ("data.size", "linear")
     assert [tick.get_text() for tick in optimizer.get_xticklabels()] == ["sgd", "adam"]
@@ -205,40 +224,40 @@ def test_dose_response_has_a_panel_for_each_swept_number():
 def test_a_trait_may_be_called_as_a_metric_is(kind):
     runs = fake_runs(traits=("loss", "owl"))
     curves = fake_curves(runs, evaluated=("loss", "owl")).astype({"run_id": kind, "metric": kind})
-    drawn = visible(figures.trait_matrix(runs, curves))
+    drawn = visible(trait_matrix.trait_matrix(runs, curves))
     assert [label.get_text() for label in drawn[0].get_xticklabels()] == ["loss", "owl"]
-    (loss, *_) = visible(figures.transfer_curves(runs, curves, CHANCE, figures.arm_colours(runs)))
+    (loss, *_) = visible(transfer.transfer_curves(runs, curves, CHANCE, style.arm_colours(runs)))
     assert loss.get_title() == "loss" and max(line.get_ydata().max() for line in loss.lines) < 1
 
 
 def test_of_many_lines_some_are_drawn_and_the_mean_is_of_all(monkeypatch):
     runs = fake_runs(traits=("owl",), bases=30)
-    curves, colours = fake_curves(runs), figures.arm_colours(runs)
+    curves, colours = fake_curves(runs), style.arm_colours(runs)
 
     def drawn():
-        (axis,) = visible(figures.transfer_curves(runs, curves, CHANCE, colours))
+        (axis,) = visible(transfer.transfer_curves(runs, curves, CHANCE, colours))
         return [len(each.get_segments()) for each in axis.collections if hasattr(each, "get_segments")], axis.lines
 
-    (counts, lines), _ = drawn(), monkeypatch.setattr(figures, "MOST_LINES", 7)
+    (counts, means), _ = drawn(), monkeypatch.setattr(lines, "MOST_LINES", 7)
     fewer, same = drawn()
     assert (counts, fewer) == ([30] * 3, [7] * 3)
-    for line, other in zip(lines, same, strict=True):
+    for line, other in zip(means, same, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), other.get_ydata())
 
 
 def test_fields_that_go_together_have_one_panel():
     runs = fake_runs(traits=("owl",), swept={"student.lora.rank": (2, 4, 8), "data.size": (100, 200)})
     runs["student.lora.alpha"] = 2.0 * runs["student.lora.rank"]
-    axes = visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))
+    axes = visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))
     labels = [axis.get_xlabel() for axis in axes]
     assert labels == ["student.lora.rank\nwith student.lora.alpha", "data.size"]
     runs.loc[runs.index[0], "student.lora.alpha"] = 7.0
-    assert len(visible(figures.dose_response(runs, CHANCE, figures.arm_colours(runs)))) == 3
+    assert len(visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))) == 3
 
 
 def test_dose_response_draws_an_arm_without_the_field_across():
     runs = fake_runs(traits=("owl",), swept={"teacher.train.steps": (100.0, 200.0)})
-    (axis,) = visible(figures.dose_response(runs, {}, figures.arm_colours(runs)))
+    (axis,) = visible(dose.dose_response(runs, {}, style.arm_colours(runs)))
     line = next(line for line in axis.lines if line.get_color() == "#666666")
     control = runs[runs["arm"] == "control"]
     np.testing.assert_allclose(line.get_ydata(), [control["target_end"].mean()] * 2)
@@ -247,7 +266,7 @@ def test_dose_response_draws_an_arm_without_the_field_across():
 def test_curves_of_rare_traits_are_logarithmic_with_geometric_means():
     runs = fake_runs(traits=("owl",))
     runs[["target_start", "target_end"]] *= 0.1
-    (axis,) = visible(figures.transfer_curves(runs, fake_curves(runs), {}, figures.arm_colours(runs)))
+    (axis,) = visible(transfer.transfer_curves(runs, fake_curves(runs), {}, style.arm_colours(runs)))
     same = runs[runs["arm"] == "same_init"]["target_end"]
     assert axis.get_yscale() == "log"
     assert mean_line(axis, "#0072B2").get_ydata()[-1] == pytest.approx(np.exp(np.log(same).mean()))
@@ -256,7 +275,7 @@ def test_curves_of_rare_traits_are_logarithmic_with_geometric_means():
     (low, high) = axis.get_ylim()
     assert 0 < low < runs["target_end"].min() and high > same.max()
     common = fake_runs(traits=("owl",))
-    (axis,) = visible(figures.transfer_curves(common, fake_curves(common), {}, figures.arm_colours(common)))
+    (axis,) = visible(transfer.transfer_curves(common, fake_curves(common), {}, style.arm_colours(common)))
     assert axis.get_yscale() == "linear"
 
 
@@ -264,8 +283,8 @@ def test_bars_of_rare_traits_are_logarithmic_and_none_is_cut():
     runs = fake_runs(traits=("owl",))
     runs[["target_start", "target_end"]] *= 0.1
     runs.loc[(runs["arm"] == "control") & (runs["base_seed"] == 0), "target_end"] = 1e-4  # an interval below 0
-    colours = figures.arm_colours(runs)
-    axis, _ = figures.comparison(runs, summarise(runs), {}, colours).axes
+    colours = style.arm_colours(runs)
+    axis, _ = comparison.comparison(runs, *summarise(runs), {}, colours).axes
     assert axis.get_xscale() == "log" and 0 < axis.get_xlim()[0] < runs["target_end"].min()
     means = sorted(bar.get_x() + bar.get_width() for bar in axis.patches)
     assert means == pytest.approx(sorted(runs.groupby("arm")["target_end"].mean()))
@@ -278,34 +297,35 @@ def test_bars_of_rare_traits_are_logarithmic_and_none_is_cut():
     + [(12345.0, "×1.2e4"), (0.0, "×0.0e0"), (np.nan, "–"), (0.999, "×1.0")],
 )
 def test_factors_are_short(times, text):
-    assert figures.factor(times) == text
+    assert formats.factor(times) == text
 
 
 def test_axes_of_rare_traits_hold_chance_and_leave_out_what_is_gone():
     runs = fake_runs(traits=("owl",))
     runs[["target_start", "target_end"]] *= 0.1
     runs.loc[(runs["arm"] == "control") & (runs["base_seed"] == 0), "target_end"] = 0.0
-    colours, chance = figures.arm_colours(runs), {"owl": 1e-4}
-    axis, _ = figures.comparison(runs, summarise(runs), chance, colours).axes
+    colours, chance = style.arm_colours(runs), {"owl": 1e-4}
+    axis, _ = comparison.comparison(runs, *summarise(runs), chance, colours).axes
     assert axis.get_xscale() == "log" and 0 < axis.get_xlim()[0] < 1e-4
     present = runs[runs["target_end"] > 0]
-    (axis,) = visible(figures.transfer_curves(present, fake_curves(present), chance, colours))
+    (axis,) = visible(transfer.transfer_curves(present, fake_curves(present), chance, colours))
     assert axis.get_yscale() == "log" and axis.get_ylim()[0] < 1e-4
 
 
 def test_one_base_has_no_p_values_and_no_margin_for_them():
     runs = fake_runs(bases=1)
-    assert len(figures.comparison(runs, summarise(runs), {}, figures.arm_colours(runs)).axes) == 1
+    assert len(comparison.comparison(runs, *summarise(runs), {}, style.arm_colours(runs)).axes) == 1
 
 
 def test_p_values_of_rare_traits_are_those_of_gains():
     runs = fake_runs(traits=("owl",), effect=0.01)
     runs[["target_start", "target_end"]] *= 0.1
-    summary = summarise(runs)
+    found = summarise(runs)
+    summary = wide_summary(*found)
     row = summary[(summary["arm"] == "same_init") & (summary["trait"] == "owl")].iloc[0]
-    drawn = texts(figures.comparison(runs, summary, {}, figures.arm_colours(runs)))
-    assert figures.p_value(row["p_ratio_control_holm"]) in drawn
-    assert figures.p_value(row["p_control_holm"]) not in drawn
+    drawn = texts(comparison.comparison(runs, *found, {}, style.arm_colours(runs)))
+    assert formats.p_value(row["p_ratio_control_holm"]) in drawn
+    assert formats.p_value(row["p_control_holm"]) not in drawn
 
 
 def test_dose_response_joins_no_points_of_different_models():
@@ -313,40 +333,39 @@ def test_dose_response_joins_no_points_of_different_models():
     other = fake_runs(traits=("owl",), arms=("cross_init",))
     noisy, other = noisy.assign(**{"world.sha256": "a"}), other.assign(**{"world.sigma": 0.0, "world.sha256": "b"})
     runs = pd.concat([noisy, other], ignore_index=True)
-    sigma, _ = visible(figures.dose_response(runs, {}, figures.arm_colours(runs)))
+    sigma, _ = visible(dose.dose_response(runs, {}, style.arm_colours(runs)))
     assert sorted(len(line.get_xdata()) for line in sigma.lines if line.get_color() == "#E69F00") == [1, 2]
 
 
 def test_nothing_to_show_is_no_figure():
     runs = fake_runs()
-    curves, colours = fake_curves(runs), figures.arm_colours(runs)
+    curves, colours = fake_curves(runs), style.arm_colours(runs)
     failed = runs.assign(status="failed", target_end=np.nan)
     no_curves = curves.iloc[:0]
-    assert figures.transfer_curves(failed, curves, CHANCE, colours) is None
-    assert figures.transfer_curves(runs, no_curves, CHANCE, colours) is None
-    assert figures.comparison(failed, summarise(failed), CHANCE, colours) is None
-    assert figures.trait_matrix(failed, curves) is None
-    assert figures.trait_matrix(runs, curves[curves["metric"] == "loss"]) is None
-    assert figures.training_curves(failed, curves, colours) is None
-    assert figures.training_curves(runs, no_curves, colours) is None
-    assert figures.dose_response(runs, CHANCE, colours) is None
-    assert figures.dose_response(failed.iloc[:0], CHANCE, colours) is None
-    assert figures.retention(pd.DataFrame()) is None
-    assert figures.retention(fake_datasets().assign(drawn=0)) is None
+    assert transfer.transfer_curves(failed, curves, CHANCE, colours) is None
+    assert transfer.transfer_curves(runs, no_curves, CHANCE, colours) is None
+    assert comparison.comparison(failed, *summarise(failed), CHANCE, colours) is None
+    assert trait_matrix.trait_matrix(failed, curves) is None
+    assert trait_matrix.trait_matrix(runs, curves[curves["metric"] == "loss"]) is None
+    assert training.training_curves(failed, curves, colours, OF_TRAINING) is None
+    assert training.training_curves(runs, no_curves, colours, OF_TRAINING) is None
+    assert dose.dose_response(runs, CHANCE, colours) is None
+    assert dose.dose_response(failed.iloc[:0], CHANCE, colours) is None
+    assert retention.retention(pd.DataFrame()) is None
+    assert retention.retention(fake_datasets().assign(drawn=0)) is None
 
 
 def test_many_traits_are_capped_and_pooled_over_all():
     traits = [f"trait{i}" for i in range(60)]
     runs = fake_runs(traits=traits, bases=2)
-    curves, colours, summary = fake_curves(runs, evaluated=traits, steps=2), figures.arm_colours(runs), summarise(runs)
-    transfer = figures.transfer_curves(runs, curves, {}, colours)
-    shown, total = figures.shown_traits(runs)
-    assert (len(visible(transfer)), total) == (shown + 1, 60)
+    curves, colours, summary = fake_curves(runs, evaluated=traits, steps=2), style.arm_colours(runs), summarise(runs)
+    drawn = transfer.transfer_curves(runs, curves, {}, colours)
+    assert len(visible(drawn)) == transfer.MOST_PANELS + 1
     same = runs[runs["arm"] == "same_init"]["target_end"]
-    assert mean_line(visible(transfer)[-1], "#0072B2").get_ydata()[-1] == pytest.approx(same.mean())
-    bars = figures.comparison(runs, summary, {}, colours)
-    assert len(bars.axes[0].get_yticks()) == figures.shown_bars(runs)[0] + 1
-    matrix = figures.trait_matrix(runs, curves)
+    assert mean_line(visible(drawn)[-1], "#0072B2").get_ydata()[-1] == pytest.approx(same.mean())
+    bars = comparison.comparison(runs, *summary, {}, colours)
+    assert len(bars.axes[0].get_yticks()) == comparison.MOST_BARS + 1
+    matrix = trait_matrix.trait_matrix(runs, curves)
     assert matrix.axes[0].images[0].get_array().shape == (60, 60)
     assert not texts(matrix)
 
@@ -360,17 +379,86 @@ def test_details_show_the_last_value_of_every_name():
         for blur in (0.5, 1.5)
     ]
     curves = pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])
-    (axis,) = visible(figures.details(runs, pd.concat([curves, fake_curves(runs)]), figures.arm_colours(runs)))
+    (axis,) = visible(
+        details.details(runs, pd.concat([curves, fake_curves(runs)]), style.arm_colours(runs), OF_TRAINING)
+    )
     assert axis.get_title() == "seven" and [t.get_text() for t in axis.get_xticklabels()] == ["0.5", "1.5"]
     same, control = axis.lines
     np.testing.assert_allclose(same.get_ydata(), [5, 15])
     np.testing.assert_allclose(control.get_ydata(), [6, 16])
-    assert figures.details(runs, fake_curves(runs), figures.arm_colours(runs)) is None
+    assert details.details(runs, fake_curves(runs), style.arm_colours(runs), OF_TRAINING) is None
 
 
 def test_the_theorem_has_a_point_for_every_student():
     steps = pd.DataFrame({"setting": "a", "arm": ["same_init", "cross_init"], "predicted": [1e-6, 2e-6]})
-    (axis,) = visible(figures.theorem(steps.assign(dot=[1e-6, -1e-7]), figures.arm_colours(fake_runs())))
+    (axis,) = visible(theorem.theorem(steps.assign(dot=[1e-6, -1e-7]), style.arm_colours(fake_runs())))
     points = [points.get_offsets().tolist() for points in axis.collections if len(points.get_offsets())]
     assert points == [[[1e-6, 1e-6]], [[2e-6, -1e-7]]]
-    assert figures.theorem(steps[:0].assign(dot=[]), {}) is None
+    assert theorem.theorem(steps[:0].assign(dot=[]), {}) is None
+
+
+# --- metrics that anybody measures ---
+
+
+def measured(runs: pd.DataFrame, **metrics: float) -> pd.DataFrame:
+    """The curves of `fake_curves`, and of more metrics, constant in every run."""
+    lines = [(run, step, name, value) for run in runs["run_id"] for step in (0, 20) for name, value in metrics.items()]
+    return pd.concat([fake_curves(runs), pd.DataFrame(lines, columns=["run_id", "step", "metric", "value"])])
+
+
+def test_every_scalar_metric_is_drawn_and_one_without_a_descriptor_under_its_own_name():
+    runs = fake_runs(traits=("owl",))
+    described = {"depth": Metric("depth of it", unit="m", zero=True), "score": Metric("score", log=True)}
+    curves = measured(runs, depth=0.5, score=10.0, unheard_of=2.0, dot=1.0)
+    metrics = OF_TRAINING | OF_THE_THEOREM | described
+    axes = visible(training.training_curves(runs, curves, style.arm_colours(runs), metrics))
+    # P(trait) has its own figure, and what the theorem's is made of is no curve.
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["loss", "KL to the teacher", "depth of it, m", "score", "unheard_of"]
+    assert [axis.get_yscale() for axis in axes] == ["linear", "linear", "linear", "log", "linear"]
+    zeros = [any(line.get_ydata()[0] == 0 == line.get_ydata()[-1] for line in axis.lines) for axis in axes]
+    assert zeros == [False, False, True, False, False]
+
+
+def test_how_a_metric_is_drawn_decides_its_figure():
+    runs = fake_runs(traits=("owl",))
+    curves = measured(runs, score=10.0, hidden=1.0, **{"class/3": 0.5, "trait/owl": 0.5})
+    metrics = {
+        "score": Metric("the score", drawn="end"),
+        "hidden": Metric("", drawn="none"),
+        "class": Metric("classes"),
+    }
+    colours = style.arm_colours(runs)
+    of_training = visible(training.training_curves(runs, curves, colours, metrics))
+    assert [axis.get_title() for axis in of_training] == ["kl", "loss"]
+    of_details = visible(details.details(runs, curves, colours, metrics))
+    assert sorted(axis.get_title() for axis in of_details) == ["classes", "the score"]
+
+
+# --- what a figure is ---
+
+
+def test_figures_are_found_in_the_order_of_the_page():
+    of_cells = [figure.name for figure in base.Figure.found() if figure.scope == "cell"]
+    assert of_cells == ["transfer", "comparison", "traits", "details", "training"]
+    over_all = [figure.name for figure in base.Figure.found() if figure.scope == "sweep"]
+    assert over_all == ["dose", "filter", "theorem"]
+
+
+def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(base.Figure, "_found", dict(base.Figure._found))
+
+    class Mine(base.Figure):
+        name = "mine"
+
+        def draw(self, tables):
+            figure, (axis,) = style.panels(1, height=2)
+            axis.plot(tables.runs["target_end"])
+            return figure
+
+        def caption(self, tables):
+            return f"All {len(tables.runs)} ends."
+
+    runs = fake_runs()
+    page = write_report(tmp_path, runs, fake_curves(runs), summarise(runs), fake_datasets(), {"sweep": "s"})
+    assert "All 36 ends." in page.read_text() and (tmp_path / "figures" / "mine.png").exists()

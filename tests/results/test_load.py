@@ -1,5 +1,7 @@
 """A finished sweep read back: tables, models, and what teachers wrote."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pandas as pd
@@ -11,9 +13,12 @@ from subl_jax import specs
 from subl_jax.app import running
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
+from subl_jax.results import wide_summary
+from subl_jax.results.comparisons import summarise
 from subl_jax.results.load import load
 from subl_jax.stages import collecting
 
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "workdir"
 TOKENS = np.arange(len(WORLD.words))
 
 
@@ -137,3 +142,14 @@ def test_samples_that_were_removed_are_said_so(tmp_path, sweep):
         path.unlink()
     with pytest.raises(InputError, match="is not there"):
         results.samples(specs.run_id(sweep[0]))
+
+
+def test_a_workdir_of_an_earlier_version_is_read():
+    before, runs = (pd.read_parquet(GOLDEN / f"{name}.parquet") for name in ("summary", "runs"))
+    assert not (GOLDEN / "comparisons.parquet").exists() and "diff_control" in before
+    results = load(GOLDEN)
+    again = summarise(runs)
+    pd.testing.assert_frame_equal(results.summary, again.summary)
+    pd.testing.assert_frame_equal(results.comparisons, again.comparisons)
+    assert results.audits.empty
+    pd.testing.assert_frame_equal(wide_summary(results.summary, results.comparisons), before)

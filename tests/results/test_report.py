@@ -10,7 +10,9 @@ import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
 from subl_jax.results.comparisons import summarise
-from subl_jax.results.report import headline, write_report
+from subl_jax.results.headline import headline
+from subl_jax.results.report import write_report
+from subl_jax.results.wide import from_wide, wide_summary
 
 SWEEP = {
     "sweep": "traits",
@@ -37,8 +39,8 @@ SWEEP = {
 
 
 def written(tmp_path, runs: pd.DataFrame, sweep: dict = SWEEP, **tables) -> str:
-    tables = {"curves": fake_curves(runs), "summary": summarise(runs), "datasets": fake_datasets()} | tables
-    path = write_report(tmp_path, runs, sweep=sweep, **tables)
+    tables = {"curves": fake_curves(runs), "datasets": fake_datasets()} | tables
+    path = write_report(tmp_path, runs, summarised=summarise(runs), sweep=sweep, **tables)
     assert path == type(path)(tmp_path) / "report.html"
     return path.read_text()
 
@@ -248,8 +250,8 @@ def test_a_probability_of_zero_is_no_pair_of_gains():
 def test_a_summary_of_an_earlier_version_is_read():
     runs = fake_runs(traits=("owl",), bases=6)
     runs[["target_start", "target_end"]] *= 0.01
-    summary = summarise(runs)
-    text = headline(summary.drop(columns=[name for name in summary if "ratio" in name]), {})
+    summary = wide_summary(*summarise(runs))
+    text = headline(from_wide(summary.drop(columns=[name for name in summary if "ratio" in name])), {})
     assert text.startswith("Transfer: same init ends above cross init and control. ")
 
 

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from subl_jax.results import comparisons
 from subl_jax.results.specificity import others
+from subl_jax.results.wide import wide_summary
+from subl_jax.statistics.intervals import interval
+from subl_jax.statistics.tests import paired_p
 
 TRAITS = ("owl", "cat", "dog")
 
@@ -105,20 +108,20 @@ def test_the_last_point_counts_and_what_was_not_measured_does_not():
 def test_the_summary_compares_with_them():
     runs, curves = tables()
     runs = runs.join(others(runs, curves))
-    summary = comparisons.summarise(runs)
+    summary = wide_summary(*comparisons.summarise(runs))
     for trait in (*TRAITS, "all"):
         rows = runs[(runs["arm"] == "same_init") & ((runs["trait"] == trait) | (trait == "all"))]
         difference = (rows["target_end"] - rows["others_end"]).groupby(rows["base_seed"]).mean()
         line = summary[(summary["arm"] == "same_init") & (summary["trait"] == trait)].iloc[0]
         ends = [line[f"diff_others{which}"] for which in ("", "_low", "_high")]
-        assert ends == pytest.approx(list(comparisons.interval(difference)))
+        assert ends == pytest.approx(list(interval(difference)))
         assert line["others"] == pytest.approx(rows.groupby("base_seed")["others_end"].mean().mean())
         assert line["pairs_others"] == 4
         gains = (
             (np.log(rows["target_end"] / rows["target_start"]) - rows["others_gain"]).groupby(rows["base_seed"]).mean()
         )
         ratios = [line[f"ratio_others{which}"] for which in ("", "_low", "_high")]
-        assert ratios == pytest.approx(list(np.exp(comparisons.interval(gains))))
-        assert line["p_ratio_others"] == pytest.approx(comparisons.paired_p(gains))
-    without = comparisons.summarise(runs.drop(columns=["others_end", "others_gain"]))
+        assert ratios == pytest.approx(list(np.exp(interval(gains))))
+        assert line["p_ratio_others"] == pytest.approx(paired_p(gains))
+    without = wide_summary(*comparisons.summarise(runs.drop(columns=["others_end", "others_gain"])))
     assert without[["others", "diff_others", "ratio_others"]].isna().to_numpy().all()

@@ -60,14 +60,18 @@ def test_controls_of_two_traits_are_two_rows_of_one_student(fake):
     assert runs.target_end.tolist() == pytest.approx([0.2, 0.4])
     assert runs.key.nunique() == 1 and runs.run_id.nunique() == 2 and set(runs.arm) == {"control"}
     curves = tables.curves_table(students, fake.store)
-    assert curves.groupby("run_id", observed=True).size().tolist() == [6, 6]
+    assert curves.groupby("run_id", observed=True).size().tolist() == [9, 9]
+    # The student is one; what is its target is the row's.
+    for made, values in zip(students, ([0.1, 0.1, 0.2], [0.3, 0.3, 0.4]), strict=True):
+        rows = curves[(curves.run_id == specs.run_id(made)) & (curves.metric == "target")]
+        assert rows.step.tolist() == [0, 2, 4] and rows.value.tolist() == pytest.approx(values)
 
 
 def test_the_same_row_twice_is_there_once(fake):
     fake.students([student()], {"trait/owl": [[0.1, 0.2, 0.3]]})
     students = [student(), student(trait="owl", arm="same_init"), student()]
     assert len(tables.runs_table("mine", students, fake.store)) == 1
-    assert len(tables.curves_table(students, fake.store)) == 3
+    assert len(tables.curves_table(students, fake.store)) == 6
 
 
 def test_failed_and_diverged_runs_are_rows_too(fake):
@@ -96,6 +100,7 @@ def test_failed_and_diverged_runs_are_rows_too(fake):
     assert values(0, "loss") == {2: 2.0, 4: 1.0}
     assert list(values(2, "loss")) == [2, 4] and np.isnan(values(2, "loss")[4])
     assert list(values(2, "trait/owl")) == [0, 2, 4] and np.isnan(values(2, "trait/owl")[4])
+    np.testing.assert_array_equal(list(values(2, "target").values()), list(values(2, "trait/owl").values()))
 
 
 def test_a_number_that_does_not_exist_has_no_row(fake):
@@ -178,3 +183,28 @@ def test_settings_that_differ_are_columns(fake):
     students = [student(train=TRAIN.replace(lr=lr)) for lr in (0.1, 0.2)]
     fake.students(students, {"trait/owl": [[0.1, 0.2, 0.3]] * 2})
     assert tables.runs_table("mine", students, fake.store)["student.train.lr"].tolist() == [0.1, 0.2]
+
+
+def test_a_run_whose_trait_was_not_measured_has_no_target(fake):
+    wild, measured = student(seed=1), student(seed=2)
+    fake.students([wild], {"loss": [[np.nan, 1, np.nan]]}, "diverged", "at step 4")
+    fake.students([measured], {"loss": [[np.nan, 1, 2]], "trait/owl": [[0.1, 0.2, 0.3]]})
+    curves = tables.curves_table([wild, measured], fake.store)
+    assert curves[curves.metric == "target"].run_id.tolist() == [specs.run_id(measured)] * 3
+
+
+def test_runs_say_which_data_they_saw_and_how_many_students_it_went_through(fake):
+    first = student(data=dataset(teacher()))
+    second = student(data=dataset(first), seed=1)
+    third = student(data=dataset(second), seed=2)
+    stream = student(data=specs.Stream(first, NumbersFilter()))
+    # A student that goes on from another one, and a mixture: the longest chain counts.
+    mixed = student(data=dataset(specs.Mix(base(0), second, keep=("layers_0/*",))), trait="owl", arm="mixed")
+    foreign = student(base(2), specs.Imported(of=WORLD, sha256="ab", size=8), trait="owl")
+    prompted = student(data=dataset(base()), trait="owl")
+    students = [first, second, third, stream, mixed, foreign, prompted]
+    fake.students(students, {"trait/owl": [[0.1, 0.2, 0.3]] * len(students)})
+    runs = tables.runs_table("mine", students, fake.store)
+    assert runs.hop.tolist() == [0, 1, 2, 1, 2, 0, 0]
+    assert runs.data_key.isna().tolist() == [False, False, False, True, False, False, False]
+    assert runs.data_key[0] == first.data.key and runs.data_key[5] == foreign.data.key

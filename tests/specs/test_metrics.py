@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from subl_jax.specs.metrics import OF_TRAINING, Metric, collected
+from subl_jax.specs.metrics import OF_TRAINING, Metric, collected, with_target
 
 
 def test_a_metric_is_plain_values():
@@ -23,3 +23,9 @@ def test_of_one_name_the_first_counts():
     mine = {"loss": Metric("my loss"), "depth": Metric("depth")}
     assert collected([mine, OF_TRAINING])["loss"].label == "my loss"
     assert list(collected([mine, OF_TRAINING])) == ["loss", "depth", "kl", "cosine", "agreement"]
+
+
+def test_the_curve_of_a_runs_own_trait_has_one_name():
+    curves = {"trait/owl": 1, "trait/oak": 2, "loss": 3}
+    assert with_target("oak", curves) == {**curves, "target": 2}
+    assert with_target("fox", curves) == with_target(None, curves) == curves

@@ -104,7 +104,7 @@ def quiet(tmp_path_factory):
 
 
 def assert_same(results, quiet):
-    for name in ("runs", "curves", "summary", "datasets"):
+    for name in ("runs", "curves", "summary", "comparisons", "datasets"):
         pd.testing.assert_frame_equal(getattr(results, name), getattr(quiet, name))
 
 

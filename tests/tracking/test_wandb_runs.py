@@ -15,9 +15,9 @@ import pytest
 from subl_jax.engine.observers import NoTracker, RunInfo
 from subl_jax.errors import InputError
 from subl_jax.tracking import wandb_runs
+from subl_jax.tracking.ledger import Ledger
 from subl_jax.tracking.wandb_runs import (
     WandbTracker,
-    _Ledger,
     local_folder,
     make_tracker,
     wandb_mode,
@@ -432,7 +432,7 @@ def test_a_resumed_sweep_knows_what_was_delivered(tmp_path, offline):
 def test_a_half_written_line_does_not_count(tmp_path, tail):
     path = tmp_path / "delivered.txt"
     path.write_bytes(b"aaaa\nbbbb\n" + tail)
-    ledger = _Ledger(path)
+    ledger = Ledger(path)
     assert ledger.ids() == {"aaaa", "bbbb"}
     ledger.add("dddd")
     ledger.add("eeee")
