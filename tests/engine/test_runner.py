@@ -966,7 +966,7 @@ def test_every_student_is_tracked_with_its_whole_curve(sweep, tmp_path):
     for run_id, student in ids.items():
         steps, stored = done.store.curves(student.key)
         assert [step for step, _ in tracker.points[run_id]] == steps.tolist() == [0, 2, 4, 6]
-        for name, values in stored.items():
+        for name, values in {**stored, "target": stored[f"trait/{specs.trait_of(student)}"]}.items():
             np.testing.assert_array_equal([point[name] for _, point in tracker.points[run_id]], values)
         summary, exit_code = tracker.finished[run_id]
         assert (summary["status"], exit_code) == ("ok", 0)
