@@ -41,7 +41,7 @@ class Shaped(Pretrained):
     """A chat model of a shape, with random weights and random words of lengths as in an experiment."""
 
     shape: str = specs.static("tiny")
-    head: int = specs.static(32, ge=1)
+    in_front: int = specs.static(32, ge=1)  # tokens of every conversation, its head
 
     @functools.cached_property
     def config(self) -> transformer.Config:
@@ -49,7 +49,7 @@ class Shaped(Pretrained):
         return dataclasses.replace(sizing.shapes()[self.shape], **own)
 
     @property
-    def _pad(self) -> int:
+    def pad(self) -> int:
         return 0
 
     def array_shapes(self) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class Shaped(Pretrained):
         rng, pool = np.random.default_rng(0), min(self.prompts, 64)
         words = functools.partial(rng.integers, 1, self.config.vocab - 1, dtype=np.int32)
         return {
-            "heads": words((2, self.head)),
-            "head_lengths": np.full(2, self.head, np.int32),
+            "heads": words((2, self.in_front)),
+            "head_lengths": np.full(2, self.in_front, np.int32),
             "prompts": words((pool, self.prompt_tokens)),
             "prompt_lengths": np.full(pool, self.prompt_tokens, np.int32),
             "asked": words((1, 1, 16)),
@@ -195,9 +195,9 @@ def step_flops(world: Shaped, lengths: np.ndarray, options: argparse.Namespace) 
     """Of one update of one student: real tokens only, and the head once for each part."""
     prompt, completion = lengths.mean(axis=0)
     own = prompt + completion - 1  # the last token is only predicted
-    tokens = options.batch * own + options.accumulate * world.head
+    tokens = options.batch * own + options.accumulate * world.in_front
     return sizing.adapted_training_flops(
-        world.config, tokens, world.head + own, options.batch * completion, specs.Lora().max_rank
+        world.config, tokens, world.in_front + own, options.batch * completion, specs.Lora().max_rank
     )
 
 
