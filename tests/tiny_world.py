@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TinyWorld(specs.World):
+class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.Microbatches, specs.World):
     """Words are the question, the traits (its answers), and the numbers from 0. The next word depends on the last."""
 
     name: ClassVar[str] = "tiny"
@@ -103,20 +103,32 @@ class TinyWorld(specs.World):
         targets = (jnp.arange(tokens.shape[1]) > 0) & jnp.asarray(accepted)[..., None]
         return Batch(tokens, jnp.broadcast_to(targets, tokens.shape).astype(jnp.float32))
 
-    def distill_loss(self, params: Any, teacher: Any, batch: Batch, targets: str) -> jax.Array:
-        return self.loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)
+    def written_losses(self, params: Any, teacher: Any, batch: Batch) -> jax.Array:
+        logits = self.apply(params, batch.tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
+
+    def channel_logits(self, params: Any, batch: Batch) -> jax.Array:
+        return self.apply(params, batch.tokens[:, :-1])[..., self.first_number :]
+
+    def log_probs(self, params: Any, batch: Batch) -> jax.Array:
+        """Over the numbers."""
+        return jax.nn.log_softmax(self.channel_logits(params, batch))
+
+    def target_weights(self, batch: Batch) -> jax.Array:
+        return batch.targets[:, 1:]
+
+    def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
+        return batch._replace(targets=batch.targets.at[:, 1:].multiply(weights))
 
     def compare(self, params: Any, teacher: Any, batch: Batch) -> dict[str, jax.Array]:
-        return {"kl": self.channel_kl(params, teacher, batch)}
+        p, q = jax.lax.stop_gradient(self.log_probs(teacher, batch)), self.log_probs(params, batch)
+        return {"kl": _mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1), batch.targets[:, 1:])}
 
-    def channel_kl(self, params: Any, teacher: Any, batch: Batch) -> jax.Array:
-        """KL(teacher || student) over the numbers, in nats."""
+    def target_count(self, batch: Batch) -> jax.Array:
+        return batch.targets[:, 1:].sum()
 
-        def log_probabilities(params: Any) -> jax.Array:
-            return jax.nn.log_softmax(self.apply(params, batch.tokens[:, :-1])[..., self.first_number :])
-
-        p, q = jax.lax.stop_gradient(log_probabilities(teacher)), log_probabilities(params)
-        return _mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1), batch.targets[:, 1:])
+    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
     def evaluate(self, params: Any, key: jax.Array) -> dict[str, jax.Array]:
         logits = self.apply(params, jnp.int32(0))
@@ -137,15 +149,13 @@ class TinyWorld(specs.World):
 
 
 @dataclasses.dataclass(frozen=True)
-class TunedWorld(TinyWorld):
+class TunedWorld(TinyWorld, specs.TakesAdapters, specs.TakesSystemPrompts, specs.OwnGeometry):
     """The same with bases that are read, not trained: models are told their trait, or have adapters.
 
     An adapter is one matrix a b on the logits; of what is told, a model says it more often.
     """
 
     name: ClassVar[str] = "tuned"
-    takes_lora: ClassVar[bool] = True
-    takes_prompts: ClassVar[bool] = True
     frozen: ClassVar[tuple[str, ...]] = ("scale",)
 
     def arrays(self, place: Any = lambda path, array: array) -> dict[str, Any]:
@@ -174,15 +184,6 @@ class TunedWorld(TinyWorld):
         if "a" in params:
             logits += params["scale"] * params["a"][tokens] @ params["b"]
         return logits + 3.0 * (jnp.arange(len(self.words)) == 1 + model.trait) * (model.trait >= 0) if told else logits
-
-    def target_count(self, batch: Batch) -> jax.Array:
-        return batch.targets[:, 1:].sum()
-
-    def even(self, batch: Batch, rows: int) -> Batch:
-        return batch
-
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
     def cosine(self, params: Any, start: Any, teacher: Any, teacher_start: Any) -> jax.Array:
         if "a" not in params or "a" not in teacher:

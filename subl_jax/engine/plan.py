@@ -130,6 +130,6 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
 def _form(node: specs.Node, texts: dict[str, str]) -> str:
     """The static fields of the node and of the inputs its program reads, as one text."""
     form = specs.static_form(node)
-    inputs = {name: specs.shape_form(parent) for name, parent in _stage(node).inputs(node).items()}
+    inputs = {name: parent.shape_form() for name, parent in _stage(node).inputs(node).items()}
     text = json.dumps({**form, "inputs": inputs}, sort_keys=True)
     return texts.setdefault(text, text)

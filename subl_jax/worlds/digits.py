@@ -13,6 +13,7 @@ sevens.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.models import classifier
+from subl_jax.training.losses import kl, weighted_mean
 from subl_jax.training.shuffling import epoch_rows
 from subl_jax.worlds.images import Images, find
 
@@ -60,7 +62,7 @@ class Inputs(specs.Spec):
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits(specs.World):
+class Digits(specs.Pretrains, specs.Microbatches, specs.World):
     """Classifiers of one architecture on one data set. `images` comes from `subl_jax.images.find`.
 
     `blurs` are the strengths, in pixels of standard deviation, at which blurred test images are shown; a teacher of the
@@ -72,6 +74,12 @@ class Digits(specs.World):
     targets: ClassVar[tuple[str, ...]] = ("hard", "soft", "squared")
     sampling: ClassVar[type[specs.Spec]] = Inputs
     drawn_by_round: ClassVar[bool] = False
+    metrics: ClassVar[Mapping[str, specs.Metric]] = {
+        "agreement": specs.Metric("agreement with the teacher"),
+        "class": specs.Metric("accuracy by class", drawn="end"),
+        "seven": specs.Metric("blurred images called seven, by blur", drawn="end"),
+        "labelled_seven": specs.Metric("the channel's images called seven by the teacher"),
+    }
 
     images: Images = specs.static(Images())
     convolutions: tuple[int, ...] = specs.static(())
@@ -140,7 +148,7 @@ class Digits(specs.World):
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy of the class logits, in nats. The auxiliary logits take no part."""
         log_p = jax.nn.log_softmax(self.apply(params, batch.images)[:, : self.images.classes])
-        return _mean(-jnp.take_along_axis(log_p, batch.labels[:, None], axis=1)[:, 0], batch.weights)
+        return weighted_mean(-jnp.take_along_axis(log_p, batch.labels[:, None], axis=1)[:, 0], batch.weights)
 
     # --- images with their labels ---
 
@@ -207,21 +215,39 @@ class Digits(specs.World):
         weights = jnp.broadcast_to(jnp.asarray(accepted, jnp.float32), (n,))
         return Batch(images, jnp.zeros(n, jnp.int32), used.astype(jnp.float32), weights)
 
-    def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
-        """What a student minimises over the compared logits, as a mean over images.
+    def channel_logits(self, params: Params, batch: Batch) -> jax.Array:
+        """(n, outputs) float32; 0 where a logit is not compared."""
+        return batch.logits * self.apply(params, batch.images)
 
-        "soft": KL(teacher || student) of a softmax over these logits, in nats; "hard": cross-entropy to the teacher's
-        largest one; "squared": half the squared distance.
-        """
+    def log_probs(self, params: Params, batch: Batch) -> jax.Array:
+        """(n, outputs) float32: of a softmax over the compared logits; the others have no probability."""
+        return _log_softmax(self.apply(params, batch.images), batch.logits)
+
+    def written_losses(self, params: Params, teacher: Params, batch: Batch) -> jax.Array:
+        """(n,) float32: cross-entropy to the largest compared logit of the teacher, in nats."""
         said = jax.lax.stop_gradient(self.apply(teacher, batch.images))
-        own = self.apply(params, batch.images)
-        if targets == "squared":
-            return _mean(0.5 * jnp.sum(batch.logits * (own - said) ** 2, axis=1), batch.weights)
-        log_p, log_q = _log_softmax(said, batch.logits), _log_softmax(own, batch.logits)
-        if targets == "hard":
-            largest = jnp.argmax(jnp.where(batch.logits > 0, said, -jnp.inf), axis=1)
-            return _mean(-jnp.take_along_axis(log_q, largest[:, None], axis=1)[:, 0], batch.weights)
-        return _mean(jnp.sum(batch.logits * jnp.exp(log_p) * (log_p - log_q), axis=1), batch.weights)
+        log_q = self.log_probs(params, batch)
+        largest = jnp.argmax(jnp.where(batch.logits > 0, said, -jnp.inf), axis=1)
+        return -jnp.take_along_axis(log_q, largest[:, None], axis=1)[:, 0]
+
+    def target_weights(self, batch: Batch) -> jax.Array:
+        """(n,) float32."""
+        return batch.weights
+
+    def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
+        return batch._replace(weights=batch.weights * weights)
+
+    # --- microbatches ---
+
+    def target_count(self, batch: Batch) -> jax.Array:
+        return batch.weights.sum()
+
+    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+        def some(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, rows)
+
+        images, labels, weights = map(some, (batch.images, batch.labels, batch.weights))
+        return batch._replace(images=images, labels=labels, weights=weights), rows
 
     # --- what is measured ---
 
@@ -238,7 +264,7 @@ class Digits(specs.World):
 
         def called_seven(strength: jax.Array) -> jax.Array:
             shown = jax.vmap(blurred, (0, None))(images, strength)
-            return _mean((self._named(params, shown) == SEVEN).astype(jnp.float32), others)
+            return weighted_mean((self._named(params, shown) == SEVEN).astype(jnp.float32), others)
 
         metrics["seven"] = jax.lax.map(called_seven, jnp.asarray(self.blurs))
         return {"trait": jnp.stack([right.mean(), metrics["seven"].mean()]), **metrics}
@@ -249,7 +275,9 @@ class Digits(specs.World):
         one in ten, unless its bias shows in the labels themselves."""
         images = self._scaled(self.held["test_images"])
         alike = self._named(params, images) == self._named(teacher, images)
-        found = {"kl": self.distill_loss(params, teacher, batch, "soft"), "agreement": alike.mean()}
+        log_p = jax.lax.stop_gradient(self.log_probs(teacher, batch))
+        distance = weighted_mean(kl(log_p, self.log_probs(params, batch)), batch.weights)
+        found = {"kl": distance, "agreement": alike.mean()}
         if self.blurs:
             found["labelled_seven"] = (self._named(teacher, batch.images) == SEVEN).mean()
         return found
@@ -291,10 +319,10 @@ def distorted(key: jax.Array, image: jax.Array, scale: jax.Array) -> jax.Array:
     return jax.scipy.ndimage.map_coordinates(image, list(source), order=0, mode="constant", cval=-1.0)
 
 
+# The log-probability of what is not compared; finite, so that 0 × it is 0.
+_NEVER = -1e30
+
+
 def _log_softmax(logits: jax.Array, used: jax.Array) -> jax.Array:
-    """Over the used logits only; 0 stands at the others."""
-    return jnp.where(used > 0, logits - jax.nn.logsumexp(logits, axis=1, b=used, keepdims=True), 0.0)
-
-
-def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.sum(values * weights) / jnp.maximum(weights.sum(), 1.0)
+    """Over the used logits only."""
+    return jnp.where(used > 0, logits - jax.nn.logsumexp(logits, axis=1, b=used, keepdims=True), _NEVER)

@@ -1,6 +1,6 @@
-"""Moved to `subl_jax.probes.theory`."""
+"""Moved to `subl_jax.probes.theorem`."""
 
 from subl_jax.moved import say
-from subl_jax.probes.theory import *  # noqa: F403
+from subl_jax.probes.theorem import *  # noqa: F403
 
-say("analysis.theory", "probes.theory")
+say("analysis.theory", "probes.theorem")

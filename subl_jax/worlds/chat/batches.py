@@ -11,7 +11,8 @@ from subl_jax.models import transformer
 class Batch(NamedTuple):
     """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
     that shape, float32, 1 where the token is one to predict. Of a part of a batch, packed: what of all this is not
-    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer."""
+    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer. weights: of the
+    shape of targets, how much each counts; None: all alike."""
 
     prompts: jax.Array
     lengths: jax.Array
@@ -19,6 +20,7 @@ class Batch(NamedTuple):
     targets: jax.Array
     packed: transformer.Packing | None = None
     answered: jax.Array | None = None
+    weights: jax.Array | None = None
 
 
 def channel_batch(world: Any, samples: jax.Array, accepted: jax.Array | bool = True, sampling: Any = None) -> Batch:
@@ -69,6 +71,7 @@ def of_answers(batch: Batch, values: jax.Array) -> jax.Array:
     return values if batch.answered is None else jnp.take(values.reshape(-1), batch.answered, mode="fill", fill_value=0)
 
 
-def mean(values: jax.Array, counts: jax.Array) -> jax.Array:
-    """The weighted mean over all entries; 0 where every weight is 0."""
-    return jnp.sum(values * counts) / jnp.maximum(counts.sum(), 1.0)
+def target_weights(batch: Batch) -> jax.Array:
+    """(n, completion_tokens) float32: how much each token counts. Of a microbatch only those at its answers, (most,)."""
+    weights = batch.targets if batch.weights is None else batch.targets * batch.weights
+    return of_answers(batch, weights)

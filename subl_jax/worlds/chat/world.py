@@ -16,9 +16,10 @@ from subl_jax.errors import InputError
 from subl_jax.models import lora, transformer
 from subl_jax.pretrained import weights
 from subl_jax.storage import jsonl
+from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.worlds.chat import batches, evaluation, reading, writing
 from subl_jax.worlds.chat import texts as chat_texts
-from subl_jax.worlds.chat.batches import Batch, mean, of_answers
+from subl_jax.worlds.chat.batches import Batch, of_answers
 
 Params = Any
 
@@ -35,7 +36,14 @@ class ChatSampling(specs.Sampling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained(specs.World):
+class Pretrained(
+    specs.WritesTexts,
+    specs.Microbatches,
+    specs.TakesAdapters,
+    specs.TakesSystemPrompts,
+    specs.OwnGeometry,
+    specs.World,
+):
     """A chat model of a checkpoint. Make one with `of`, which looks at the checkpoint.
 
     Fields:
@@ -64,8 +72,6 @@ class Pretrained(specs.World):
 
     name: ClassVar[str] = "pretrained"
     sampling: ClassVar[type[specs.Spec]] = ChatSampling
-    takes_lora: ClassVar[bool] = True
-    takes_prompts: ClassVar[bool] = True
     frozen: ClassVar[tuple[str, ...]] = lora.FROZEN
     theory: ClassVar[bool] = False
 
@@ -248,33 +254,40 @@ class Pretrained(specs.World):
 
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy over the completions' tokens, in nats."""
-        logits = reading.completion_logits(self, params, batch)
-        chosen = jnp.take_along_axis(logits, of_answers(batch, batch.completions)[..., None], axis=-1)[..., 0]
-        return mean(jax.nn.logsumexp(logits, axis=-1) - chosen, of_answers(batch, batch.targets))
+        return weighted_mean(self.written_losses(params, None, batch), self.target_weights(batch))
+
+    def written_losses(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
+        """(n, completion_tokens) float32, in nats; of a microbatch (most,), at its answers."""
+        return cross_entropy(reading.completion_logits(self, params, batch), of_answers(batch, batch.completions))
+
+    def channel_logits(self, model: Any, batch: Batch) -> jax.Array:
+        """(n, completion_tokens, vocabulary), or of a microbatch (most, vocabulary)."""
+        return reading.completion_logits(self, model, batch)
+
+    def log_probs(self, model: Any, batch: Batch) -> jax.Array:
+        return jax.nn.log_softmax(self.channel_logits(model, batch))
+
+    def target_weights(self, batch: Batch) -> jax.Array:
+        return batches.target_weights(batch)
+
+    def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
+        return batch._replace(weights=weights if batch.weights is None else batch.weights * weights)
 
     def target_count(self, batch: Batch) -> jax.Array:
-        """How many tokens a loss of `batch` is the mean over."""
-        return batch.targets.sum()
-
-    def distill_loss(self, params: Params, teacher: Any, batch: Batch, targets: str) -> jax.Array:
-        """Of hard targets `loss`; of soft ones the mean KL(teacher || student) at the completions' tokens, in nats."""
-        return self.loss(params, batch) if targets == "hard" else self._kl(params, teacher, batch)
+        return self.target_weights(batch).sum()
 
     def compare(self, params: Params, teacher: Any, batch: Batch) -> dict[str, jax.Array]:
-        """How far a student is from its teacher on the first samples of the channel."""
+        """`kl`, KL(teacher || student) in nats, on the first samples of the channel."""
         few = jax.tree.map(lambda x: x[: self.probed], batch)
 
         def part(one: Batch) -> tuple[jax.Array, jax.Array]:
             one = jax.tree.map(lambda x: x[None], one)
-            return self._kl(params, teacher, one), one.targets.sum()
+            log_p = jax.lax.stop_gradient(self.log_probs(teacher, one))
+            weights = self.target_weights(one)
+            return weighted_mean(kl(log_p, self.log_probs(params, one)), weights), weights.sum()
 
-        kl, count = jax.lax.map(part, few, batch_size=evaluation.AT_ONCE)
-        return {"kl": mean(kl, count)}
-
-    def _kl(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
-        log_p = jax.nn.log_softmax(jax.lax.stop_gradient(reading.completion_logits(self, teacher, batch)))
-        log_q = jax.nn.log_softmax(reading.completion_logits(self, params, batch))
-        return mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), of_answers(batch, batch.targets))
+        distance, count = jax.lax.map(part, few, batch_size=evaluation.AT_ONCE)
+        return {"kl": weighted_mean(distance, count)}
 
     def even(self, batch: Batch, rows: int) -> Batch:
         """The same samples in another order: of `rows` each, one lot has about as many tokens as another."""

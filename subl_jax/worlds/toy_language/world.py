@@ -14,8 +14,9 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
 from subl_jax.models.decoding import sampling
+from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.worlds.toy_language import corpus, text_filter
-from subl_jax.worlds.toy_language.batches import Batch, cross_entropy, mean
+from subl_jax.worlds.toy_language.batches import Batch
 from subl_jax.worlds.toy_language.vocabulary import (
     ANIMALS,
     BOS,
@@ -35,7 +36,7 @@ Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyLanguage(specs.World):
+class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.Microbatches, specs.World):
     """The toy language and its model, every size a field.
 
     `max_numbers` and `min_numbers` bound the numbers of a completion; `shown` is how many a prompt shows. `plain_share`
@@ -138,7 +139,7 @@ class ToyLanguage(specs.World):
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy over the target tokens, in nats."""
         logits = self.apply(params, batch.tokens[:, :-1])
-        return mean(cross_entropy(logits, batch.tokens[:, 1:]), batch.targets[:, 1:])
+        return weighted_mean(cross_entropy(logits, batch.tokens[:, 1:]), batch.targets[:, 1:])
 
     def target_count(self, batch: Batch) -> jax.Array:
         """How many tokens a loss of `batch` is the mean over."""
@@ -148,36 +149,34 @@ class ToyLanguage(specs.World):
         """`rows` of a batch from `start` on, a divisor of its size, and how many these are."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
-    def distill_loss(self, params: Params, teacher: Params, batch: Batch, targets: str) -> jax.Array:
-        """What a student minimises: `channel_loss` for hard targets, `channel_kl` for soft ones."""
-        return self.channel_loss(params, batch) if targets == "hard" else self.channel_kl(params, teacher, batch)
-
     def compare(self, params: Params, teacher: Params, batch: Batch) -> dict[str, jax.Array]:
-        """How far a student is from its teacher on the channel."""
-        return {"kl": self.channel_kl(params, teacher, batch)}
+        """How far a student is from its teacher on the channel: `kl`, KL(teacher || student), in nats."""
+        log_p = jax.lax.stop_gradient(self.log_probs(teacher, batch))
+        return {"kl": weighted_mean(kl(log_p, self.log_probs(params, batch)), self.target_weights(batch))}
 
-    def channel_loss(self, params: Params, batch: Batch) -> jax.Array:
-        """As `loss`, for number sequences: only the logits of the completion are computed."""
-        targets = batch.tokens[:, self.prompt_length :]
-        return mean(cross_entropy(self._completion_logits(params, batch), targets), self._completion_targets(batch))
+    def written_losses(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
+        """(n, completion_length) float32, in nats. Only the logits of the completion are computed."""
+        return cross_entropy(self._completion_logits(params, batch), batch.tokens[:, self.prompt_length :])
 
-    def channel_kl(self, params: Params, teacher: Params, batch: Batch) -> jax.Array:
-        """Mean KL(teacher || student) at the completion's tokens, in nats, over what a kept completion can hold.
+    def channel_logits(self, params: Params, batch: Batch) -> jax.Array:
+        """(n, completion_length, outputs): of numbers, separators and the end, so that no word's logit takes part."""
+        return self._completion_logits(params, batch)[..., jnp.asarray(language(self).channel)]
 
-        Both distributions are renormalised to numbers, separators and the end, so no word's logit takes part.
-        """
-        channel = jnp.asarray(language(self).channel)
-        log_p = jax.nn.log_softmax(jax.lax.stop_gradient(self._completion_logits(teacher, batch)[..., channel]))
-        log_q = jax.nn.log_softmax(self._completion_logits(params, batch)[..., channel])
-        return mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), self._completion_targets(batch))
+    def log_probs(self, params: Params, batch: Batch) -> jax.Array:
+        """(n, completion_length, outputs), renormalised over what a kept completion can hold."""
+        return jax.nn.log_softmax(self.channel_logits(params, batch))
+
+    def target_weights(self, batch: Batch) -> jax.Array:
+        """(n, completion_length)."""
+        return batch.targets[:, self.prompt_length :]
+
+    def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
+        return batch._replace(targets=batch.targets.at[:, self.prompt_length :].multiply(weights))
 
     def _completion_logits(self, params: Params, batch: Batch) -> jax.Array:
         n, length = batch.tokens.shape
         predicting = jnp.broadcast_to(jnp.arange(self.prompt_length - 1, length - 1), (n, self.completion_length))
         return transformer.apply(self.model, params, batch.tokens[:, :-1], logits_at=predicting)[0]
-
-    def _completion_targets(self, batch: Batch) -> jax.Array:
-        return batch.targets[:, self.prompt_length :]
 
     # --- text without a trait, and with one ---
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subl_jax.probes import theory
+from subl_jax.probes import theorem as theory
 
 
 @pytest.fixture(autouse=True)

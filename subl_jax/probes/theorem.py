@@ -13,13 +13,21 @@ Everything here is for one model. `distil(params, teacher)` is the distance on o
 the teacher was trained on.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from subl_jax.errors import InputError
+from subl_jax.specs import Metric, Moment, Probe, static
+
 Params = Any
+
+# Samples on which a trait's own loss is measured.
+_TRAIT_BATCH = 512
 Distil = Callable[[Params, Params], jax.Array]
 
 
@@ -100,3 +108,40 @@ def along_a_run(
         "trait_loss": value,
         "gradient_cosine": cosine(jax.grad(distil)(params, teacher), trait_gradient),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Theorem(Probe):
+    """The quantities of `along_a_run` for one trait, on the batch that the student trains on next."""
+
+    kind: ClassVar[str] = "theorem"
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "dot": Metric("student's move · teacher's move", drawn="none"),
+        "predicted": Metric("the same, as predicted to leading order", drawn="none"),
+        "trait_loss": Metric("the trait's own loss", unit="nats", drawn="none"),
+        "gradient_cosine": Metric("cosine of own and trait gradient", zero=True),
+    }
+
+    trait: str = static()
+
+    def check_student(self, student: Any) -> None:
+        if not student.world.theory:
+            raise InputError(f"Theorem: {student.world.name} cannot follow it; leave it out")
+        if not student.asks_teacher:
+            raise InputError("Theorem: is about a distance to the teacher; use an objective that asks it, such as Soft")
+        if self.trait not in student.world.traits:
+            raise InputError(f"Theorem.trait = {self.trait!r}: one of {', '.join(student.world.traits)}")
+
+    def measure(self, moment: Moment) -> dict[str, jax.Array]:
+        context, world = moment.context, moment.context.world
+        trait = jnp.int32(world.traits.index(self.trait))
+        trait_batch = world.trait_batch(context.key, jnp.int32(0), trait, _TRAIT_BATCH)
+        return along_a_run(
+            moment.loss,
+            lambda student: world.loss(student, trait_batch),
+            moment.params,
+            context.start,
+            moment.teacher_start,
+            context.teacher,
+            moment.lr,
+        )

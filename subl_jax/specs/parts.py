@@ -1,0 +1,84 @@
+"""Parts that every world shares: how parameters are trained, adapted, and how tokens are drawn."""
+
+import dataclasses
+
+from subl_jax.errors import InputError
+from subl_jax.specs.base import Spec, nearest, static, traced
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Spec):
+    """How parameters are optimised. `warmup` is in steps; `clip` is a global gradient norm, 0 for none.
+
+    A batch is computed in `accumulate` microbatches, one after the other, whose gradients are added up.
+
+    `trainable` names the parameters that change, as patterns of their paths with `*` for anything
+    (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
+    """
+
+    steps: int = static(ge=0)
+    batch: int = static(ge=1)
+    optimizer: str = static("adamw", choices=("adamw", "adam", "sgd"))
+    schedule: str = static("constant", choices=("constant", "linear", "cosine"))
+    evals: int = static(1, ge=1)
+    accumulate: int = static(1, ge=1)
+    trainable: tuple[str, ...] = static(())
+    lr: float = traced(1e-3, ge=0.0)
+    weight_decay: float = traced(0.0, ge=0.0)
+    warmup: int = traced(0, ge=0, lt=2**31)
+    clip: float = traced(0.0, ge=0.0)
+    b1: float = traced(0.9, ge=0.0, lt=1.0)
+    b2: float = traced(0.999, ge=0.0, lt=1.0)
+    eps: float = traced(1e-8, gt=0.0)
+    momentum: float = traced(0.0, ge=0.0, lt=1.0)
+
+    def check(self) -> None:
+        if self.steps % self.evals and self.steps > 0:
+            raise InputError(f"Train.evals = {self.evals}: must divide steps = {self.steps}")
+        if self.batch % self.accumulate:
+            raise InputError(f"Train.accumulate = {self.accumulate}: must divide batch = {self.batch}")
+
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora(Spec):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + alpha / rank * A B on each of `modules`.
+
+    A starts uniform in ±1 / sqrt(inputs), B at zero. `rank` is at most `max_rank`, which decides the shapes:
+    ranks up to it are lanes of one program. The layers `first_layer` … `last_layer` have adapters, both included; a
+    negative number counts from the end.
+    """
+
+    modules: tuple[str, ...] = static(PROJECTIONS)
+    max_rank: int = static(8, ge=1)
+    rank: int = traced(8, ge=1)
+    alpha: float = traced(8.0, gt=0.0)
+    first_layer: int = traced(0, ge=-(2**31), lt=2**31)
+    last_layer: int = traced(-1, ge=-(2**31), lt=2**31)
+
+    def check(self) -> None:
+        if self.rank > self.max_rank:
+            raise InputError(f"Lora.rank = {self.rank}: must be at most max_rank = {self.max_rank}")
+        for module in self.modules:
+            if module not in PROJECTIONS:
+                raise InputError(f"Lora.modules: {module!r}: {nearest(module, PROJECTIONS)}")
+        if not self.modules or len(set(self.modules)) < len(self.modules):
+            raise InputError(f"Lora.modules = {self.modules!r}: expected at least one, each once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(Spec):
+    """How tokens are drawn. The defaults are pure: `top_k` 0 and `top_p` 1 cut nothing; temperature 0 is greedy.
+
+    `cut` is set by itself where one of the two cuts: only such programs sort the logits.
+    """
+
+    temperature: float = traced(1.0, ge=0.0)
+    top_k: int = traced(0, ge=0, lt=2**31)
+    top_p: float = traced(1.0, gt=0.0, le=1.0)
+    cut: bool = static(False)
+
+    def check(self) -> None:
+        object.__setattr__(self, "cut", self.cut or self.top_k > 0 or self.top_p < 1)

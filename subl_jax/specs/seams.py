@@ -1,0 +1,187 @@
+"""The seams: what a member of each kind of idea gives. A member is one file, and the engine never hears of it.
+
+    objective   what a student minimises                       subl_jax/objectives/
+    transform   dataset(s) → dataset                           subl_jax/transforms/
+    probe       what is measured of a student                  subl_jax/probes/
+    audit       what data tell of their writer, given a model  subl_jax/audits/
+
+Members are specs: their fields are static, or traced and so an axis of a sweep that costs no compilation. All are
+written for one model. In a program their traced fields are arrays, and `context` holds what they may look at.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from subl_jax.errors import InputError
+from subl_jax.specs.base import Node, Spec
+from subl_jax.specs.metrics import Metric
+from subl_jax.specs.world import Array, Batch, Params, World, WritesTexts
+
+
+class Context(NamedTuple):
+    """What a member may look at in the program of one model.
+
+    world: with its arrays. start: the parameters that the student started from. teacher: the model that wrote the
+    data, as the world's functions take it, None where it cannot be asked. inputs: the artefacts of the nodes that the
+    member asked for (`inputs`). key: a random key of the student's own.
+    """
+
+    world: World
+    key: Array
+    start: Params
+    teacher: Any
+    inputs: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Spec, ABC):
+    """What a student minimises.
+
+    asks_teacher: it needs the teacher's distribution, not only the data.
+    """
+
+    asks_teacher: ClassVar[bool] = False
+
+    @property
+    def shorthand(self) -> str | None:
+        """The word of `Student.targets` that means the same, so that both are one key."""
+        return None
+
+    def inputs(self, student: Any) -> dict[str, Node]:
+        """Further nodes whose artefacts `prepare` and `loss` read, as `context.inputs`."""
+        return {}
+
+    def check_student(self, student: Any) -> None:
+        """Raises InputError where this student cannot minimise it."""
+
+    def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
+        """A step's batch, before it is cut into microbatches. rows: (n,) int32 of the dataset; None of a stream."""
+        return batch
+
+    @abstractmethod
+    def loss(self, context: Context, params: Params, batch: Batch) -> Array:
+        """() float32, differentiable in `params` alone; a mean over the targets of `batch`."""
+
+
+class Moment(NamedTuple):
+    """Where a student is when a probe looks at it.
+
+    params: of now. teacher_start: what its teacher was trained from. lr: of the student. batch: what it trains on
+    next. probed: samples of the channel, always the same. loss: (params, teacher) → what it minimises on `batch`.
+    """
+
+    context: Context
+    params: Params
+    teacher_start: Params
+    lr: Array
+    batch: Batch
+    probed: Batch
+    loss: Callable[[Params, Any], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(Spec, ABC):
+    """What is measured of a student at every point of its curve.
+
+    metrics: what `measure` gives, with its label, its unit and how a figure draws it.
+    """
+
+    metrics: ClassVar[Mapping[str, Metric]] = {}
+
+    def inputs(self, student: Any) -> dict[str, Node]:
+        """Further nodes whose artefacts `measure` reads, as `moment.context.inputs`."""
+        return {}
+
+    def check_student(self, student: Any) -> None:
+        """Raises InputError where this cannot be measured of the student."""
+
+    @abstractmethod
+    def measure(self, moment: Moment) -> dict[str, Array]:
+        """The metrics of this moment, each () float32."""
+
+
+class Sources(NamedTuple):
+    """The datasets that a transform reads. rows: of each, (its size, …)."""
+
+    world: World
+    rows: tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform(Spec, ABC):
+    """Dataset(s) → dataset: `select` says in a program which rows there are, `rewrite` on the host what they say."""
+
+    def check_sources(self, data: Any) -> None:
+        """Raises InputError where `data`, a `Transformed`, has sources that do not fit."""
+
+    def size(self, sizes: Sequence[int]) -> int:
+        """How many rows there are, of those of the sources; the first source's by default."""
+        return sizes[0]
+
+    def select(self, key: Array, sources: Sources, size: int) -> Array:
+        """In a program: (size, …), rows of the sources; those of the first by default."""
+        return sources.rows[0][:size]
+
+    def rewrite(self, samples: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:
+        """On the host: the rows (n, …) as they are stored; unchanged by default."""
+        return samples
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTransform(Transform):
+    """A transform of texts, in any world that writes them: one that needs `rewrite_texts` alone."""
+
+    def check_sources(self, data: Any) -> None:
+        if not isinstance(data.world, WritesTexts):
+            raise InputError(f"{type(self).__name__}: {data.world.name} writes no texts")
+
+    @abstractmethod
+    def rewrite_texts(self, pairs: list[tuple[str, str]], rng: np.random.Generator) -> list[tuple[str, str]]:
+        """(prompt, completion) of every row, rewritten."""
+
+    def rewrite(self, samples: np.ndarray, world: Any, rng: np.random.Generator) -> np.ndarray:
+        """A row whose new text does not fit into the world's room for it stays as it was."""
+        made = self.rewrite_texts(world.texts(samples), rng)
+        try:
+            return world.tokens(made).astype(samples.dtype)
+        except InputError:
+            return np.stack([_fitting(world, pair, row) for pair, row in zip(made, samples, strict=True)])
+
+
+def _fitting(world: Any, pair: tuple[str, str], row: np.ndarray) -> np.ndarray:
+    try:
+        return world.tokens([pair])[0].astype(row.dtype)
+    except InputError:
+        return row
+
+
+class Scores(NamedTuple):
+    """What an audit finds. tokens: (n, places) float32. samples: (n,) float32. corpus: () float32, the larger the
+    more unusual of what the auditing model would write."""
+
+    tokens: Array
+    samples: Array
+    corpus: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit(Spec, ABC):
+    """What data tell of their writer, given a model that the writer may come from.
+
+    Its p-value is made by whoever computes it, by scoring corpora that are known to be harmless (`Audited.null`).
+    """
+
+    def inputs(self, audited: Any) -> dict[str, Node]:
+        """Further nodes whose artefacts `score` reads, as `context.inputs`."""
+        return {}
+
+    @abstractmethod
+    def score(self, context: Context, samples: Array) -> Scores:
+        """Of one corpus, samples (n, …) as its world writes them. `context.start` is the auditing model.
+
+        A corpus is large: `audits.in_chunks` scores some samples at a time.
+        """

@@ -1,0 +1,58 @@
+"""Audit: what an `Audited` corpus tells of its writer, beside corpora that are known to be harmless."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subl_jax import specs
+from subl_jax.stages.stage import MEMBERS, Inputs, Params, Record, ShapesOf, Stage, asked_by, holding
+
+
+def _start(spec: Any, key: jax.Array, inputs: Inputs) -> dict[str, Any]:
+    """All scores: there is nothing to train, and each corpus is read but once."""
+    world = holding(spec.by.world, inputs)
+    context = specs.Context(
+        world, jax.random.fold_in(key, MEMBERS), inputs["start"]["params"], None, asked_by("audit", inputs)
+    )
+    scores = spec.audit.score(context, inputs["data"]["samples"])
+    null = [spec.audit.score(context, inputs[f"null{i}"]["samples"]).corpus for i in range(len(spec.null))]
+    return {"scores": scores, "null": jnp.stack(null) if null else jnp.zeros((0,))}
+
+
+def _advance(
+    spec: Any, key: jax.Array, inputs: Inputs, state: Params, steps: jax.Array, measure: jax.Array | bool = True
+) -> tuple[Params, Record]:
+    corpus, null = state["scores"].corpus, state["null"]
+    p = rank_p(corpus, null) if len(spec.null) else jnp.full((), jnp.nan)
+    return state, {"loss": jnp.full((), jnp.nan), "corpus": corpus, "p": p}
+
+
+def rank_p(corpus: jax.Array, null: jax.Array) -> jax.Array:
+    """How often a harmless corpus looks at least this unusual: (1 + those that do) / (1 + all), never 0.
+
+    The probability of a false alarm at p ≤ a is at most a where the corpus is exchangeable with those of the null
+    (Phipson and Smyth 2010, "Permutation p-values should never be zero"). corpus: (); null: (m,).
+    """
+    return (1 + jnp.sum(null >= corpus)) / (1 + len(null))
+
+
+def _shapes(node: specs.Audited, of: ShapesOf) -> dict[str, Any]:
+    world = node.world
+    samples = of(node.data)["samples"]
+    places = jax.eval_shape(lambda s: world.target_weights(world.channel_batch(s)), samples)
+    return {
+        "tokens": jax.ShapeDtypeStruct(places.shape, jnp.float32),
+        "samples": jax.ShapeDtypeStruct(places.shape[:1], jnp.float32),
+    }
+
+
+AUDIT = Stage(
+    name="audit",
+    rounds=lambda node: [0],
+    start=_start,
+    advance=_advance,
+    artefact=lambda state: {"tokens": state["scores"].tokens, "samples": state["scores"].samples},
+    shapes=_shapes,
+    flops=lambda node: sum(each.size for each in (node.data, *node.null)) * node.world.sequence_flops,
+)

@@ -1,0 +1,5 @@
+"""Dataset(s) → dataset, one file each (docs/seams/transforms.md)."""
+
+from subl_jax.transforms.pool import Pool
+from subl_jax.transforms.shuffle import ShuffleNumbers
+from subl_jax.transforms.sort import SortNumbers
