@@ -55,7 +55,7 @@ def _in_room(room: str, name: str) -> Any:
     package = importlib.import_module(f"subl_jax.{room}")
     if isinstance(found := vars(package).get(name), type):
         return found
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for module in pkgutil.walk_packages(package.__path__[:1], f"{package.__name__}."):
         found = vars(importlib.import_module(module.name)).get(name)
         if isinstance(found, type) and found.__module__ == module.name:
             return found

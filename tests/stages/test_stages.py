@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 import tiny_world
+from distances import distance
 from tiny_world import FILTER, LORA, READ, TRAIN, TUNED, WORLD, TinyWorld, written
 
 from subl_jax import specs, stages
 from subl_jax.engine import lanes
 from subl_jax.errors import InputError
+from subl_jax.stages import stage as purposes
 from subl_jax.training.shuffling import epoch_rows
 
 
@@ -93,14 +95,14 @@ def test_no_steps_is_a_measurement_only():
     assert stages.PRETRAIN.rounds(node) == [0]
     state, records = run(node)
     assert np.isnan(records["loss"]).all() and records["trait"].shape == (1, 3)
-    close(state.params, WORLD.init(jax.random.fold_in(key_of(node), stages._INIT)), rtol=1e-6)
+    close(state.params, WORLD.init(jax.random.fold_in(key_of(node), purposes.INIT)), rtol=1e-6)
 
 
 def test_the_first_point_is_of_the_untrained_model():
     node = specs.Teacher(tiny_world.base(), "owl", TRAIN)
     start = params_of(3)
     _, records = run(node, {"start": start})
-    exact = WORLD.evaluate(start["params"], jax.random.fold_in(key_of(node), stages._EVALUATE))
+    exact = WORLD.evaluate(start["params"], jax.random.fold_in(key_of(node), purposes.EVALUATE))
     close({name: records[name][0] for name in exact}, exact, rtol=1e-5)
     assert np.isnan(records["loss"][0]) and np.isfinite(records["loss"][1:]).all()
     assert records["steps_taken"].tolist() == [0, 2, 4, 6]
@@ -133,10 +135,10 @@ def test_pretraining_is_a_plain_loop_of_optax_steps():
     state, records = run(node)
     key = key_of(node)
     rule = optax.adamw(0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.01)
-    params = WORLD.init(jax.random.fold_in(key, stages._INIT))
+    params = WORLD.init(jax.random.fold_in(key, purposes.INIT))
     opt, losses = rule.init(params), []
     for step in range(4):
-        batch = WORLD.pretrain_batch(jax.random.fold_in(key, stages._BATCHES), step, TRAIN.batch)
+        batch = WORLD.pretrain_batch(jax.random.fold_in(key, purposes.BATCHES), step, TRAIN.batch)
         loss, gradient = jax.value_and_grad(WORLD.loss)(params, batch)
         change, opt = rule.update(gradient, opt, params)
         params = optax.apply_updates(params, change)
@@ -337,7 +339,7 @@ def by_hand(node, inputs, loss_at):
 def objective(targets, params, inputs, batch):
     """What a student minimises, written out."""
     if targets == "soft":
-        return WORLD.channel_kl(params, inputs["teacher"]["params"], batch)
+        return distance(WORLD, params, inputs["teacher"]["params"], batch, "soft")
     return WORLD.loss(params, batch)
 
 
@@ -351,7 +353,7 @@ def trains_as_by_hand(node, inputs, loss_at):
 @pytest.mark.parametrize("targets", ["hard", "soft"])
 def test_a_student_trains_on_its_data_in_a_new_order_each_epoch(targets):
     node, inputs = distilled(targets=targets)
-    batches = jax.random.fold_in(key_of(node), stages._BATCHES)
+    batches = jax.random.fold_in(key_of(node), purposes.BATCHES)
 
     def loss_at(params, step):
         rows = epoch_rows(batches, step, TRAIN.batch, jnp.int32(16))
@@ -372,7 +374,7 @@ def test_a_stream_is_what_its_teacher_writes_without_what_the_filter_rejects(tar
 def test_a_stream_of_distinct_samples_repeats_them_in_a_new_order_each_epoch():
     stream = specs.Stream(specs.Teacher(tiny_world.base(), "owl", TRAIN), FILTER.replace(max_value=5), distinct=12)
     node, inputs = distilled(stream)
-    _, order_key = jax.random.split(jax.random.fold_in(key_of(node), stages._BATCHES))
+    _, order_key = jax.random.split(jax.random.fold_in(key_of(node), purposes.BATCHES))
     places = np.concatenate([epoch_rows(order_key, i, TRAIN.batch, jnp.int32(12)) for i in range(TRAIN.steps)])
     assert sorted(places[:12]) == sorted(places[12:24]) == list(range(12)) and list(places[:12]) != list(places[12:24])
     batch_at = streamed(node, inputs, jnp.asarray(places))
@@ -401,7 +403,7 @@ STEPWISE = Stepwise()
 
 def streamed(node, inputs, places):
     """step → the batch of a stream whose sample at each place is drawn with that place's key."""
-    samples_key, _ = jax.random.split(jax.random.fold_in(key_of(node), stages._BATCHES))
+    samples_key, _ = jax.random.split(jax.random.fold_in(key_of(node), purposes.BATCHES))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(samples_key, places)
     drawn = WORLD.write(inputs["teacher"]["params"], keys, specs.Sampling())
     good = np.asarray([all(w.isdigit() and int(w) <= 5 for w in text.split()) for _, text in WORLD.texts(drawn)])
@@ -561,7 +563,7 @@ def adapters(seed, lora=LORA):
 def test_a_base_that_is_read_has_no_parameters_and_is_measured():
     state, records = tuned(READ, {})
     assert state.params == {} and stages.artefact_shapes(READ) == {"params": {}}
-    expected = HELD.evaluate({}, jax.random.fold_in(key_of(READ), stages._EVALUATE))
+    expected = HELD.evaluate({}, jax.random.fold_in(key_of(READ), purposes.EVALUATE))
     close({name: records[name][0] for name in expected}, expected, rtol=1e-5)
 
 
@@ -575,7 +577,7 @@ def test_a_told_model_has_the_parameters_of_its_start_and_is_measured_as_it_is_t
     assert equal(artefact, {**start, "told": np.int32(index)}) and stages.PROMPT.rounds(node) == [0]
     assert jax.tree.map(jnp.shape, stages.artefact_shapes(node)) == jax.tree.map(jnp.shape, artefact)
     told = specs.Told(start["params"], jnp.int32(index))
-    expected = HELD.evaluate(told, jax.random.fold_in(key_of(node), stages._EVALUATE))
+    expected = HELD.evaluate(told, jax.random.fold_in(key_of(node), purposes.EVALUATE))
     close({name: records[name][0] for name in expected}, expected, rtol=1e-5)
     assert np.isnan(records["loss"]).all()
     plain = HELD.evaluate(start["params"], jax.random.key(0))["trait"]
@@ -586,7 +588,7 @@ def test_a_told_model_writes_as_it_is_told():
     node = written(specs.Prompted(READ, "cat"), round=64)
     told = {**NOTHING, "told": np.int32(1)}
     _, records = tuned(node, {"teacher": told}, rounds=[64])
-    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key_of(node), stages._WRITE), 0), 64)
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key_of(node), purposes.WRITE), 0), 64)
     written_by_hand = HELD.write(specs.Told({}, jnp.int32(1)), keys, specs.Sampling())
     np.testing.assert_array_equal(records["samples"][0], written_by_hand)
     assert not equal(records["samples"][0], HELD.write({}, keys, specs.Sampling()))
@@ -595,7 +597,7 @@ def test_a_told_model_writes_as_it_is_told():
 @pytest.mark.parametrize("lora", [LORA, LORA.replace(rank=2, alpha=16.0), None])
 def test_a_teacher_trains_what_its_world_begins_with_from_a_key_of_its_own(lora):
     node = specs.Teacher(READ, "cat", TRAIN, lora=lora)
-    begun = HELD.begin({}, jax.random.fold_in(key_of(node), stages._ADAPT), lora)
+    begun = HELD.begin({}, jax.random.fold_in(key_of(node), purposes.ADAPT), lora)
     state, _ = tuned(node, {"start": NOTHING}, rounds=[0])
     close(state.params, begun, rtol=1e-6)
     state, records = tuned(node, {"start": NOTHING})
@@ -622,7 +624,7 @@ def test_a_student_of_a_told_teacher_is_compared_with_what_that_says():
     inputs = {"start": NOTHING, "data": samples(0), "teacher": told, "teacher_start": NOTHING}
     state, records = tuned(node, inputs)
     batch = HELD.channel_batch(jnp.asarray(inputs["data"]["samples"]))
-    expected = HELD.channel_kl(state.params, specs.Told({}, jnp.int32(1)), batch)
+    expected = distance(HELD, state.params, specs.Told({}, jnp.int32(1)), batch, "soft")
     np.testing.assert_allclose(records["kl"][-1], expected, rtol=1e-4)
     assert np.isnan(records["cosine"]).all()
 
@@ -659,7 +661,7 @@ def test_a_student_with_theory_records_the_quantities_of_its_moves():
     moved = jax.tree.map(jnp.subtract, state.params, inputs["start"]["params"])
     teacher_moved = jax.tree.map(jnp.subtract, inputs["teacher"]["params"], inputs["teacher_start"]["params"])
     np.testing.assert_allclose(records["dot"][-1], optax.tree.vdot(moved, teacher_moved), rtol=1e-5)
-    batch = WORLD.trait_batch(jax.random.fold_in(key_of(node), stages._THEORY), 0, 0, stages._THEORY_BATCH)
+    batch = WORLD.trait_batch(jax.random.fold_in(key_of(node), purposes.THEORY), 0, 0, 512)
     np.testing.assert_allclose(records["trait_loss"][-1], WORLD.loss(state.params, batch), rtol=1e-5)
     assert records["dot"][0] == 0 and records["predicted"][0] > 0
 

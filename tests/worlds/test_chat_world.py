@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_chat
 import tiny_world
+from distances import distance
 
 from subl_jax import specs, stages
 from subl_jax.channels import numbers as filters
@@ -21,7 +22,7 @@ from subl_jax.models import lora, transformer
 from subl_jax.models.decoding.sampling import draw
 from subl_jax.pretrained.pieces import pieces_of
 from subl_jax.specs import Lora
-from subl_jax.stages import collecting
+from subl_jax.stages import collecting, training
 from subl_jax.training import optim
 from subl_jax.traits import answers, banks
 from subl_jax.worlds.chat import ChatSampling, Pretrained, reading
@@ -138,7 +139,9 @@ def test_soft_targets_are_the_divergence_from_the_teacher_as_it_is_told(world, h
         _, p = by_hand(world, held, chat, {}, PAIRS, system_of(world, trait))
         expected = np.sum(p * (np.log(p) - np.log(q)), axis=1).mean()
         teacher = told_or_not({}, trait)
-        given = call(held, "distill_loss", adapted, teacher, batch, static=("soft",))
+        given = jax.jit(lambda params, teacher, batch: distance(held, params, teacher, batch, "soft"))(
+            adapted, teacher, batch
+        )
         np.testing.assert_allclose(given, expected, rtol=1e-4)
         np.testing.assert_allclose(call(held, "compare", adapted, teacher, batch)["kl"], expected, rtol=1e-4)
 
@@ -188,10 +191,10 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
         start += taken[-1]
     assert sum(taken) == len(pairs) and (set(taken) == {rows}) is (room == answer_room == 1)
     gradient_of = jax.value_and_grad(
-        lambda params, batch: held.distill_loss(params, specs.Told({}, jnp.int32(1)), batch, targets)
+        lambda params, batch: distance(held, params, specs.Told({}, jnp.int32(1)), batch, targets)
     )
     whole = jax.jit(gradient_of)(adapted, batch)
-    in_parts = functools.partial(stages.stages._accumulated, gradient_of, narrow, rows, len(pairs))
+    in_parts = functools.partial(training.accumulated, gradient_of, narrow, rows, len(pairs))
     split = jax.jit(in_parts)(adapted, batch)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), whole, split)
 

@@ -11,8 +11,8 @@ from subl_jax.models import transformer
 class Batch(NamedTuple):
     """prompts: (n, prompt_tokens) int32; lengths: (n,) int32; completions: (n, completion_tokens) int32; targets: of
     that shape, float32, 1 where the token is one to predict. Of a part of a batch, packed: what of all this is not
-    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer. weights: of the
-    shape of targets, how much each counts; None: all alike."""
+    padding; answered: (most,) int32, the places in `targets` that are 1, its size where there are fewer. weights: of
+    the shape of targets, how much each counts; None: all alike."""
 
     prompts: jax.Array
     lengths: jax.Array
@@ -72,6 +72,6 @@ def of_answers(batch: Batch, values: jax.Array) -> jax.Array:
 
 
 def target_weights(batch: Batch) -> jax.Array:
-    """(n, completion_tokens) float32: how much each token counts. Of a microbatch only those at its answers, (most,)."""
+    """(n, completion_tokens) float32: how much each token counts. Of a microbatch (most,), those at its answers."""
     weights = batch.targets if batch.weights is None else batch.targets * batch.weights
     return of_answers(batch, weights)
