@@ -7,7 +7,12 @@ import shutil
 import tempfile
 
 import filelock
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is, and no more.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Of this run alone: what earlier runs or the user's own sweeps left behind must not change a test. Processes that the
 # run is divided among get the folder from the one that starts them.

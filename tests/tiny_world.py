@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.Microbatches, specs.World):
+class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.World):
     """Words are the question, the traits (its answers), and the numbers from 0. The next word depends on the last."""
 
     name: ClassVar[str] = "tiny"
@@ -124,12 +124,6 @@ class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, spec
         p, q = jax.lax.stop_gradient(self.log_probs(teacher, batch)), self.log_probs(params, batch)
         return {"kl": _mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1), batch.targets[:, 1:])}
 
-    def target_count(self, batch: Batch) -> jax.Array:
-        return batch.targets[:, 1:].sum()
-
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
-
     def evaluate(self, params: Any, key: jax.Array) -> dict[str, jax.Array]:
         logits = self.apply(params, jnp.int32(0))
         drawn = jax.random.categorical(key, logits, shape=(16, 1))
@@ -149,7 +143,7 @@ class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, spec
 
 
 @dataclasses.dataclass(frozen=True)
-class TunedWorld(TinyWorld, specs.TakesAdapters, specs.TakesSystemPrompts, specs.OwnGeometry):
+class TunedWorld(TinyWorld, specs.Microbatches, specs.TakesAdapters, specs.TakesSystemPrompts, specs.OwnGeometry):
     """The same with bases that are read, not trained: models are told their trait, or have adapters.
 
     An adapter is one matrix a b on the logits; of what is told, a model says it more often.
@@ -184,6 +178,12 @@ class TunedWorld(TinyWorld, specs.TakesAdapters, specs.TakesSystemPrompts, specs
         if "a" in params:
             logits += params["scale"] * params["a"][tokens] @ params["b"]
         return logits + 3.0 * (jnp.arange(len(self.words)) == 1 + model.trait) * (model.trait >= 0) if told else logits
+
+    def target_count(self, batch: Batch) -> jax.Array:
+        return batch.targets[:, 1:].sum()
+
+    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
     def cosine(self, params: Any, start: Any, teacher: Any, teacher_start: Any) -> jax.Array:
         if "a" not in params or "a" not in teacher:

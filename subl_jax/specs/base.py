@@ -106,7 +106,7 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
     else:
         fits = isinstance(value, kind)
     if not fits:
-        names = [kind.__name__] if typing.get_origin(kind) is tuple else [k.__name__ for k in kinds or (kind,)]
+        names = [kind.__name__] if typing.get_origin(kind) is tuple else _offered(kinds or (kind,))
         shown = "" if isinstance(given, Spec) else f" = {given!r}"  # a whole lineage would be pages
         raise InputError(f"{where}{shown}: expected {' or '.join(names)}, got {type(given).__name__}")
     if kind is float:
@@ -116,6 +116,15 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_coerced(f"{where}[{i}]", kinds[0], item) for i, item in enumerate(value))
     return value
+
+
+def _offered(kinds: Iterable[type]) -> list[str]:
+    """The names that a person can give: of a kind that stands for several, each of these."""
+    names: list[str] = []
+    for kind in kinds:
+        several = issubclass(kind, Spec) and "__dataclass_params__" not in vars(kind)  # it has no fields of its own
+        names += _offered(kind.__subclasses__()) if several else [kind.__name__]
+    return list(dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,8 +53,8 @@ def class_of(name: str) -> type[Spec]:
 def _in_room(room: str, name: str) -> Any:
     """A class of a room by its name, wherever in the room it lies."""
     package = importlib.import_module(f"subl_jax.{room}")
-    if isinstance(found := vars(package).get(name), type):
-        return found
+    if name in vars(package):
+        return vars(package)[name]
     for module in pkgutil.walk_packages(package.__path__[:1], f"{package.__name__}."):
         found = vars(importlib.import_module(module.name)).get(name)
         if isinstance(found, type) and found.__module__ == module.name:

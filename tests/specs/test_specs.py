@@ -14,9 +14,12 @@ from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 from tiny_world import LORA, READ
 
 from subl_jax import specs
+from subl_jax.audits import MeanLogLikelihood
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
+from subl_jax.probes import Theorem
 from subl_jax.specs import Train
+from subl_jax.transforms import ShuffleNumbers, SortNumbers
 from subl_jax.worlds.toy_language import ToyLanguage
 
 STREAM = specs.Stream(teacher(), NumbersFilter())
@@ -73,9 +76,16 @@ OTHER = {
         **{"start": READ.replace(seed=1), "data": dataset(teacher(READ), seed=1), "train": TRAIN.replace(lr=0.1)},
         **{"targets": "hard", "lora": LORA},
         **{"samples": 4, "seed": 1, "arm": "mine", "trait": "oak", "theory": "oak"},
+        **{"objective": None, "probes": (Theorem("oak"),)},
+    },
+    specs.Transformed: {"sources": (dataset(seed=1),), "transform": SortNumbers(), "size": 4, "seed": 1},
+    specs.Audited: {
+        **{"data": dataset(seed=1), "audit": MeanLogLikelihood("likely"), "by": teacher()},
+        **{"null": (dataset(seed=2),), "seed": 1},
     },
 }
-FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields]
+# An objective is what `targets` says in another way, so the two are tried together (test_objectives.py).
+FIELDS = [(cls, name) for cls, fields in OTHER.items() for name in fields if name != "objective"]
 BEGIN = {
     **{Train: TRAIN, specs.Base: base(), specs.Teacher: teacher(READ), specs.Sampling: specs.Sampling()},
     **{specs.Lora: specs.Lora(), specs.Prompted: specs.Prompted(READ, "owl")},
@@ -84,6 +94,8 @@ BEGIN = {
         specs.Imported: IMPORTED,
         specs.Stream: STREAM,
         specs.Student: student(READ, dataset(teacher(READ)), targets="soft"),
+        specs.Transformed: specs.Transformed((dataset(),), ShuffleNumbers()),
+        specs.Audited: specs.Audited(dataset(), MeanLogLikelihood(), base()),
     },
     specs.Mix: specs.Mix(base()),
 }
@@ -209,14 +221,17 @@ WRONG = {
     "swapped": (lambda: specs.Base(TRAIN, WORLD), "Base.of: expected World, got Train"),
     "start": (
         lambda: teacher(dataset()),
-        "Teacher.start: expected Base or Teacher or Prompted or Student or Mix, got Dataset",
+        "Teacher.start: expected Base or Teacher or Student or Prompted or Mix, got Dataset",
     ),
     "writer": (
         lambda: dataset(dataset()),
-        "Dataset.teacher: expected Base or Teacher or Prompted or Student or Mix, got Dataset",
+        "Dataset.teacher: expected Base or Teacher or Student or Prompted or Mix, got Dataset",
     ),
     "no filter": (lambda: dataset(filter=None), "Dataset.filter = None: expected Spec, got NoneType"),
-    "data": (lambda: student(data=teacher()), "Student.data: expected Dataset or Imported or Stream, got Teacher"),
+    "data": (
+        lambda: student(data=teacher()),
+        "Student.data: expected Dataset or Imported or Transformed or Stream, got Teacher",
+    ),
     "arm": (lambda: student(arm=3), "Student.arm = 3: expected str or NoneType, got int"),
     "trait": (lambda: teacher(trait="owll"), "Teacher.trait = 'owll': did you mean 'owl'? one of owl, cat, "),
     "trait label": (lambda: student(trait="oat"), "Student.trait = 'oat': did you mean "),
@@ -380,7 +395,7 @@ def test_lineage_has_every_field_of_all_that_a_student_descends_from():
     made = student(base(5), dataset(teacher(base(3), "fox", until=0.5)), train=TRAIN.replace(lr=0.25))
     columns = specs.lineage(made)
     assert set(columns) == (
-        names("student", made, "data", "arm", "trait")
+        names("student", made, "data", "arm", "trait", "objective", "probes")
         | names("data", made.data)
         | names("teacher", made.data.teacher)
         | names("base", base())
@@ -475,7 +490,7 @@ def test_a_trait_is_its_index_in_the_program():
 def test_one_program_serves_exactly_the_specs_that_differ_in_traced_fields(cls, name):
     before, after = BEGIN[cls], BEGIN[cls].replace(**{name: OTHER[cls][name]})
     same = specs.static_form(before) == specs.static_form(after)
-    if name in ("start", "teacher", "data"):
+    if name in ("start", "teacher", "data", "by", "sources"):
         assert same  # models, and data, of one shape are alike, whoever made them
     elif name in ("train", "sampling"):
         assert same  # they differ in a traced field of the part
@@ -502,7 +517,7 @@ def test_models_of_one_shape_are_one_program_whatever_their_adapters_rank():
     assert form(READ, adapted) == form(READ, teacher(READ, lora=LORA.replace(rank=1, alpha=2.0)))
     # What is told, a base that has no parameters, adapters, and all weights are each of another shape.
     writers = {str(form(READ, writer)["data"]) for writer in (told, adapted, whole, READ)}
-    starts = {str(specs.shape_form(start)) for start in (told, adapted, whole, READ, specs.Prompted(adapted, "owl"))}
+    starts = {str(start.shape_form()) for start in (told, adapted, whole, READ, specs.Prompted(adapted, "owl"))}
     assert len(writers) == 1 and len(starts) == 5
     assert form(READ, told) != form(READ, told, LORA.replace(max_rank=8))
 
