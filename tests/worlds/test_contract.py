@@ -13,6 +13,7 @@ import tiny_world
 from distances import distance
 
 from subl_jax import specs
+from subl_jax.channels import numbers
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.stages import training
 from subl_jax.worlds.digits import Digits, Inputs
@@ -128,7 +129,7 @@ def test_the_filter_in_a_program_is_the_filter_of_texts(made):
         pytest.skip("does not filter in a program")
     kept = NumbersFilter()
     samples = jax.jit(held.write, static_argnums=2)(models[0], jax.random.split(jax.random.key(5), 256), sampling)
-    reasons = kept.reasons([completion for _, completion in held.texts(np.asarray(samples))])
+    reasons = numbers.reasons([completion for _, completion in held.texts(np.asarray(samples))], kept)
     np.testing.assert_array_equal(jax.jit(held.accepts, static_argnums=1)(samples, kept), [not why for why in reasons])
 
 
