@@ -11,7 +11,7 @@ from subl_jax.app.cli import load_sweep
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("seams/*.md"))
-SMALL = {"seeds": 1, "steps": 4, "size": 8, "null": 2}
+SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2}
 
 
 def examples(page):
