@@ -160,7 +160,7 @@ def test_a_student_given_twice_is_one_run(tmp_path):
     student = next(tiny_world.students())
     results = run([student, student.replace(), student], tmp_path).results
     assert len(results.runs) == 1
-    assert len(results.curves) == 4 * 9 - 2  # no loss and no cosine before the first step
+    assert len(results.curves) == 4 * 10 - 2  # no loss and no cosine before the first step
 
 
 def test_the_package_runs_and_loads(tmp_path):
