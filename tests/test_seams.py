@@ -1,0 +1,100 @@
+"""Members of all seams in one sweep, from specs to tables: what the engine never hears of works in it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_world
+
+from subl_jax import specs
+from subl_jax.app import running
+from subl_jax.audits import MeanLogLikelihood
+from subl_jax.objectives import Hard, KlToStart, Soft, Weighted
+from subl_jax.probes import Theorem
+from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
+
+TRAIN = tiny_world.TRAIN
+
+
+def rows():
+    base = tiny_world.base()
+    teacher = specs.Teacher(base, "owl", TRAIN)
+    data, plain = tiny_world.written(teacher), tiny_world.written(base)
+    null = tuple(tiny_world.written(base, seed=seed) for seed in (1, 2, 3))
+    audited = specs.Audited(data, MeanLogLikelihood(), base, null)
+    yield specs.Student(base, data, TRAIN)
+    for strength in (0.1, 10.0, 1000.0):
+        yield specs.Student(base, data, TRAIN, objective=KlToStart(Soft(), strength), arm="pulled")
+    yield specs.Student(base, data, TRAIN, objective=Soft("reverse", top_k=3), arm="reverse")
+    for share in (0.0, 0.5, 1.0):
+        yield specs.Student(base, specs.Transformed((data, plain), Pool(share)), TRAIN, arm="diluted")
+    yield specs.Student(base, specs.Transformed((data,), ShuffleNumbers("across")), TRAIN, arm="shuffled")
+    sorted_data = specs.Transformed((specs.Transformed((data,), ShuffleNumbers()),), SortNumbers())
+    yield specs.Student(base, sorted_data, TRAIN, "soft", arm="sorted", probes=(Theorem("owl"),))
+    for share in (0.25, 1.0):
+        yield specs.Student(base, data, TRAIN, objective=Weighted(Hard(), audited, share=share), arm="weighted")
+    yield audited
+    yield specs.Audited(plain, MeanLogLikelihood(), base, null)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    return running.run(rows(), tmp_path_factory.mktemp("seams") / "out")
+
+
+def ends(outcome, arm):
+    runs = outcome.results.runs
+    return runs[runs.arm == arm].target_end.to_numpy()
+
+
+def test_all_of_them_are_computed_and_a_rerun_computes_nothing(outcome):
+    assert outcome.all_ok, outcome.lines
+    again = running.run(rows(), outcome.results.workdir)
+    assert again.results.sweep["groups"] == []
+    pd.testing.assert_frame_equal(again.results.runs, outcome.results.runs)
+    pd.testing.assert_frame_equal(again.results.audits, outcome.results.audits)
+
+
+def test_strengths_and_shares_share_their_programs(outcome):
+    lanes = {(group["stage"], group["lanes"]) for group in outcome.results.sweep["groups"]}
+    assert {("distil", 3), ("transform", 3), ("distil", 2), ("audit", 2)} <= lanes
+
+
+def test_a_strong_pull_keeps_the_student_where_it_was(outcome):
+    runs = outcome.results.runs
+    moved = (runs[runs.arm == "pulled"].target_end - runs[runs.arm == "pulled"].target_start).abs().to_numpy()
+    assert moved[0] > moved[1] > moved[2]
+
+
+def test_a_pool_without_a_share_is_its_source_and_files_say_what_it_holds(outcome):
+    results = outcome.results
+    runs = results.runs[results.runs.arm == "diluted"]
+    texts = [results.samples(run_id)[["prompt", "completion"]] for run_id in runs.run_id]
+    source = results.samples(results.runs.run_id[0])
+    kept = source[source.kept][["prompt", "completion"]]
+    assert sorted(map(tuple, texts[0].to_numpy())) == sorted(map(tuple, kept.to_numpy()))
+    mixed = {tuple(row) for row in texts[1].to_numpy()}
+    pure, plain = ({tuple(row) for row in each.to_numpy()} for each in (texts[0], texts[2]))
+    assert mixed <= pure | plain and mixed - plain and mixed - pure
+
+
+def test_sorted_numbers_are_sorted_in_the_files_and_the_teacher_is_still_asked(outcome):
+    results = outcome.results
+    (run_id,) = results.runs[results.runs.arm == "sorted"].run_id
+    for completion in results.samples(run_id).completion:
+        numbers = [int(word) for word in completion.split()]
+        assert numbers == sorted(numbers)
+    curves = results.curves[results.curves.run_id == run_id]
+    assert set(Theorem.metrics) <= set(curves.metric) and "kl" in set(curves.metric)
+    assert results.sweep["metrics"]["gradient_cosine"]["label"] == Theorem.metrics["gradient_cosine"].label
+
+
+def test_all_tokens_at_the_top_are_all_tokens(outcome):
+    assert len(np.unique(ends(outcome, "weighted"))) == 2
+
+
+def test_audits_have_a_table_with_a_p_value(outcome):
+    audits = outcome.results.audits.set_index("trait")
+    assert len(audits) == 2 and (audits.audit == "mean_log_likelihood").all() and (audits.corpora == 3).all()
+    assert set(audits.p) <= {0.25, 0.5, 0.75, 1.0} and audits.status.eq("ok").all()
+    assert audits.loc["owl"].corpus != audits[audits.index.isna()].iloc[0].corpus
+    assert (audits.data_key.str.len() == 64).all() and audits.base_seed.eq(0).all()
