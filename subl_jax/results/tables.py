@@ -16,7 +16,7 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
     named = specs.named(students)
     ids, students = list(named), list(named.values())
     rows = [store.row(student.key) for student in students]
-    writers = [specs.source(student) for student in students]
+    writers = [student.data.first_writer for student in students]
     starts = [specs.origin(student.start) for student in students]
     begins, ends = _targets(students, store)
     columns = {
@@ -25,7 +25,7 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
         "world": [student.world.name for student in students],
         "arm": [specs.arm_of(student) for student in students],
         "trait": [specs.trait_of(student) for student in students],
-        "data_trait": [specs.trait_behind(writer) for writer in writers],
+        "data_trait": [student.given_trait for student in students],
         "base_seed": [
             start.seed if writer is None else specs.origin(writer).seed
             for start, writer in zip(starts, writers, strict=True)
@@ -39,7 +39,7 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
         "kept_fraction": [_kept_fraction(student, store) for student in students],
         "key": [student.key for student in students],
         "data_key": [_data_key(student) for student in students],
-        "hop": _hops(students),
+        "hop": [student.data.hops for student in students],
     }
     return pd.concat([pd.DataFrame(columns), _lineages(students)], axis=1)
 
@@ -47,21 +47,6 @@ def runs_table(sweep: str, students: Sequence[specs.Student], store: Store) -> p
 def _data_key(student: specs.Student) -> str | None:
     """The key of the dataset or the imported file; a stream is no node and has none."""
     return student.data.key if isinstance(student.data, specs.Node) else None
-
-
-def _hops(students: Sequence[specs.Student]) -> list[int]:
-    """How many students are behind the data of each, one after the other: 0 where a teacher wrote it."""
-    known: dict[int, int] = {}  # id of a spec → students in it and in what it is made from
-
-    def count(spec: specs.Spec) -> int:
-        if id(spec) not in known:
-            values = [getattr(spec, name) for name in specs.roles(type(spec))]
-            within = [part for value in values for part in (value if isinstance(value, list | tuple) else [value])]
-            deepest = max((count(part) for part in within if isinstance(part, specs.Spec)), default=0)
-            known[id(spec)] = isinstance(spec, specs.Student) + deepest
-        return known[id(spec)]
-
-    return [count(student.data) for student in students]
 
 
 def _targets(students: Sequence[specs.Student], store: Store) -> tuple[np.ndarray, np.ndarray]:
@@ -148,33 +133,62 @@ def curves_table(students: Sequence[specs.Student], store: Store) -> pd.DataFram
     )
 
 
-def datasets_table(students: Sequence[specs.Student], store: Store) -> pd.DataFrame:
-    """One row per dataset that a teacher wrote: whose, the teacher's own P(trait), how much was drawn and kept, and why
-    the rest was not."""
-    rows: dict[str, dict[str, Any]] = {}
+def datasets_table(rows: Sequence[specs.Row], store: Store) -> pd.DataFrame:
+    """One row per dataset that a teacher wrote, or that was made of such: whose, the teacher's own P(trait), how much
+    was drawn and kept, and why the rest was not.
+
+    Data of several writers have no P(trait), and the base seed of the first writer that has a trait.
+    """
+    found: dict[str, dict[str, Any]] = {}
     stored = store.done()
-    for student in students:
-        node = student.data
-        if isinstance(node, specs.Dataset) and node.key in stored and node.key not in rows:
-            trait = specs.trait_of(student.replace(trait=None))
-            rows[node.key] = {
-                "key": node.key,
+    for data in (spec for row in rows for _, spec in row.data.kin() if isinstance(spec, specs.Data)):
+        if data.key in stored and data.key not in found:
+            trait, writer, first = data.given_trait, data.writer, data.first_writer
+            asked = writer is not None and writer.key in stored
+            found[data.key] = {
+                "key": data.key,
                 "trait": trait,
-                "p_trait": _last(store, node.teacher, f"trait/{trait}") if node.teacher.key in stored else np.nan,
-                "base_seed": specs.origin(node.teacher).seed,
-                "seed": node.seed,
-                **store.row(node.key).info,
+                "p_trait": _last(store, writer, f"trait/{trait}") if asked else np.nan,
+                "base_seed": first.origin.seed if first else np.nan,
+                "seed": data.seed,
+                **store.row(data.key).info,
             }
     empty = ["key", "trait", "p_trait", "base_seed", "kept_fraction"]
-    return pd.DataFrame(list(rows.values()), columns=None if rows else empty)
+    return pd.DataFrame(list(found.values()), columns=None if found else empty)
 
 
-OF_AUDITS = ("key", "audit", "data_key", "metric", "value")
+OF_AUDITS = (
+    *("audit_id", "sweep", "world", "audit", "trait", "base_seed", "status", "why"),
+    *("corpus", "p", "corpora", "samples", "key", "data_key"),
+)
 
 
-def audits_table(nodes: Sequence[specs.Node], store: Store) -> pd.DataFrame:
-    """What audits say of datasets, long form: one row per audited dataset and number."""
-    return pd.DataFrame(columns=list(OF_AUDITS))
+def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> pd.DataFrame:
+    """One row per audited dataset: what it is, what the audit says of the corpus, and its lineage.
+
+    corpus: the statistic, the larger the more unusual. p: how often one of the `corpora` that are known to be harmless
+    looks at least as unusual; missing without such. trait: of whoever wrote the data; missing where it has none.
+    """
+    rows = [store.row(node.key) for node in audited]
+    columns = {
+        "audit_id": [node.row_id for node in audited],
+        "sweep": sweep,
+        "world": [node.world.name for node in audited],
+        "audit": [node.audit.kind or type(node.audit).__name__ for node in audited],
+        "trait": [node.given_trait for node in audited],
+        "base_seed": [node.by.origin.seed for node in audited],
+        "status": [row.status for row in rows],
+        "why": [row.why for row in rows],
+        "corpus": [_last(store, node, "corpus") for node in audited],
+        "p": [_last(store, node, "p") for node in audited],
+        "corpora": [len(node.null) for node in audited],
+        "samples": [node.data.size for node in audited],
+        "key": [node.key for node in audited],
+        "data_key": [node.data.key for node in audited],
+    }
+    if not audited:
+        return pd.DataFrame(columns=list(OF_AUDITS))
+    return pd.concat([pd.DataFrame(columns), _lineages(audited)], axis=1)
 
 
 def _last(store: Store, node: specs.Node, metric: str) -> float:

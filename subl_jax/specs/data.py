@@ -33,6 +33,16 @@ class Written(Spec, ABC):
         return self.writer and self.writer.given_trait
 
     @property
+    def first_writer(self) -> Trained | None:
+        """The writer; of several the first that has a trait, or the first at all."""
+        return self.writer
+
+    @property
+    def hops(self) -> int:
+        """How many students are behind it, one after the other: 0 where a teacher or a base wrote it."""
+        return self.writer.hops if self.writer else 0
+
+    @property
     @abstractmethod
     def world(self) -> World: ...
 
@@ -146,6 +156,15 @@ class Transformed(Data):
     @property
     def given_trait(self) -> str | None:
         return next((source.given_trait for source in self.sources if source.given_trait), None)
+
+    @property
+    def first_writer(self) -> Trained | None:
+        found = [source.first_writer for source in self.sources if source.first_writer]
+        return next((writer for writer in found if writer.given_trait), found[0] if found else None)
+
+    @property
+    def hops(self) -> int:
+        return max(source.hops for source in self.sources)
 
     def inputs(self) -> dict[str, Node]:
         return {f"source{i}": source for i, source in enumerate(self.sources)}

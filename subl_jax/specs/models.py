@@ -226,6 +226,10 @@ class Mix(Trained):
         return self.other is not None
 
     @property
+    def hops(self) -> int:
+        return max(self.start.hops, self.other.hops if self.other else 0)
+
+    @property
     def given_trait(self) -> str | None:
         return self.start.given_trait or (self.other and self.other.given_trait)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from subl_jax.errors import InputError
 from subl_jax.specs.base import Node, Spec, label, static, traced
-from subl_jax.specs.data import Data, Stream, Written
+from subl_jax.specs.data import Data, Stream
 from subl_jax.specs.models import Trained, Tuned, check_trait
 from subl_jax.specs.parts import Lora, Train
 from subl_jax.specs.seams import Objective, Probe
@@ -47,7 +47,7 @@ class Student(Tuned):
 
     @property
     def hops(self) -> int:
-        return 1 + (self.writer.hops if self.writer else 0)
+        return 1 + max(self.start.hops, self.data.hops)
 
     @property
     def given_trait(self) -> str | None:
@@ -145,7 +145,7 @@ class Student(Tuned):
         """
         if self.arm is not None:
             return self.arm
-        writer = self.writer or _first_writer(self.data)
+        writer = self.data.first_writer
         if writer is None:
             return "imported"
         same = self.start.origin.key == writer.origin.key
@@ -154,9 +154,3 @@ class Student(Tuned):
         if self.start.mixed:
             return "mixed_init"
         return "same_init" if same else "cross_init"
-
-
-def _first_writer(data: Written) -> Trained | None:
-    """The first writer with a trait among those of the sources, or the first at all."""
-    found = [spec.writer for _, spec in data.kin() if spec.writer is not None]
-    return next((writer for writer in found if writer.given_trait), found[0] if found else None)
