@@ -69,7 +69,7 @@ def keep_books(workdir: str, count: int) -> Data:
     from etils import epath
 
     from subl_jax import specs
-    from subl_jax.engine.runner import plan_of
+    from subl_jax.engine.plan import plan_of
     from subl_jax.results import comparisons, report, specificity, tables
     from subl_jax.runtime import memory
     from subl_jax.storage.atomic import write_parquet_atomic

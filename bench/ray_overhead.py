@@ -57,7 +57,7 @@ def _sweep(n: int, way: str) -> None:
 
     from subl_jax.app import running
     from subl_jax.engine.settings import Settings
-    from subl_jax.fleet.driver import Fleet
+    from subl_jax.fleet import Fleet
     from subl_jax.tracking.terminal import Progress
 
     settings = Settings(devices=1, lanes_a_batch=1, tracker="none")

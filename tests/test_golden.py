@@ -11,7 +11,7 @@ from image_files import folder
 
 from subl_jax import specs
 from subl_jax.app import running
-from subl_jax.engine.plan import make_plan
+from subl_jax.engine.plan import make_plan, plan_of
 from subl_jax.storage.store import Store
 
 PINNED = json.loads(golden_sweeps.KEYS.read_text())
@@ -43,6 +43,22 @@ def test_a_stored_workdir_is_reused_whole(workdir, tiny_chat_model):
     )
     columns = ["run_id", "arm", "trait", "status", "target_start", "target_end", "key"]
     pd.testing.assert_frame_equal(after[columns], before[columns])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_emptied_files_of_datasets_from_before_hashes_are_noticed(workdir, tiny_chat_model, suffix):
+    (path, *_) = sorted((workdir / "datasets").glob(f"*{suffix}"))
+    before = path.read_bytes()
+    path.write_bytes(b"")
+    students, lines = golden_workdir.students(tiny_chat_model), []
+    store = Store(workdir, lines.append)
+    plan = plan_of(students, store)
+    assert len(lines) == 1 and f"datasets/{path.name} is damaged" in lines[0]
+    if suffix == ".jsonl":
+        assert plan.pending == 0 and path.read_bytes() == before
+    else:  # with the datasets of its batch, and no student
+        assert path.stem in {node.key for group in plan.groups for node in group.nodes}
+        assert {group.stage.name for group in plan.groups} == {"write"}
 
 
 def test_stored_specs_are_read_as_what_they_were(workdir, tiny_chat_model):

@@ -95,7 +95,7 @@ def _execute(command: Command) -> int:
     from rich.console import Console
 
     from subl_jax.app import dry_run, pruning, running
-    from subl_jax.fleet.driver import Fleet
+    from subl_jax.fleet import Fleet
     from subl_jax.results.comparisons import Summarised
     from subl_jax.tracking.final_table import print_outcome
     from subl_jax.tracking.terminal import Progress

@@ -11,8 +11,7 @@ from rich.table import Table
 
 from subl_jax import specs
 from subl_jax.engine import lanes
-from subl_jax.engine.plan import Group, Plan
-from subl_jax.engine.runner import plan_of
+from subl_jax.engine.plan import Group, Plan, plan_of
 from subl_jax.engine.settings import Settings
 from subl_jax.stages import input_shapes, stage_of, world_shapes
 from subl_jax.storage.store import Store

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from etils import epath
 
 from subl_jax import specs
-from subl_jax.engine.plan import droppable, inputs, make_plan
+from subl_jax.engine.plan import make_plan
+from subl_jax.engine.retention import awaited, droppable
 from subl_jax.errors import InputError
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store, lock
@@ -42,8 +43,7 @@ def prune(
         needed = {node.key for group in make_plan(students, ()).groups for node in group.nodes}
         plan = make_plan(students, store.done(), store.bare())
         strangers = store.strangers(needed)
-        awaited = {parent.key for group in plan.groups for node in group.nodes for parent in inputs(node)}
-        stripped = store.strippable(droppable(plan, keep) - awaited)
+        stripped = store.strippable(droppable(plan, keep) - awaited(plan).keys())
         files = list(_files_of_others(workdir, needed))
         checkpoints = [] if plan.groups else list(_tree(workdir / "checkpoints"))
         in_files, in_checkpoints = _bytes(files), _bytes(checkpoints)

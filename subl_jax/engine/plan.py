@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from subl_jax import specs
-from subl_jax.stages import Stage, check, stage_of
+from subl_jax.engine import nodes
+from subl_jax.stages import Stage, check
+from subl_jax.storage.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,11 @@ class Group:
     stage: Stage
     nodes: tuple[specs.Node, ...]
     form: str  # the static fields, as text
+
+    @property
+    def work(self) -> int:
+        """What a lane has to do: training steps, or samples to be kept."""
+        return nodes.work(self.nodes[0])
 
     @property
     def flops(self) -> float:
@@ -55,14 +62,14 @@ def make_plan(students: Iterable[specs.Student], done: Container[str], bare: Con
         node = stack.pop()
         if node.key in pending or node.key in reused:
             continue
-        if isinstance(node, specs.Imported):
+        if nodes.is_imported(node):
             imported[node.key] = node
         else:
             (reused if node.key in done else pending)[node.key] = node
-            stack.extend(inputs(node))
+            stack.extend(nodes.inputs(node).values())
     stack = list(pending.values())
     while stack:
-        for parent in inputs(stack.pop()):
+        for parent in nodes.inputs(stack.pop()).values():
             if parent.key in reused and parent.key in bare:
                 pending[parent.key] = reused.pop(parent.key)
                 stack.append(parent)
@@ -72,24 +79,14 @@ def make_plan(students: Iterable[specs.Student], done: Container[str], bare: Con
     return Plan(students, groups, reused, imported)
 
 
-def droppable(plan: Plan, keep: str) -> set[str]:
-    """Keys of the models of a plan whose parameters may go when no node is left to compute from them (`Settings`)."""
-    if keep == "all":
-        return set()
-    nodes = {**plan.reused, **{node.key: node for group in plan.groups for node in group.nodes}}
-    models = {key for key, node in nodes.items() if not isinstance(node, specs.Dataset)}
-    return models if keep == "curves" else models - {each.key for node in nodes.values() for each in inputs(node)}
-
-
-def inputs(node: specs.Node) -> Iterable[specs.Node]:
-    """The nodes that a node's program reads."""
-    return _stage(node).inputs(node).values()
-
-
-def _stage(node: specs.Node) -> Stage:
-    stage = stage_of(node)
-    assert stage is not None, f"{type(node).__name__} is not computed by a stage"
-    return stage
+def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
+    """The plan of what is left, after checking that the stored nodes it builds on are whole, and so are the files that
+    people read of datasets."""
+    while True:
+        plan = make_plan(students, store.done(), store.bare())
+        datasets = [key for key, node in plan.reused.items() if nodes.is_data(node)]
+        if store.verify(plan.reused) == plan.reused.keys() and store.verify_files(datasets):
+            return plan
 
 
 def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
@@ -106,7 +103,7 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
     texts: dict[str, str] = {}
     for key, node in pending.items():
         forms[key] = _form(node, texts)
-        parents = {parent.key for parent in _stage(node).inputs(node).values()} & pending.keys()
+        parents = {parent.key for parent in nodes.inputs(node).values()} & pending.keys()
         waiting[key] = len(parents)
         for parent in parents:
             consumers[parent].append(node)
@@ -117,9 +114,9 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
     while ready:
         form = min(ready, key=lambda form: (blocked_in[form] > 0, -len(ready[form])))
         # In the order of the students, whatever is finished: a batch that was interrupted has to be met again.
-        nodes = sorted(ready.pop(form), key=lambda node: place[node.key])
-        yield Group(_stage(nodes[0]), tuple(nodes), form)
-        for node in nodes:
+        members = sorted(ready.pop(form), key=lambda node: place[node.key])
+        yield Group(nodes.stage(members[0]), tuple(members), form)
+        for node in members:
             for consumer in consumers[node.key]:
                 waiting[consumer.key] -= 1
                 if not waiting[consumer.key]:
@@ -130,6 +127,6 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
 def _form(node: specs.Node, texts: dict[str, str]) -> str:
     """The static fields of the node and of the inputs its program reads, as one text."""
     form = specs.static_form(node)
-    inputs = {name: parent.shape_form() for name, parent in _stage(node).inputs(node).items()}
+    inputs = {name: parent.shape_form() for name, parent in nodes.inputs(node).items()}
     text = json.dumps({**form, "inputs": inputs}, sort_keys=True)
     return texts.setdefault(text, text)

@@ -13,6 +13,7 @@ from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.results import tables
 from subl_jax.results.wide import from_wide
+from subl_jax.storage import datasets
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store
 
@@ -65,11 +66,11 @@ class Results:
 
     def samples(self, run_id: str) -> pd.DataFrame:
         """What the teacher of a run wrote: prompt, completion, kept, why. Raises as `student`."""
-        data = self._spec(run_id).data
-        path = self.workdir / "datasets" / f"{getattr(data, 'key', '')}.parquet"
-        if not patiently(path.exists):
-            raise InputError(f"run {run_id}: {path} is not there (its data was streamed, imported, or pruned)")
-        return _read_table(path)
+        key = getattr(self._spec(run_id).data, "key", "")
+        try:
+            return datasets.read(self.workdir, key)
+        except InputError as error:
+            raise InputError(f"run {run_id}: {error}") from None
 
     def _spec(self, run_id: str) -> specs.Student:
         rows = self.runs[self.runs.run_id == run_id]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from subl_jax import specs
 from subl_jax.specs.metrics import TARGET, target_of
+from subl_jax.storage.datasets import HASH
 from subl_jax.storage.store import Store
 
 
@@ -151,7 +152,7 @@ def datasets_table(rows: Sequence[specs.Row], store: Store) -> pd.DataFrame:
                 "p_trait": _last(store, writer, f"trait/{trait}") if asked else np.nan,
                 "base_seed": first.origin.seed if first else np.nan,
                 "seed": data.seed,
-                **store.row(data.key).info,
+                **{name: value for name, value in store.row(data.key).info.items() if not name.startswith(HASH)},
             }
     empty = ["key", "trait", "p_trait", "base_seed", "kept_fraction"]
     return pd.DataFrame(list(found.values()), columns=None if found else empty)

@@ -40,3 +40,19 @@ def noticed(final: bool = False) -> Iterator[None]:
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise OutOfMemory(line[:200], final) from None
         raise
+
+
+class Watch:
+    """Notes that a device is full instead of raising it: in a program of several processes all have to act on it."""
+
+    def __init__(self) -> None:
+        self.line = ""  # how a device ran out of memory
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """What does not fit ends the block, and no more."""
+        try:
+            with noticed():
+                yield
+        except OutOfMemory as error:
+            self.line = str(error)

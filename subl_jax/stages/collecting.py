@@ -10,7 +10,6 @@ from subl_jax import specs
 from subl_jax.channels import numbers
 from subl_jax.errors import InputError
 from subl_jax.storage import jsonl
-from subl_jax.storage.atomic import write_parquet_atomic
 
 
 class Collector:
@@ -102,11 +101,3 @@ def read_imported(node: specs.Imported) -> dict[str, np.ndarray]:
     if sha256 != node.sha256:
         raise InputError(f"{node.path}: has changed since the sweep was planned; run the command again")
     return {"samples": node.world.tokens(jsonl.read_jsonl(node.path))}
-
-
-def write_files(workdir: epath.Path, node: specs.Dataset, table: pd.DataFrame) -> None:
-    """`datasets/<key>.parquet` holds all that was drawn, `datasets/<key>.jsonl` what was kept."""
-    folder = workdir / "datasets"
-    kept = table[table.kept]
-    jsonl.write_jsonl(folder / f"{node.key}.jsonl", zip(kept.prompt, kept.completion, strict=True))
-    write_parquet_atomic(folder / f"{node.key}.parquet", table)

@@ -14,8 +14,12 @@ from subl_jax.storage.retrying import patiently
 
 def write_jsonl(path: epath.PathLike, pairs: Iterable[tuple[str, str]]) -> None:
     """Writes (prompt, completion) pairs, one object a line. Raises StorageError."""
-    frame = pd.DataFrame(pairs, columns=["prompt", "completion"])
-    write_bytes_atomic(path, frame.to_json(orient="records", lines=True).encode())
+    write_bytes_atomic(path, lines(pairs))
+
+
+def lines(pairs: Iterable[tuple[str, str]]) -> bytes:
+    """(prompt, completion) pairs, one object a line."""
+    return pd.DataFrame(pairs, columns=["prompt", "completion"]).to_json(orient="records", lines=True).encode()
 
 
 def read_jsonl(path: epath.PathLike) -> list[tuple[str, str]]:

@@ -15,29 +15,30 @@ from moments import Stops, at
 from ray_machines import ROOT, TESTS, Machines
 
 from subl_jax import specs
-from subl_jax.engine import runner
+from subl_jax.engine.timing import GroupTiming, summed
 from subl_jax.errors import InputError, StorageError
-from subl_jax.fleet import driver
+from subl_jax.fleet import cluster, portable
+from subl_jax.fleet import worker as at_work
 from subl_jax.storage.store import Row, Store
 
 # --- without a cluster ---
 
 
 def test_resources_are_read_from_text():
-    assert driver.Fleet.parsed("auto", "GPU=1,CPU=8").resources == {"GPU": 1.0, "CPU": 8.0}
-    assert driver.Fleet.parsed("auto", "").resources == {}
+    assert cluster.Fleet.parsed("auto", "GPU=1,CPU=8").resources == {"GPU": 1.0, "CPU": 8.0}
+    assert cluster.Fleet.parsed("auto", "").resources == {}
 
 
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "GPU=x", "GPU=-1", "TPU=0", "=1"])
 def test_resources_that_are_none_are_one_line(text):
     with pytest.raises(InputError, match=r"^--ray_resources=.* is not NAME=NUMBER, as in GPU=1,CPU=8$"):
-        driver.Fleet.parsed("auto", text)
+        cluster.Fleet.parsed("auto", text)
 
 
 def test_without_ray_installed_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     line = r"^--launcher=ray: Ray is not installed; pip install 'subl_jax\[ray\]'$"
-    with pytest.raises(InputError, match=line), driver.Fleet().connected():
+    with pytest.raises(InputError, match=line), cluster.Fleet().connected():
         pass
 
 
@@ -52,7 +53,7 @@ def test_without_ray_installed_it_is_one_line(monkeypatch):
 )
 def test_an_address_without_a_cluster_is_one_line(address, line):
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match=f"^--ray_address={address}: ") as raised, driver.Fleet(address).connected():
+    with pytest.raises(InputError, match=f"^--ray_address={address}: ") as raised, cluster.Fleet(address).connected():
         pass
     assert line in str(raised.value) and "\n" not in str(raised.value)
 
@@ -61,36 +62,36 @@ def test_paths_of_imported_data_go_out_in_full(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     data = specs.Imported(tiny_world.WORLD, sha256="0", size=3, path="mine.jsonl")
     student = specs.Student(tiny_world.base(), data, tiny_world.TRAIN, trait="owl")
-    portable = driver._portable(specs.to_json(student))
-    assert portable["data"]["path"] == str(tmp_path / "mine.jsonl")
-    assert specs.from_json(portable).key == student.key
+    form = portable.portable(specs.to_json(student))
+    assert form["data"]["path"] == str(tmp_path / "mine.jsonl")
+    assert specs.from_json(form).key == student.key
 
 
 def test_the_modules_of_a_sweep_file_reach_a_machine_without_them(monkeypatch):
-    form = driver._portable(specs.to_json(tiny_world.base()))
-    modules = {name.partition(":")[0] for name in driver._classes(form)}
+    form = portable.portable(specs.to_json(tiny_world.base()))
+    modules = {name.partition(":")[0] for name in portable.classes(form)}
     assert modules == {"tiny_world", "subl_jax.specs"}
-    source = driver._source("tiny_world")
+    source = portable.source("tiny_world")
     monkeypatch.delitem(sys.modules, "tiny_world")
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(TESTS)])
-    driver._import({"tiny_world": source})
+    portable.import_sources({"tiny_world": source})
     made = specs.from_json(form)
     assert type(made.world) is sys.modules["tiny_world"].TinyWorld is not tiny_world.TinyWorld
     assert made.key == tiny_world.base().key
-    driver._import({"tiny_world": source})
+    portable.import_sources({"tiny_world": source})
     assert type(specs.from_json(form).world) is type(made.world)
 
 
 def test_what_no_other_machine_sees_is_said_to_be_unshared(tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "_VISIBLE_WITHIN", 0.2)
+    monkeypatch.setattr(at_work, "_VISIBLE_WITHIN", 0.2)
     with pytest.raises(StorageError, match="give a directory that all machines share"):
-        driver._adopt(Store(tmp_path, shared=True), ["0" * 24], tmp_path)
+        at_work.adopt(Store(tmp_path, shared=True), ["0" * 24], tmp_path)
 
 
 def test_timings_of_batches_add_up():
     def timing(lanes, seconds, flops):
         steps = 10 * lanes
-        return runner.GroupTiming(
+        return GroupTiming(
             "distil",
             lanes,
             "1 device",
@@ -107,7 +108,7 @@ def test_timings_of_batches_add_up():
             lanes,
         )
 
-    total = driver._summed([timing(2, 1.0, 3.0), timing(4, 3.0, 1.0)])
+    total = summed([timing(2, 1.0, 3.0), timing(4, 3.0, 1.0)])
     assert (total.lanes, total.batches, total.lane_steps, total.bytes_needed) == (6, 2, 60, 28)
     assert (total.compile_seconds, total.run_seconds, total.waited_seconds) == (1.0, 4.0, 4.0)
     assert (total.lane_steps_per_second, total.flops_per_second, total.ceiling_percent) == (15.0, 1.5, 1.5)

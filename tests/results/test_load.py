@@ -83,6 +83,21 @@ def test_what_a_teacher_wrote_comes_back(results, sweep):
     assert table.why[table.kept].isna().all() and table.why[~table.kept].notna().all()
 
 
+def test_a_damaged_table_of_samples_is_one_line(results, sweep):
+    path = results.workdir / "datasets" / f"{sweep[0].data.key}.parquet"
+    whole = path.read_bytes()
+    try:
+        for damaged in (b"", whole[:-5], b"not a table"):
+            path.write_bytes(damaged)
+            with pytest.raises(
+                InputError, match=r"^run \w+: .*parquet is damaged \(not a table\); run the same"
+            ) as raised:
+                results.samples(specs.run_id(sweep[0]))
+            assert "\n" not in str(raised.value)
+    finally:
+        path.write_bytes(whole)
+
+
 def test_an_unknown_run_is_said_so(results):
     for method in (results.student, results.teacher, results.base, results.samples):
         with pytest.raises(InputError, match="no run 'nosuch' in .*; see the run_id column"):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import WORLD, dataset, student
@@ -14,8 +13,8 @@ from subl_jax import specs
 from subl_jax.channels import numbers as filters
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.stages.collecting import Collector, imported, read_imported, write_files
-from subl_jax.storage import jsonl
+from subl_jax.stages.collecting import Collector, imported, read_imported
+from subl_jax.storage import datasets, jsonl
 
 PROMPT = "continue commas 1 2 3 =>"
 GOOD, BAD = "3, 41, 9", "3, owl, 9"
@@ -92,7 +91,7 @@ def test_too_few_kept_is_one_line():
 def test_files_of_a_dataset(tmp_path):
     node = dataset(size=2)
     collector = collected(node, rows(GOOD, BAD, "1\n2"))
-    write_files(epath.Path(tmp_path), node, collector.table())
+    datasets.write(tmp_path, node.key, collector.table())
     folder = tmp_path / "datasets"
     assert sorted(path.name for path in folder.iterdir()) == [f"{node.key}.jsonl", f"{node.key}.parquet"]
     assert jsonl.read_jsonl(folder / f"{node.key}.jsonl") == [(PROMPT, GOOD), (PROMPT, "1\n2")]
@@ -104,7 +103,7 @@ def test_files_of_a_dataset(tmp_path):
 def test_files_of_a_dataset_of_which_nothing_was_kept_or_all(tmp_path):
     for node, completions in ((dataset(size=3), [BAD]), (dataset(size=2), [GOOD, GOOD])):
         table = collected(node, rows(*completions)).table()
-        write_files(epath.Path(tmp_path), node, table)
+        datasets.write(tmp_path, node.key, table)
         back = pd.read_parquet(tmp_path / "datasets" / f"{node.key}.parquet")
         assert back.completion.tolist() == completions
 
@@ -129,7 +128,7 @@ def test_imported_data_is_what_the_file_holds(file):
 def test_what_was_kept_can_be_imported_again(tmp_path):
     node = dataset(size=2)
     collector = collected(node, rows(GOOD, BAD, "1; 2"))
-    write_files(epath.Path(tmp_path), node, collector.table())
+    datasets.write(tmp_path, node.key, collector.table())
     again = imported(tmp_path / "datasets" / f"{node.key}.jsonl", WORLD)
     np.testing.assert_array_equal(read_imported(again)["samples"], collector.artefact()["samples"])
 

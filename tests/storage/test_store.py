@@ -11,12 +11,13 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from subl_jax.errors import InputError, StorageError
-from subl_jax.storage import atomic, store
+from subl_jax.storage import atomic, shards, workdir
 from subl_jax.storage.store import Row, Store
 
 NATIVE = ("bool", "int8", "int32", "int64", "uint16", "uint32", "float16", "float32", "float64", "complex64")
@@ -179,7 +180,7 @@ def test_more_shards_than_are_kept_open(tmp_path):
     for _ in range(2):
         for i in range(20):
             assert_same(opened.get(rows(1, start=i)[0].key), row_of(tree(1, i), 0))
-    assert len(opened._open) < 20
+    assert len(opened._files._open) < 20
 
 
 def test_a_damaged_shard_does_not_hide_a_whole_copy(tmp_path):
@@ -224,7 +225,7 @@ def test_every_point_of_a_write_leaves_the_old_state_or_the_new(tmp_path, monkey
         patch.setattr(atomic.os, function, fail)
         if isinstance(error, Killed):
             # A killed process cleans nothing up.
-            patch.setattr(type(store.epath.Path(tmp_path)), "unlink", lambda self, missing_ok=False: None)
+            patch.setattr(type(epath.Path(tmp_path)), "unlink", lambda self, missing_ok=False: None)
         interrupted = False
         try:
             writer.put("base", rows(3), tree(3, 2.0))
@@ -257,9 +258,9 @@ def test_a_full_disk_while_the_data_is_written(tmp_path, monkeypatch):
     opened = Store(tmp_path)
 
     def full(*args, **kwargs):
-        raise store.safetensors.SafetensorError('I/O error: No space (os error 28) at path "x"')
+        raise shards.safetensors.SafetensorError('I/O error: No space (os error 28) at path "x"')
 
-    monkeypatch.setattr(store.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(shards.safetensors.numpy, "save_file", full)
     with pytest.raises(StorageError, match="cannot write .*safetensors: No space left on device; free some space"):
         opened.put("base", rows(1), tree(1))
     assert opened.done() == {} and list((tmp_path / "artifacts").iterdir()) == []
@@ -307,7 +308,7 @@ def test_damaged_data_is_computed_again(tmp_path, damage, why, readonly):
     writer.put("teacher", rows(3), tree(3))
     writer.put("teacher", rows(2, start=10), tree(2))
     kept = {row.key for row in rows(2, start=10)}
-    path = tmp_path / "artifacts" / writer._shards[writer._place(rows(3)[0].key)[0].id].data
+    path = tmp_path / "artifacts" / writer._index.place(rows(3)[0].key)[0].data
     damage(path)
     for first_use in ("verify", "get"):
         lines = []
@@ -392,8 +393,8 @@ def test_a_sidecar_of_another_format_is_left_alone(tmp_path):
 def test_a_hash_is_checked_once_and_arrays_are_not_read_at_opening(tmp_path, monkeypatch):
     Store(tmp_path).put("base", rows(3), tree(3))
     read = []
-    real = store.file_sha256
-    monkeypatch.setattr(store, "file_sha256", lambda path: read.append(path) or real(path))
+    real = shards.file_sha256
+    monkeypatch.setattr(shards, "file_sha256", lambda path: read.append(path) or real(path))
     opened = Store(tmp_path)
     opened.done(), opened.spec(rows(1)[0].key), opened.row(rows(1)[0].key)
     assert read == []
@@ -438,7 +439,7 @@ def test_jax_arrays_are_taken(tmp_path):
 
 def test_on_an_object_store(tmp_path, monkeypatch):
     # The local disk stands in for the store: only the ways of writing, locking and opening differ.
-    for module in (atomic, store):
+    for module in (atomic, shards, workdir):
         monkeypatch.setattr(module, "is_local", lambda path: False)
     opened = Store(tmp_path)
     opened.put("base", rows(3), tree(3))
@@ -446,7 +447,7 @@ def test_on_an_object_store(tmp_path, monkeypatch):
     reader = Store(tmp_path)
     assert_same(reader.get(rows(3)[2].key), row_of(tree(3), 2))
     assert (tmp_path / "artifacts" / "another-sweep.safetensors").exists()
-    with store.lock(tmp_path), store.lock(tmp_path):
+    with workdir.lock(tmp_path), workdir.lock(tmp_path):
         pass
 
 
@@ -454,7 +455,7 @@ def test_on_an_object_store(tmp_path, monkeypatch):
 
 HOLD = """
 import os, signal, sys
-from subl_jax.store import lock
+from subl_jax.storage.workdir import lock
 with lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read(1)
@@ -470,7 +471,7 @@ def test_one_sweep_per_directory(tmp_path):
         assert process.stdout.readline() == "held\n"
         with (
             pytest.raises(InputError, match="another sweep is running in it; wait for it or") as caught,
-            store.lock(tmp_path),
+            workdir.lock(tmp_path),
         ):
             pass
         assert str(tmp_path) in str(caught.value)
@@ -479,33 +480,33 @@ def test_one_sweep_per_directory(tmp_path):
         process.wait(30)
     # The holder was killed, and the system let go of its lock.
     for _ in range(2):
-        with store.lock(tmp_path):
+        with workdir.lock(tmp_path):
             pass
 
 
 def test_a_lock_file_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="cannot write .*file/.lock: "), store.lock(tmp_path / "file"):
+    with pytest.raises(StorageError, match="cannot write .*file/.lock: "), workdir.lock(tmp_path / "file"):
         pass
 
 
 def test_open_workdir(tmp_path, monkeypatch):
     path = tmp_path / "new" / "deep"
-    assert store.open_workdir(str(path)).is_dir() and list(path.iterdir()) == []
-    assert store.open_workdir(path) == store.epath.Path(path)
+    assert workdir.open_workdir(str(path)).is_dir() and list(path.iterdir()) == []
+    assert workdir.open_workdir(path) == epath.Path(path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert os.fspath(store.open_workdir("~/runs")) == str(tmp_path / "runs")
+    assert os.fspath(workdir.open_workdir("~/runs")) == str(tmp_path / "runs")
     (tmp_path / "file").write_text("in the way")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=f"--workdir {wrong}: (File exists|Not a directory); give"):
-            store.open_workdir(wrong)
+            workdir.open_workdir(wrong)
 
     def refuse(self, data):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(type(store.epath.Path(tmp_path)), "write_bytes", refuse)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_bytes", refuse)
     with pytest.raises(InputError, match="Permission denied; give a directory that can be written"):
-        store.open_workdir(tmp_path)
+        workdir.open_workdir(tmp_path)
 
 
 # --- several processes ---

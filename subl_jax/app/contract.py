@@ -1,0 +1,51 @@
+"""The results contract of a workdir (docs/results.md), written when everything is computed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from subl_jax import specs
+from subl_jax.results import comparisons, report, specificity, tables
+from subl_jax.specs.metrics import OF_THE_THEOREM, OF_TRAINING, Metric, collected
+from subl_jax.storage.atomic import write_json_atomic, write_parquet_atomic
+from subl_jax.storage.retrying import patiently
+from subl_jax.storage.store import Store
+
+
+def write_results(
+    workdir: epath.Path, name: str, students: Sequence[specs.Student], store: Store, sweep: dict[str, Any]
+) -> None:
+    """Writes every table and the report; `sweep.json` comes last and says that the others are there."""
+    runs = tables.runs_table(name, students, store)
+    curves = tables.curves_table(students, store)
+    datasets = tables.datasets_table(students, store)
+    runs = runs.join(specificity.others(runs, curves))
+    found = comparisons.summarise(runs)
+    written = {"runs": runs, "curves": curves, "datasets": datasets, **found._asdict()}
+    for file, table in written.items():
+        write_parquet_atomic(workdir / f"{file}.parquet", table)
+    report.write_report(workdir, runs, curves, found, datasets, sweep)
+    write_json_atomic(workdir / "sweep.json", sweep)
+
+
+def earlier_runs(workdir: epath.Path) -> list[dict[str, Any]]:
+    """What earlier commands computed in `workdir`, the latest last: a rerun must not lose their timings."""
+    try:
+        before = json.loads(patiently((workdir / "sweep.json").read_bytes))
+        parts = {name: before[name] for name in ("command", "started", "seconds", "groups")}
+        return before["earlier"] + ([parts] if parts["groups"] else [])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that was damaged
+        return []
+
+
+def base_rates(students: Sequence[specs.Student]) -> dict[str, float]:
+    """Trait → P of it in a model without preferences, of every world of the sweep."""
+    worlds = {student.world.key: student.world for student in students}
+    return {trait: rate for world in worlds.values() for trait, rate in world.base_rates.items()}
+
+
+def metrics_of(students: Sequence[specs.Student]) -> dict[str, Metric]:
+    """Metric → what it is called and how it is drawn: those that training measures, then the worlds' and probes'."""
+    return collected([OF_TRAINING, OF_THE_THEOREM])
