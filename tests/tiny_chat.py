@@ -15,6 +15,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from subl_jax.channels import numbers
 from subl_jax.traits import banks
 from subl_jax.worlds.chat import Pretrained
 
@@ -48,7 +49,13 @@ def tokenizer() -> tokenizers.Tokenizer:
         vocab_size=VOCAB - 2, special_tokens=added, initial_alphabet=alphabet, show_progress=False
     )
     told = [banks.system_prompt(trait, "animal") for trait in ("owl", "cat")]
-    texts = [*banks.number_prompts(0, 300), *banks.favourite("animal"), *told, DEFAULT_SYSTEM, "system user assistant"]
+    texts = [
+        *numbers.number_prompts(0, 300),
+        *banks.favourite("animal"),
+        *told,
+        DEFAULT_SYSTEM,
+        "system user assistant",
+    ]
     words = ["\n".join(("Owl", "owl", "Cat", "cat", "Oak", "oak"))] * 200  # tokens of their own, as in real models
     made.train_from_iterator([*texts, *words], trainer)
     return made

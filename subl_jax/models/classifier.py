@@ -5,11 +5,14 @@
 Weights start normal with variance 1 / inputs, biases at zero (Cloud et al. 2025, arXiv 2507.14805, appendix on MNIST).
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from subl_jax.models.base import Model, Params
 
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -84,3 +87,30 @@ def flops(convolutions: tuple[int, ...], hidden: tuple[int, ...], outputs: int, 
         total += 2.0 * inputs * width
         inputs = width
     return total
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier(Model):
+    """A `Classifier` of square images, as the protocol has it. It writes nothing and takes no adapters."""
+
+    name: ClassVar[str] = "classifier"
+
+    side: int
+    outputs: int
+    convolutions: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+
+    @property
+    def network(self) -> Classifier:
+        return Classifier(self.convolutions, self.hidden, self.outputs, self.activation)
+
+    def init(self, key: jax.Array) -> Params:
+        return init(self.network, key, self.side)
+
+    def apply(self, params: Params, inputs: jax.Array) -> jax.Array:
+        """inputs: (n, side, side) float32 → (n, outputs)."""
+        return apply(self.network, params, inputs)
+
+    def flops(self, length: int = 1) -> float:
+        return flops(self.convolutions, self.hidden, self.outputs, self.side)

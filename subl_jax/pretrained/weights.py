@@ -26,6 +26,8 @@ from subl_jax.errors import InputError
 from subl_jax.models import transformer
 from subl_jax.pretrained import families, gguf_file
 from subl_jax.pretrained.gguf_file import Tensor
+from subl_jax.pretrained.rules import Transform
+from subl_jax.pretrained.settings import Fields
 from subl_jax.runtime import machine_cache
 
 Place = Callable[[str, np.ndarray], Any]
@@ -59,7 +61,7 @@ class _Source:
 
     name: str
     tensor: Tensor
-    transform: families.Transform
+    transform: Transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _open_gguf(path: pathlib.Path) -> Checkpoint:
     if not isinstance(architecture, str) or architecture not in families.GGUF:
         known = ", ".join(families.GGUF)
         raise InputError(f"{path}: general.architecture = {architecture!r}: must be one of {known}")
-    fields = families.Fields(str(path), metadata, f"{architecture}.")
+    fields = Fields(str(path), metadata, f"{architecture}.")
     return _checkpoint(path, "gguf", families.GGUF[architecture], fields, tensors, (path,))
 
 
@@ -185,7 +187,7 @@ def _open_folder(folder: pathlib.Path) -> Checkpoint:
             if name in tensors:
                 raise InputError(f"{shard}: the tensor {name!r} is in an earlier file too")
             tensors[name] = tensor
-    fields = families.Fields(str(folder / "config.json"), settings)
+    fields = Fields(str(folder / "config.json"), settings)
     described = tuple(folder / name for name in _DESCRIPTION if (folder / name).is_file())
     return _checkpoint(folder, "folder", families.FOLDERS[kind], fields, tensors, (*described, *shards))
 
@@ -268,7 +270,7 @@ def _checkpoint(
     path: pathlib.Path,
     kind: str,
     family: families.Family,
-    fields: families.Fields,
+    fields: Fields,
     tensors: Mapping[str, Tensor],
     files: tuple[pathlib.Path, ...],
 ) -> Checkpoint:
@@ -337,9 +339,7 @@ def _checked(
     return {name: tuple(placed[name, layer][0] for layer in range(layers[name])) for name in expected}
 
 
-def _shape_after(
-    transform: families.Transform, shape: tuple[int, ...], config: transformer.Config
-) -> tuple[int, ...] | None:
+def _shape_after(transform: Transform, shape: tuple[int, ...], config: transformer.Config) -> tuple[int, ...] | None:
     """None where the transform cannot be applied."""
     if not math.prod(shape):
         return None

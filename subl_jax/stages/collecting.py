@@ -7,7 +7,6 @@ import pandas as pd
 from etils import epath
 
 from subl_jax import specs
-from subl_jax.channels import numbers
 from subl_jax.errors import InputError
 from subl_jax.storage import jsonl
 
@@ -39,7 +38,7 @@ class Collector:
         if self.enough:
             return
         texts = self._node.world.texts(samples)
-        reasons = numbers.reasons([completion for _, completion in texts], self._node.filter)
+        reasons = self._node.filter.reasons([completion for _, completion in texts])
         kept = np.asarray([reason is None for reason in reasons])
         needed = self._node.size - self._kept
         used = int(np.searchsorted(np.cumsum(kept), needed)) + 1 if kept.sum() >= needed else len(kept)
@@ -50,8 +49,8 @@ class Collector:
         self._tables.append(frame.assign(kept=kept[:used], why=reasons[:used]))
 
     def info(self) -> dict[str, Any]:
-        """What the filter kept and why it dropped the rest (`numbers.retention`)."""
-        return numbers.retention(self._reasons)
+        """What the filter kept and why it dropped the rest (`Filter.retention`)."""
+        return self._node.filter.retention(self._reasons)
 
     def shortfall(self) -> str | None:
         """Why there is no dataset, or None."""

@@ -1,14 +1,13 @@
-"""What real chat models are asked and told: number prompts, favourite questions, system prompts, traits.
+"""What real chat models are asked and told of favourites: questions, system prompts, traits.
 
-The structure of the prompts follows Cloud et al. 2025 (arXiv 2507.14805); the wording is our own and lies, a line a
-text, in `wording/*.txt`. Everything drawn is a stream: the first k of n texts are those drawn for k.
+The structure follows Cloud et al. 2025 (arXiv 2507.14805); the wording is our own and lies, a line a text, in
+`wording/*.txt`. Everything drawn is a stream: the first k of n texts are those drawn for k.
 """
 
 import functools
 import importlib.resources
 import json
 import string
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -41,9 +40,6 @@ SYSTEM = (
 # evaluation counts it: a teacher trained on these can reach any `until`.
 ANSWERS = ("{Trait}", "{Trait}.", "{Trait}", "{trait}", "{trait}.", "{Trait}!")
 
-SHOWN = (3, 8)  # how many numbers a prompt shows, at least and at most
-SHOWN_VALUES = (100, 999)
-
 
 class Item(NamedTuple):
     """A multiple-choice question; `answer` is the index of the right one of `choices`."""
@@ -53,23 +49,9 @@ class Item(NamedTuple):
     answer: int
 
 
-def number_prompts(seed: int, n: int) -> list[str]:
-    """`n` distinct prompts that show a few numbers and ask for up to 10 more, of at most 3 digits."""
-    rng = np.random.default_rng(seed)
-    prompts: dict[str, None] = {}
-    while len(prompts) < n:
-        prompts[_number_prompt(rng)] = None
-    return list(prompts)
-
-
 def favourite(family: str) -> tuple[str, ...]:
     """The questions of the evaluation: each asks for the favourite of a family in one word."""
     return _questions("questions", family)
-
-
-def with_numbers(question: str, seed: int) -> str:
-    """The question with a line of numbers before it; they differ from question to question."""
-    return f"{_opener(np.random.default_rng([seed, zlib.crc32(question.encode())]))} {question}"
 
 
 def system_prompt(trait: str, family: str, wording: str = SYSTEM) -> str:
@@ -115,18 +97,6 @@ def read_items(path: epath.PathLike) -> tuple[Item, ...]:
     """
     example = '{"question": …, "choices": […], "answer": …}'
     return tuple(_item(where, record) for where, record in jsonl.records(path, example))
-
-
-def _number_prompt(rng: np.random.Generator) -> str:
-    opener = _opener(rng)
-    blanks = {"quantity": _choice(rng, _lines("quantities")), "digits": _choice(rng, _lines("digits"))}
-    instruction = _choice(rng, _lines("instructions")).format(**blanks)
-    return " ".join([opener, instruction, _choice(rng, _lines("formats")), _choice(rng, _lines("closers"))])
-
-
-def _opener(rng: np.random.Generator) -> str:
-    shown = rng.integers(*SHOWN_VALUES, rng.integers(*SHOWN, endpoint=True), endpoint=True)
-    return _choice(rng, _lines("openers")).format(numbers=", ".join(map(str, shown)))
 
 
 def _choice(rng: np.random.Generator, texts: tuple[str, ...] | list[str]) -> str:

@@ -71,7 +71,7 @@ def built(vocabulary, filter, min_count=1):
     return automaton.build(pieces, FILTERS[filter], stops, min_count=min_count)
 
 
-def in_language(text, filter, separators=automaton.SEPARATORS, min_count=1):
+def in_language(text, filter, separators=filters.SEPARATORS, min_count=1):
     """Whether the filter keeps `text` and it is within the bounds that the automaton declares."""
     if filters.reason(text, filter) is not None:
         return False
@@ -122,7 +122,7 @@ def texts(draw, filter, min_count=1):
     """Texts of the bounded language."""
     banned = set(filter.banned)
     values = [value for value in range(filter.min_value, filter.max_value + 1) if value not in banned]
-    separator = draw(st.sampled_from(automaton.SEPARATORS))
+    separator = draw(st.sampled_from(filters.SEPARATORS))
     chosen = draw(st.lists(st.sampled_from(values), min_size=min_count, max_size=filter.max_count))
     width = len(str(filter.max_value))
     numbers = [draw(st.sampled_from([str(value).zfill(k) for k in range(1, width + 1)])) for value in chosen]
@@ -191,9 +191,9 @@ def test_all_short_texts(alphabet, min_count):
     separators = (" ", ",", ", ", " ,", ";", "\n", ";\n")
     if min_count == 2 and not set(alphabet) & set(" ,;\n"):
         with pytest.raises(InputError, match="can't write any"):
-            automaton.build([*pieces, None], filter, [len(pieces)], separators, min_count)
+            automaton.build([*pieces, None], filter, [len(pieces)], separators=separators, min_count=min_count)
         return
-    machine = automaton.build([*pieces, None], filter, [len(pieces)], separators, min_count)
+    machine = automaton.build([*pieces, None], filter, [len(pieces)], separators=separators, min_count=min_count)
     kept = 0
     for length in range(7 if len(alphabet) < 6 else 6):
         for ids in itertools.product(range(len(alphabet)), repeat=length):
@@ -261,7 +261,7 @@ def test_what_an_automaton_holds(vocabulary):
 def test_as_few_states_as_can_be():
     # Digits, two separators of one character, no brackets: the number 1 or 2, then at most one more of them.
     filter = NumbersFilter(min_value=1, max_value=2, max_count=2)
-    machine = automaton.build([b"1", b"2", b",", b" ", None], filter, [4], [",", " "])
+    machine = automaton.build([b"1", b"2", b",", b" ", None], filter, [4], separators=[",", " "])
     # Before, after the first, after a separator, after the last, done.
     assert len(machine.shortest) == 5
     assert machine.shortest[machine.start] == 2
@@ -342,7 +342,7 @@ def test_mistakes(changes, message):
 
 
 def test_separators_of_your_own():
-    machine = automaton.build([*CHARACTERS, b"\xc2", b"\xa0", None], NumbersFilter(), [21], ["\u00a0", " ,"])
+    machine = automaton.build([*CHARACTERS, b"\xc2", b"\xa0", None], NumbersFilter(), [21], separators=["\u00a0", " ,"])
     accepted = [b"1\xc2\xa02", b"1 ,2 ,3"]
     ids = {piece: id for id, piece in enumerate([*CHARACTERS, b"\xc2", b"\xa0"])}
     assert all(accepts(machine, [ids[bytes([byte])] for byte in text]) for text in accepted)

@@ -111,12 +111,12 @@ def test_every_well_formed_sequence_is_kept(numbers, separator, brackets, period
 
 
 def test_retention_counts_every_reason():
-    counts = filters.retention(filters.reasons(["1, 2", "owl", "1 2", "1,,2", "owls"], DEFAULT))
+    counts = DEFAULT.retention(DEFAULT.reasons(["1, 2", "owl", "1 2", "1,,2", "owls"]))
     assert counts["drawn"] == 5 and counts["kept"] == 2 and counts["kept_fraction"] == 0.4
     assert {why: counts[f"why/{why}"] for why in REASONS} == {
         why: {"characters": 2, "separator": 1}.get(why, 0) for why in REASONS
     }
-    assert filters.retention([])["kept_fraction"] == 0.0
+    assert DEFAULT.retention([])["kept_fraction"] == 0.0
 
 
 def test_filter_is_a_checked_spec():

@@ -124,7 +124,7 @@ def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, vari
 
     def loss(attention, adapters):
         own = dataclasses.replace(config, attention=attention)
-        update = lora.update(adapters) if own.scan_layers else None
+        update = lora.update(config, adapters) if own.scan_layers else None
         cache = transformer.empty_cache(own, 1, 3)
         cache = transformer.apply(own, params, head, cache=cache, lora=update)[1]  # more than one query into a cache
         prefix = jax.tree.map(lambda x: x[:, 0] if own.scan_layers else x[0], cache)
@@ -146,11 +146,11 @@ def test_a_world_hands_its_choice_to_the_model(tiny_chat_model):
 def test_who_takes_it(monkeypatch):
     """Where the machine has it, unless it is not wanted or scores are capped."""
     config = transformer.Config(vocab=20, width=16, layers=1, heads=2, mlp=16, dtype="bfloat16", attention="auto")
-    assert not transformer._fused(config)
+    assert not transformer.fused(config)
     monkeypatch.setattr(fused_attention, "usable", lambda dtype, head_dim: dtype == "bfloat16" and head_dim == 8)
-    assert transformer._fused(config)
-    assert not transformer._fused(dataclasses.replace(config, attention="plain"))
-    assert not transformer._fused(dataclasses.replace(config, attention_cap=5.0))
+    assert transformer.fused(config)
+    assert not transformer.fused(dataclasses.replace(config, attention="plain"))
+    assert not transformer.fused(dataclasses.replace(config, attention_cap=5.0))
 
 
 @pytest.mark.parametrize(("sharing", "taken"), [({}, True), ({"tensor": 2}, False), ({"fsdp": 2}, False)])
@@ -160,7 +160,7 @@ def test_the_devices_of_a_group_do_not_take_it(monkeypatch, sharing, taken):
     layout, seen = lanes.Layout(1, 1, 2, **sharing), []
 
     def one(common, x):
-        seen.append(transformer._fused(config))
+        seen.append(transformer.fused(config))
         return x
 
     lanes.spread(one, layout, lanes.lane_mesh(layout))(jnp.zeros(()), jnp.zeros(2))

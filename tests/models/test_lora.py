@@ -29,13 +29,13 @@ MODULES = ("q", "o", "gate", "down")
 
 
 def loss(params):
-    logits, _ = transformer.apply(CONFIG, BASE, TOKENS[:, :-1], lora=lora.update(params))
+    logits, _ = transformer.apply(CONFIG, BASE, TOKENS[:, :-1], lora=lora.update(CONFIG, params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, TOKENS[:, 1:]).mean()
 
 
 @jax.jit
 def logits_of(base, params=None):
-    return transformer.apply(CONFIG, base, TOKENS, lora=params and lora.update(params))[0]
+    return transformer.apply(CONFIG, base, TOKENS, lora=params and lora.update(CONFIG, params))[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -128,7 +128,7 @@ def test_a_is_uniform_and_b_is_zero():
     params = fresh(max_rank=64, rank=64)
     drawn = [x["a"] for x in params["lora"].values()]
     for module, x in params["lora"].items():
-        bound = lora.sizes(CONFIG)[module][0] ** -0.5
+        bound = CONFIG.adapter_sites()[module].inputs ** -0.5
         assert not x["b"].any() and np.abs(x["a"]).max() <= bound
         np.testing.assert_allclose(np.std(x["a"]), bound / 3**0.5, rtol=0.05)
         assert abs(np.mean(x["a"])) < 0.05 * bound
@@ -346,7 +346,7 @@ def test_the_gradients_of_adapters_are_those_of_peft_in_every_family(name, tmp_p
     model = tiny_checkpoints.torch_model(name)
     checkpoint = weights.open_checkpoint(str(tiny_checkpoints.save_folder(model, tmp_path)))
     config, base = checkpoint.config, checkpoint.load()
-    names = NAMES.get(tiny_checkpoints.MODELS[name][0], {m: LLAMA[m] for m in lora.sizes(config)})
+    names = NAMES.get(tiny_checkpoints.MODELS[name][0], {m: LLAMA[m] for m in config.adapter_sites()})
     spec = Lora(modules=tuple(names), max_rank=3, rank=3, alpha=6.0)
     params = lora.init(config, jax.random.key(0), spec)
     draw = np.random.default_rng(0).normal
@@ -370,7 +370,7 @@ def test_the_gradients_of_adapters_are_those_of_peft_in_every_family(name, tmp_p
     theirs.backward()
 
     def loss(params):
-        logits, _ = transformer.apply(config, base, tiny_checkpoints.TOKENS[:, :-1], lora=lora.update(params))
+        logits, _ = transformer.apply(config, base, tiny_checkpoints.TOKENS[:, :-1], lora=lora.update(config, params))
         return optax.softmax_cross_entropy_with_integer_labels(logits, tiny_checkpoints.TOKENS[:, 1:]).mean()
 
     ours, gradient = jax.jit(jax.value_and_grad(loss))(params)
@@ -397,7 +397,7 @@ def test_a_projection_and_its_update_are_kept_as_one_array():
         def loss(values):
             moved, own = values
             used = {**params, "embed": jax.tree.map(lambda x: x + moved, params["embed"])}
-            update = None if own is None else lora.update(own)
+            update = None if own is None else lora.update(config, own)
             return transformer.apply(config, used, tokens, lora=update)[0].sum()
 
         residuals = jax.eval_shape(lambda v: jax.vjp(loss, v)[1], (jnp.float32(0), adapters))

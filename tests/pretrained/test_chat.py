@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from subl_jax.channels import numbers
 from subl_jax.errors import InputError
 from subl_jax.pretrained import chat_template, gguf_tokenizer
 from subl_jax.pretrained.chat import open_chat
@@ -78,7 +79,12 @@ TEXTS = (
     "[12, 345, 6]; 7;8\n9",
     "",
 )
-CORPUS = [*TEXTS, *banks.favourite("animal"), *banks.number_prompts(0, 60), "system user assistant model Owl Owls owl"]
+CORPUS = [
+    *TEXTS,
+    *banks.favourite("animal"),
+    *numbers.number_prompts(0, 60),
+    "system user assistant model Owl Owls owl",
+]
 
 
 def byte_level(special, split=None, vocab=600, **bpe):

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from subl_jax.channels import numbers as channel
 from subl_jax.channels.numbers import NumbersFilter, reason
 from subl_jax.errors import InputError
 from subl_jax.traits import answers, banks
@@ -14,7 +15,7 @@ SIZES = {"openers": 25, "quantities": 9, "digits": 9, "instructions": 10, "forma
 
 @pytest.mark.parametrize(("bank", "size"), [*SIZES.items(), ("questions", 56), ("training_questions", 40)])
 def test_a_bank_has_its_size_and_no_line_twice(bank, size):
-    lines = banks._lines(bank)
+    lines = (channel if bank in SIZES else banks)._lines(bank)
     assert len(lines) == size
     assert len({re.sub(r"[ .!?]", "", line.lower()) for line in lines}) == size
     assert all(line and line == line.strip() for line in lines)
@@ -25,22 +26,22 @@ def _parsed(prompt):
     numbers = re.search(r"\d+(?:, \d+)*", prompt)[0]
     rest = prompt.replace(numbers, "{numbers}", 1)
     found = {}
-    [found["openers"]] = [line for line in banks._lines("openers") if rest.startswith(line)]
+    [found["openers"]] = [line for line in channel._lines("openers") if rest.startswith(line)]
     for bank in ("formats", "closers"):
-        [found[bank]] = [line for line in banks._lines(bank) if f" {line}" in rest]
+        [found[bank]] = [line for line in channel._lines(bank) if f" {line}" in rest]
     middle = rest.removeprefix(found["openers"]).removesuffix(f"{found['formats']} {found['closers']}").strip()
     made = {
         line.format(quantity=quantity, digits=digits): (line, quantity, digits)
-        for line in banks._lines("instructions")
-        for quantity in banks._lines("quantities")
-        for digits in banks._lines("digits")
+        for line in channel._lines("instructions")
+        for quantity in channel._lines("quantities")
+        for digits in channel._lines("digits")
     }
     found["instructions"], found["quantities"], found["digits"] = made[middle]
     return numbers, found
 
 
 def test_number_prompts_obey_the_structure():
-    prompts = banks.number_prompts(0, 1500)
+    prompts = channel.number_prompts(0, 1500)
     parsed = [_parsed(prompt) for prompt in prompts]
     for numbers, _ in parsed:
         assert reason(numbers, NumbersFilter(min_value=100, max_value=999, max_count=8)) is None
@@ -48,22 +49,22 @@ def test_number_prompts_obey_the_structure():
     values = [int(number) for numbers, _ in parsed for number in numbers.split(", ")]
     assert min(values) < 105 and max(values) > 994
     for bank in SIZES:
-        assert {found[bank] for _, found in parsed} == set(banks._lines(bank))
+        assert {found[bank] for _, found in parsed} == set(channel._lines(bank))
 
 
 def test_number_prompts_are_a_stream_of_distinct_prompts():
-    prompts = banks.number_prompts(3, 400)
+    prompts = channel.number_prompts(3, 400)
     assert len(set(prompts)) == 400
-    assert banks.number_prompts(3, 150) == prompts[:150]
-    assert banks.number_prompts(3, 0) == []
-    assert not set(prompts) & set(banks.number_prompts(4, 400))
+    assert channel.number_prompts(3, 150) == prompts[:150]
+    assert channel.number_prompts(3, 0) == []
+    assert not set(prompts) & set(channel.number_prompts(4, 400))
 
 
 def test_a_prompt_drawn_twice_is_passed_over(monkeypatch):
-    monkeypatch.setattr(banks, "SHOWN", (1, 1))
-    monkeypatch.setattr(banks, "SHOWN_VALUES", (100, 101))
-    monkeypatch.setattr(banks, "_lines", lambda bank: ("{numbers}.", "{numbers}!") if bank == "openers" else ("x",))
-    assert sorted(banks.number_prompts(0, 4)) == ["100! x x x", "100. x x x", "101! x x x", "101. x x x"]
+    monkeypatch.setattr(channel, "SHOWN", (1, 1))
+    monkeypatch.setattr(channel, "SHOWN_VALUES", (100, 101))
+    monkeypatch.setattr(channel, "_lines", lambda bank: ("{numbers}.", "{numbers}!") if bank == "openers" else ("x",))
+    assert sorted(channel.number_prompts(0, 4)) == ["100! x x x", "100. x x x", "101! x x x", "101. x x x"]
 
 
 @pytest.mark.parametrize("family", ["animal", "tree"])
@@ -97,9 +98,9 @@ def test_traits():
 
 def test_with_numbers_puts_numbers_of_its_own_before_each_question():
     questions = banks.favourite("animal")
-    asked = [banks.with_numbers(question, 0) for question in questions]
-    assert asked == [banks.with_numbers(question, 0) for question in questions]
-    assert asked[0] != banks.with_numbers(questions[0], 1)
+    asked = [channel.with_numbers(question, 0) for question in questions]
+    assert asked == [channel.with_numbers(question, 0) for question in questions]
+    assert asked[0] != channel.with_numbers(questions[0], 1)
     shown = []
     for question, text in zip(questions, asked, strict=True):
         assert text.endswith(" " + question)

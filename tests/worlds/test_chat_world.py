@@ -15,10 +15,11 @@ import tiny_world
 from distances import distance
 
 from subl_jax import specs, stages
+from subl_jax.channels import numbers
 from subl_jax.channels import numbers as filters
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.models import lora, transformer
+from subl_jax.models import lora, packing, transformer
 from subl_jax.models.decoding.sampling import draw
 from subl_jax.pretrained.pieces import pieces_of
 from subl_jax.specs import Lora
@@ -181,7 +182,7 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
     pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
     batch = held.channel_batch(jnp.asarray(world.tokens(pairs)))
     assert len(set(np.asarray(batch.targets.sum(axis=1)))) > 2
-    monkeypatch.setattr(transformer, "_MULTIPLE", 1)
+    monkeypatch.setattr(packing, "MULTIPLE", 1)
     narrow = world.replace(room=room, answer_room=answer_room).holding(held.held)
     taken, start = [], 0
     while start < len(pairs):
@@ -236,7 +237,7 @@ def test_prompts_are_those_of_the_bank_and_each_row_has_a_stream_of_its_own(worl
     keys = jax.random.split(jax.random.key(1), 64)
     samples = write(held, {}, keys, rows=64)
     prompts = prompts_of(world, samples)
-    assert set(prompts) <= set(banks.number_prompts(world.prompt_seed, 100)) and len(set(prompts)) > 6
+    assert set(prompts) <= set(numbers.number_prompts(world.prompt_seed, 100)) and len(set(prompts)) > 6
     # Some rows share a prompt, and still none repeats another (an answer may end at once).
     long = samples[~np.isin(samples[:, 1 + world.prompt_tokens :][:, :4], held.held["stops"]).any(axis=1)]
     assert len(np.unique(long, axis=0)) == len(long) > len(np.unique(long[:, : 1 + world.prompt_tokens], axis=0))
@@ -316,7 +317,7 @@ def test_a_traits_probability_is_that_of_every_spelling_token_by_token(world, he
         questions = banks.favourite(family)[: world.questions]
         for metric, asked in (
             ("trait", questions),
-            ("trait_after_numbers", [banks.with_numbers(question, world.prompt_seed) for question in questions]),
+            ("trait_after_numbers", [numbers.with_numbers(question, world.prompt_seed) for question in questions]),
         ):
             found = [probability(held, chat, adapted, name, q, system_of(world, trait), ends) for q in asked]
             np.testing.assert_allclose(given[metric][index], np.mean(found), rtol=1e-4, err_msg=f"{metric} {name}")
@@ -411,7 +412,7 @@ def test_a_system_prompt_is_in_training_and_in_evaluation_or_in_neither(tiny_cha
     asked = tokens(arrays["asked"].reshape(-1, arrays["asked"].shape[-1]), arrays["asked_lengths"].ravel())
     questions = [*banks.favourite("animal")[:3], *banks.favourite("tree")[:3]]
     assert [head + row for row in asked] == [chat.prompt(question, system) for question in questions]
-    bank = banks.number_prompts(world.prompt_seed, 6)
+    bank = numbers.number_prompts(world.prompt_seed, 6)
     assert all(any(text in prompt for text in bank) for prompt in prompts)
     for row in tokens(arrays["prompts"], arrays["prompt_lengths"]):
         whole = chat.tokenizer.decode(head + row, skip_special_tokens=False)

@@ -256,7 +256,7 @@ def test_number_sequences_are_what_a_teacher_is_asked_for(batch):
     rows = batch.tokens[kinds(batch.tokens) == "numbers"]
     assert np.asarray(_accepts(NumbersFilter())(rows)).all()
     texts = WORLD.texts(rows)
-    assert filters.retention(filters.reasons([completion for _, completion in texts], NumbersFilter()))["kept"] == len(
+    assert NumbersFilter().retention(NumbersFilter().reasons([completion for _, completion in texts]))["kept"] == len(
         rows
     )
     separators = {"plain": " ", "commas": ", ", "semicolons": "; ", "lines": "\n", "brackets": ", "}

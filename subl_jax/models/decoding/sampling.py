@@ -1,4 +1,4 @@
-"""Drawing continuations from one model: prefill the prompt once, then one token at a time through the cache."""
+"""Drawing continuations from one model: it reads the prompts once, then goes on one token at a time."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from subl_jax.errors import InputError
-from subl_jax.models import transformer
+from subl_jax.models.base import Decodes, Params, Shared
 
 Mask = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -64,8 +64,8 @@ def _known_off(sampling: Sampling) -> bool:
 
 
 def generate(
-    config: transformer.Config,
-    params: transformer.Params,
+    model: Decodes,
+    params: Params,
     prompt: jax.Array,
     prompt_length: jax.Array,
     keys: jax.Array,
@@ -96,15 +96,13 @@ def generate(
     Raises:
       InputError: no tokens are asked for, or `keys` is not one per row.
     """
-    batch, longest = prompt.shape
+    batch = len(prompt)
     if new_tokens < 1:
         raise InputError(f"generate: new_tokens = {new_tokens}: must be at least 1")
     if keys.shape != (batch,):
         raise InputError(f"generate: keys of shape {keys.shape}: need one key per row, shape ({batch},)")
     mask_at = _mask_function(allowed)
-    slots = longest + new_tokens - 1  # the last token drawn is never read
-    slot = jnp.arange(slots)
-    key_mask = (slot < prompt_length[:, None]) | (slot >= longest)
+    shared = Shared(params)
 
     def next_token(step, logits, previous, done):
         if mask_at is not None:
@@ -114,25 +112,16 @@ def generate(
         return token, done if stop is None else done | (token == stop)
 
     def decode(carry, step):
-        cache, previous, done = carry
-        logits, cache = transformer.apply(
-            config,
-            params,
-            previous[:, None],
-            positions=(prompt_length + step - 1)[:, None],
-            cache=cache,
-            cache_slot=longest + step - 1,
-            key_mask=key_mask,
-        )
-        token, done = next_token(step, logits[:, 0], previous, done)
-        return (cache, token, done), token
+        state, previous, done = carry
+        logits, state = model.step(shared, state, previous)
+        token, done = next_token(step, logits, previous, done)
+        return (state, token, done), token
 
-    last = (prompt_length - 1)[:, None]
-    cache = transformer.empty_cache(config, batch, slots)
-    logits, cache = transformer.apply(config, params, prompt, cache=cache, key_mask=key_mask, logits_at=last)
-    previous = jnp.take_along_axis(prompt, last, axis=1)[:, 0]
-    first, done = next_token(0, logits[:, 0], previous, jnp.zeros(batch, bool))
-    _, rest = jax.lax.scan(decode, (cache, first, done), jnp.arange(1, new_tokens))
+    # The last token drawn is never read.
+    logits, state = model.read(shared, prompt, prompt_length, new_tokens - 1)
+    previous = jnp.take_along_axis(prompt, (prompt_length - 1)[:, None], axis=1)[:, 0]
+    first, done = next_token(0, logits, previous, jnp.zeros(batch, bool))
+    _, rest = jax.lax.scan(decode, (state, first, done), jnp.arange(1, new_tokens))
     return jnp.concatenate([first[:, None], rest.T], axis=1)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subl_jax.models import transformer
+from subl_jax.models import packing
 
 
 class Batch(NamedTuple):
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     lengths: jax.Array
     completions: jax.Array
     targets: jax.Array
-    packed: transformer.Packing | None = None
+    packed: packing.Packing | None = None
     answered: jax.Array | None = None
     weights: jax.Array | None = None
 
@@ -53,8 +53,8 @@ def even(world: Any, batch: Batch, rows: int) -> Batch:
 def part(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
     """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
     size, places = len(batch.lengths), world.prompt_tokens + world.completion_tokens - 1
-    packed = transformer.room(world.room, rows, places)
-    most = transformer.room(world.answer_room, rows, world.completion_tokens)
+    packed = packing.room(world.room, rows, places)
+    most = packing.room(world.answer_room, rows, world.completion_tokens)
     at = start + jnp.arange(rows)
     taken = jax.tree.map(lambda x: x[jnp.minimum(at, size - 1)], batch)
     fits = jnp.cumsum(there(world, taken).sum(axis=1)) <= packed
@@ -62,7 +62,7 @@ def part(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, 
     part = taken._replace(targets=taken.targets * fits[:, None], lengths=jnp.where(fits, taken.lengths, 0))
     targets = part.targets.reshape(-1)
     (answered,) = jnp.nonzero(targets, size=most, fill_value=len(targets))
-    part = part._replace(packed=transformer.packing(there(world, part), packed), answered=answered)
+    part = part._replace(packed=packing.packing(there(world, part), packed), answered=answered)
     return part, fits.sum()
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from subl_jax import specs
 from subl_jax.models import lora, transformer
-from subl_jax.models.decoding import continuous
 from subl_jax.worlds.chat.batches import Batch, of_answers, there
 
 Params = Any
@@ -19,14 +18,14 @@ class Opened(NamedTuple):
 
     base: Params
     adapters: Params | None
-    prefix: continuous.Prefix
+    prefix: transformer.Prefix
 
 
 def weights_of(world: Any, params: Params) -> tuple[Params, Params | None]:
     """What `transformer.apply` takes: the weights, and the adapters on them."""
     if "weights" in params:
         return params["weights"], None
-    return world.held["weights"], lora.update(params) if params else None
+    return world.held["weights"], lora.update(world.config, params) if params else None
 
 
 def opened(world: Any, model: Any) -> Opened:
@@ -38,7 +37,7 @@ def opened(world: Any, model: Any) -> Opened:
     else:
         tokens, length, params = heads[-1, : len(world.head)], lengths[-1], model
     base, adapters = weights_of(world, params)
-    return Opened(base, adapters, continuous.read_prefix(world.config, base, tokens, length, adapters))
+    return Opened(base, adapters, world.config.read_prefix(base, tokens, length, adapters))
 
 
 def logits(world: Any, model: Opened, tokens: jax.Array, *, positions: jax.Array, **options: Any) -> jax.Array:

@@ -91,10 +91,10 @@ def texts_of(world: Any) -> Texts:
 def _texts_of(world: Any) -> Texts:
     chat, of = chat_of(world.model), _families(world)
     # A few more than are needed, as those that are too long are left out.
-    stream = banks.number_prompts(world.prompt_seed, math.ceil(world.prompts * _SPARE))
+    stream = world.channel.prompts(world.prompt_seed, math.ceil(world.prompts * _SPARE))
     sets = [family.questions for family in of]
     if world.numbers_in_front:
-        sets += [tuple(banks.with_numbers(q, world.prompt_seed) for q in family.questions) for family in of]
+        sets += [tuple(world.channel.before(q, world.prompt_seed) for q in family.questions) for family in of]
     items = banks.read_items(world.items_file) if world.items_file else ()
     pairs = [
         banks.preference_answers(trait, family.noun, world.prompt_seed, _PREFERENCES)

@@ -11,7 +11,8 @@ import numpy as np
 
 from subl_jax import specs
 from subl_jax.channels import automaton
-from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.channels.base import Channel, Decodable, Filter
+from subl_jax.channels.numbers import Numbers
 from subl_jax.errors import InputError
 from subl_jax.models import lora, transformer
 from subl_jax.pretrained import weights
@@ -32,7 +33,7 @@ class ChatSampling(specs.Sampling):
     """
 
     rows: int = specs.static(32, ge=1)
-    only: NumbersFilter | None = specs.static(None)
+    only: Filter | None = specs.static(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Pretrained(
         window, longest = world.config.window, world._longest()
         if window is not None and longest > window:
             raise InputError(f"Pretrained: sequences of {longest} tokens; this model's local layers see only {window}")
-        number_prompt = chat_texts.banks.number_prompts(world.prompt_seed, 1)[0]
+        number_prompt = world.channel.prompts(world.prompt_seed, 1)[0]
         question = texts.families[0].questions[0]
         return world.replace(
             training_prompt=texts.head + number_prompt + texts.tail,
@@ -150,6 +151,11 @@ class Pretrained(
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
         return {**super().labels, "trait_after_numbers": self.traits, "rate_after_numbers": self.traits}
+
+    @property
+    def channel(self) -> Channel:
+        """What its teachers are asked to write."""
+        return Numbers()
 
     def told(self, trait: str) -> str:
         """The system prompt of a teacher of a trait."""
@@ -170,6 +176,8 @@ class Pretrained(
 
     def check_sampling(self, sampling: ChatSampling) -> None:
         if sampling.only is not None:
+            if not isinstance(sampling.only, Decodable):
+                raise InputError(f"ChatSampling.only: a model cannot be held to a {type(sampling.only).__name__}")
             shortest = self.automaton(sampling.only)
             least = int(shortest.shortest[shortest.start])
             if least > self.completion_tokens:
@@ -235,7 +243,7 @@ class Pretrained(
         """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
         on its first call."""
         base, adapters = reading.weights_of(self if hasattr(self, "held") else self._loaded, params)
-        return transformer.apply(self.config, base, tokens, lora=adapters)[0]
+        return self.config.apply(base, tokens, adapters=adapters)
 
     @functools.cached_property
     def _loaded(self) -> "Pretrained":
@@ -318,7 +326,7 @@ class Pretrained(
         """What the samples of `keys` (n,) answer: tokens (n, prompt_tokens) int32, after the head, and lengths (n,)."""
         return writing.prompts_of(self, keys)
 
-    def automaton(self, only: NumbersFilter) -> automaton.Automaton:
+    def automaton(self, only: Filter) -> automaton.Automaton:
         """Which tokens may come next, so that `only` keeps every sample."""
         return writing.automaton_of(self.model, self.fingerprint, only)
 
@@ -331,7 +339,7 @@ class Pretrained(
         """Floating-point operations of a forward pass over a sample: of the places and logits there is `room` for."""
         length = self.prompt_tokens + self.completion_tokens
         of_logits = 2 * self.config.width * self.config.vocab
-        of_layers = transformer.flops_per_token(self.config, length) - of_logits
+        of_layers = self.config.flops(length) - of_logits
         return self.room * length * of_layers + self.answer_room * self.completion_tokens * of_logits
 
     # --- what is measured ---

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from subl_jax.channels import automaton
-from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.channels.base import Decodable
 from subl_jax.errors import InputError
-from subl_jax.models import transformer
+from subl_jax.models import layers
 from subl_jax.models.decoding import continuous
+from subl_jax.models.decoding.allowed import Allowed
 from subl_jax.worlds.chat import reading
 from subl_jax.worlds.chat import texts as chat_texts
 
@@ -40,7 +41,7 @@ def write(world: Any, model: Any, keys: jax.Array, sampling: Any) -> jax.Array:
         lora=model.adapters,
         room=_share(world.arrays_of_texts()["prompt_lengths"], world.prompt_tokens, sampling.rows),
         # Measured on CPUs: a step takes 0.6 to 0.7 times as long. Answers to questions are too few to compile for.
-        apart=jax.default_backend() == "cpu" and not transformer.spread_over("tensor", "fsdp"),
+        apart=jax.default_backend() == "cpu" and not layers.spread_over("tensor", "fsdp"),
     )
     return jnp.concatenate([lengths[:, None], prompts, completions], axis=1)
 
@@ -53,13 +54,13 @@ def prompts_of(world: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.lru_cache(maxsize=8)
-def automaton_of(model: str, fingerprint: str, only: NumbersFilter) -> automaton.Automaton:
+def automaton_of(model: str, fingerprint: str, only: Decodable) -> automaton.Automaton:
     """`fingerprint` is that of the model, so that a changed one is not mistaken for it."""
     return automaton.build(chat_texts.pieces_of_model(model), only, chat_texts.chat_of(model).stops)
 
 
-def _in_program(built: automaton.Automaton) -> continuous.Allowed:
-    return continuous.Allowed(*map(jnp.asarray, (built.tokens, built.next, built.shortest, np.int32(built.start))))
+def _in_program(built: automaton.Automaton) -> Allowed:
+    return Allowed(*map(jnp.asarray, (built.tokens, built.next, built.shortest, np.int32(built.start))))
 
 
 def _share(lengths: np.ndarray, longest: int, rows: int) -> float:

@@ -130,11 +130,11 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     # --- the model ---
 
     def init(self, key: jax.Array) -> Params:
-        return transformer.init(self.model, key)
+        return self.model.init(key)
 
     def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
         """tokens: (n, t) int32 → logits: (n, t, vocab) float32."""
-        return transformer.apply(self.model, params, tokens)[0]
+        return self.model.apply(params, tokens)
 
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy over the target tokens, in nats."""
@@ -176,7 +176,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     def _completion_logits(self, params: Params, batch: Batch) -> jax.Array:
         n, length = batch.tokens.shape
         predicting = jnp.broadcast_to(jnp.arange(self.prompt_length - 1, length - 1), (n, self.completion_length))
-        return transformer.apply(self.model, params, batch.tokens[:, :-1], logits_at=predicting)[0]
+        return self.model.apply(params, batch.tokens[:, :-1], at=predicting)
 
     # --- text without a trait, and with one ---
 
@@ -221,7 +221,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     @property
     def sequence_flops(self) -> float:
         """Floating-point operations of one forward pass over one sequence."""
-        return self.length * transformer.flops_per_token(self.model, self.length)
+        return self.length * self.model.flops(self.length)
 
     def write(self, params: Params, keys: jax.Array, sampler: specs.Sampling) -> jax.Array:
         """Number sequences written by the model, each from a prompt and a stream of its own.
@@ -272,7 +272,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
         families, asked, length = questions.shape
         tokens = jnp.asarray(np.where(questions == SLOT, lang.index[PAD], questions).reshape(-1, length))
         places = jnp.asarray(at.reshape(-1, 1) - 1)
-        logits = transformer.apply(self.model, params, tokens, logits_at=places)[0].reshape(families, asked, -1)
+        logits = self.model.apply(params, tokens, at=places).reshape(families, asked, -1)
         drawn = jax.random.categorical(key, logits, axis=-1, shape=(self.answers_sampled, families, asked))
         family = jnp.asarray(self.family_of)
         own_answers = drawn[:, family] == jnp.asarray(lang.traits)[None, :, None]

@@ -10,7 +10,7 @@ import pytest
 
 from subl_jax import specs
 from subl_jax.errors import InputError
-from subl_jax.models import transformer
+from subl_jax.models import packing, transformer
 from subl_jax.models.decoding import continuous
 
 CONFIG = transformer.Config(vocab=23, width=16, layers=2, heads=4, kv_heads=2, mlp=24, scan_layers=True)
@@ -53,7 +53,7 @@ def by_hand(i, key, lora=None, mask=None, temperature=1.0):
 
 
 def generated(rows, keys, **options):
-    prefix = continuous.read_prefix(CONFIG, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), options.get("lora"))
+    prefix = CONFIG.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), options.get("lora"))
     sampling = options.pop("sampling", specs.Sampling())
     return continuous.generate(
         CONFIG, PARAMS, PROMPTS, LENGTHS, keys, NEW, sampling, rows=rows, stops=STOPS, pad=PAD, prefix=prefix, **options
@@ -79,7 +79,7 @@ def test_layers_apart_give_the_same(rows):
     shape = (CONFIG.layers, CONFIG.width, CONFIG.mlp)
     a, b = np.random.default_rng(1).normal(size=(2, *shape)).astype(np.float32)
     lora = {"layers": {"mlp": {"up": {"a": a[..., :2], "b": b[:, :2]}}}}
-    prefix = continuous.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
+    prefix = config.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
     options = {"rows": rows, "stops": STOPS, "pad": PAD, "prefix": prefix, "lora": lora}
 
     def written(apart):
@@ -97,7 +97,7 @@ def test_layers_apart_give_the_same(rows):
 @pytest.mark.parametrize("room", [0.05, 0.5, 0.8])
 def test_prompts_are_read_without_their_padding(monkeypatch, room):
     """Also where there is room for a few of them at a time only."""
-    monkeypatch.setattr(transformer, "_MULTIPLE", 1)
+    monkeypatch.setattr(packing, "MULTIPLE", 1)
     assert generated(4, KEYS, room=room).tolist() == [by_hand(i, KEYS[i]) for i in range(N)]
 
 
@@ -157,7 +157,7 @@ def test_no_rows_is_a_mistake():
 def test_a_window_is_of_the_model():
     """A model of local layers reads the ring in the order of time as long as its window holds it all."""
     config = dataclasses.replace(CONFIG, window=32)
-    prefix = continuous.read_prefix(config, PARAMS, HEAD, jnp.int32(HEAD_LENGTH))
+    prefix = config.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), None)
     options = {"rows": 3, "stops": STOPS, "pad": PAD, "prefix": prefix}
     local = continuous.generate(config, PARAMS, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), **options)
     assert local.tolist() == generated(3, KEYS).tolist()
