@@ -68,6 +68,7 @@ class Pretrained(
       answers_sampled, answer_tokens: how many answers a question are drawn, and how long they can be.
       items_file, items_sha256: multiple-choice questions to check the model's ability on.
       probed: how many samples a student is compared with its teacher on.
+      channel: what teachers are asked to write.
       training_prompt, evaluation_prompt: what a number prompt and a question look like, rendered.
     """
 
@@ -106,6 +107,7 @@ class Pretrained(
     probed: int = specs.static(8, ge=1)
     training_prompt: str = specs.host("")
     evaluation_prompt: str = specs.host("")
+    channel: Channel = specs.static(Numbers(), since=2)
 
     def check(self) -> None:
         if not self.traits or len(set(self.traits)) < len(self.traits):
@@ -151,11 +153,6 @@ class Pretrained(
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
         return {**super().labels, "trait_after_numbers": self.traits, "rate_after_numbers": self.traits}
-
-    @property
-    def channel(self) -> Channel:
-        """What its teachers are asked to write."""
-        return Numbers()
 
     def told(self, trait: str) -> str:
         """The system prompt of a teacher of a trait."""

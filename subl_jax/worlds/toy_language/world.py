@@ -12,7 +12,8 @@ import numpy as np
 from subl_jax import specs
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.models import transformer
+from subl_jax.models import table
+from subl_jax.models.base import Decodes
 from subl_jax.models.decoding import sampling
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.worlds.toy_language import corpus, text_filter
@@ -44,6 +45,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     need no separators, and so carry more in the same length.
     `question_share` and `fact_share` are the parts of the corpus that are not number sequences; `progressions` is the
     part of the number sequences that are arithmetic progressions (the rest is uniform).
+    `architecture` is the name of one in `subl_jax/models/`, or `module:Class` of your own.
     """
 
     VERSION: ClassVar[int] = 2
@@ -70,6 +72,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     fact_share: float = specs.static(0.2, ge=0.0, le=1.0)
     progressions: float = specs.static(0.3, ge=0.0, le=1.0)
     answers_sampled: int = specs.static(64, ge=1)
+    architecture: str = specs.static("transformer", since=2)
 
     def check(self) -> None:
         if self.held_out >= self.templates:
@@ -116,8 +119,8 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
         return {member: 1 / len(members) for _, members in self.families for member in members}
 
     @property
-    def model(self) -> transformer.Config:
-        return transformer.Config(
+    def model(self) -> Decodes:
+        return table.language_model(self.architecture, "ToyLanguage.architecture").of(
             vocab=len(language(self).words),
             width=self.width,
             layers=self.layers,
