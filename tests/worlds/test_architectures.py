@@ -18,7 +18,7 @@ def test_linear_attention_from_base_to_student(tmp_path):
     data = specs.Dataset(teacher, size=64, filter=NumbersFilter(), round=128, budget=64.0)
     student = specs.Student(base, data, specs.Train(steps=4, batch=16))
     results = subl_jax.run([student], tmp_path)
-    assert results.runs.status.tolist() == ["completed"]
+    assert results.runs.status.tolist() == ["ok"]
     assert results.datasets.kept.tolist() == [64]
 
 
