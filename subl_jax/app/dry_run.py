@@ -36,7 +36,7 @@ def nodes_table(plan: Plan) -> Table:
     """Per kind of node: how many the plan computes, and how many it finds stored and reads."""
     pending = collections.Counter(group.stage.name for group in plan.groups for _ in group.nodes)
     stored = collections.Counter(_stage_name(node) for node in plan.reused.values())
-    table = Table("stage", "to compute", "stored and used", title=f"{len(plan.students)} runs", title_justify="left")
+    table = Table("stage", "to compute", "stored and used", title=f"{len(plan.rows)} runs", title_justify="left")
     for name in dict.fromkeys([*pending, *stored]):
         table.add_row(name, f"{pending[name]:,}", f"{stored[name]:,}")
     if plan.imported:

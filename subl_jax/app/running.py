@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pandas as pd
 from etils import epath
 from rich.console import Console
 
@@ -56,11 +57,11 @@ class Outcome:
 
     @property
     def all_ok(self) -> bool:
-        return bool((self.results.runs.status == "ok").all())
+        return all((table.status == "ok").all() for table in (self.results.runs, self.results.audits))
 
 
 def run(
-    students: Iterable[specs.Student],
+    rows: Iterable[specs.Row],
     workdir: epath.PathLike,
     *,
     name: str = "sweep",
@@ -70,7 +71,7 @@ def run(
     fleet: Fleet | None = None,
     profile: bool = False,
 ) -> Outcome:
-    """Computes what is missing of `students` in `workdir`, and writes the results contract there.
+    """Computes what is missing of `rows`, students and audited datasets, in `workdir`, and writes the contract there.
 
     With a `fleet` its machines compute, and this process plans and writes the tables. `profile` writes jax's trace of
     some steps of the largest group to the folder `profile` of the workdir.
@@ -84,7 +85,7 @@ def run(
     """
     if profile and fleet:
         raise InputError("--profile: steps are traced on this machine; give it without --launcher=ray")
-    students = specs.checked(students)
+    rows = specs.checked(rows)
     settings = settings or Settings(tracker="none")
     peers = cluster.peers()
     progress = progress or Progress(None if peers.leads else Console(quiet=True))
@@ -98,7 +99,7 @@ def run(
         held.enter_context(progress)
         preempted = held.enter_context(preemption_notice())
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
-        store, plan = opened(peers, workdir, students, progress, tidy=fleet is None)
+        store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
         options = {"settings": settings, "progress": progress, "preempted": preempted}
         elsewhere = machines and functools.partial(machines.compute, workdir=workdir, store=store, **options)
@@ -112,15 +113,15 @@ def run(
             "seconds": time.perf_counter() - clock,
             "config": json.loads(json.dumps(config or {}, default=str)),
             "settings": dataclasses.asdict(settings),
-            "base_rate": base_rates(students),
-            "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics_of(students).items()},
+            "base_rate": base_rates(rows),
+            "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics_of(rows).items()},
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
             "fleet": machines and machines.facts,
             **machine(),
         }
-        peers.together(lambda: write_results(workdir, name, students, store, sweep) if peers.leads else None)
+        peers.together(lambda: write_results(workdir, name, rows, store, sweep) if peers.leads else None)
         results = load(workdir)
     return Outcome(results, [*lines, *trouble(results)])
 
@@ -152,13 +153,18 @@ def _computed(
 
 
 def trouble(results: Results) -> list[str]:
-    """One line for the students that are not ok."""
-    bad = results.runs[results.runs.status != "ok"]
+    """One line for the students that are not ok, and one for such audits."""
+    tables = {"runs": (results.runs, ("run_id", "arm")), "audits": (results.audits, ("audit_id", "audit"))}
+    return [line for what, (table, names) in tables.items() for line in _not_ok(what, table, *names)]
+
+
+def _not_ok(what: str, table: pd.DataFrame, id: str, kind: str) -> list[str]:
+    bad = table[table.status != "ok"]
     if bad.empty:
         return []
     first = bad.iloc[0]
     return [
-        f"{len(bad)} of {len(results.runs)} runs are not ok: "
+        f"{len(bad)} of {len(table)} {what} are not ok: "
         + ", ".join(f"{count} {status}" for status, count in bad.status.value_counts().items())
-        + f"; the first, {first.run_id} ({first.arm}, {first.trait}): {first.why}"
+        + f"; the first, {first[id]} ({first[kind]}, {first.trait}): {first.why}"
     ]

@@ -11,6 +11,7 @@ from subl_jax.engine import lanes
 from subl_jax.engine import nodes as asked
 from subl_jax.engine.plan import Group
 from subl_jax.engine.writer import WriteBehind
+from subl_jax.stages.collecting import read_imported
 from subl_jax.storage.store import Row, Store
 
 Tree = Any
@@ -28,7 +29,7 @@ class Inputs:
         alive: list[specs.Node] = []
         lost: dict[str, Row] = {}
         for node in group.nodes:
-            parents = [parent for parent in asked.inputs(node).values() if not asked.is_imported(parent)]
+            parents = [parent for parent in node.inputs().values() if parent.stage]
             bad = next((parent for parent in parents if self._behind.row(parent.key).status != "ok"), None)
             if bad is None:
                 alive.append(node)
@@ -40,15 +41,15 @@ class Inputs:
 
     def await_stored(self, nodes: Sequence[specs.Node]) -> None:
         """Has what `nodes` are computed from stored. All processes call it together."""
-        if any(self._behind.is_fresh(parent.key) for node in nodes for parent in asked.inputs(node).values()):
+        if any(self._behind.is_fresh(parent.key) for node in nodes for parent in node.inputs().values()):
             self._behind.settle()
 
     def arguments(self, batch: list[specs.Node], program: lanes.Program) -> Tree:
         """Keys, traced values and inputs of a batch on the devices. Each process reads what its own lanes need."""
         nodes = batch[program.own] or batch[:1]
-        artefacts = [{name: self._artefact(parent) for name, parent in asked.inputs(node).items()} for node in nodes]
+        artefacts = [{name: self._artefact(parent) for name, parent in node.inputs().items()} for node in nodes]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *artefacts)
         return program.put(np.stack([lanes.lane_key(node) for node in nodes]), lanes.lane_values(nodes), stacked)
 
     def _artefact(self, node: specs.Node) -> Tree:
-        return asked.imported(node) if asked.is_imported(node) else self._store.get(node.key)
+        return self._store.get(node.key) if node.stage else read_imported(node)

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from subl_jax import specs
-from subl_jax.stages import Collector, Stage, collecting, input_shapes, stage_of
+from subl_jax.stages import Collector, Stage, input_shapes, stage_of
 
 
 def stage(node: specs.Node) -> Stage:
@@ -15,13 +13,8 @@ def stage(node: specs.Node) -> Stage:
     return found
 
 
-def inputs(node: specs.Node) -> dict[str, specs.Node]:
-    """The nodes that a node's program reads, by the names its stage knows them by."""
-    return node.inputs()
-
-
 def shapes(node: specs.Node) -> dict[str, Any]:
-    """The same, as the shapes of their arrays."""
+    """The artefacts that its program reads, by name, as shapes."""
     return input_shapes(node)
 
 
@@ -55,21 +48,11 @@ def is_model(node: specs.Node) -> bool:
     return isinstance(node, specs.Trained)
 
 
-def is_imported(node: specs.Node) -> bool:
-    """Whether the node is read from a user's file, and never stored."""
-    return isinstance(node, specs.Imported)
-
-
-def imported(node: specs.Node) -> dict[str, np.ndarray]:
-    """The artefact of such a node. Raises InputError where the file has changed."""
-    return collecting.read_imported(node)
-
-
 def name(node: specs.Node) -> str:
     """What messages call it."""
     return type(node).__name__.lower()
 
 
 def dtype(node: specs.Node) -> str:
-    """What its world's arrays are of."""
-    return getattr(node.world, "dtype", "float32")
+    """What its world computes in."""
+    return node.world.dtype

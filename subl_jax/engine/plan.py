@@ -33,7 +33,7 @@ class Group:
 class Plan:
     """groups: in an order in which every node's inputs are there; reused: nodes that are stored, by key."""
 
-    students: tuple[specs.Student, ...]
+    rows: tuple[specs.Row, ...]
     groups: tuple[Group, ...]
     reused: dict[str, specs.Node]
     imported: dict[str, specs.Imported]
@@ -43,47 +43,47 @@ class Plan:
         return sum(len(group.nodes) for group in self.groups)
 
 
-def make_plan(students: Iterable[specs.Student], done: Container[str], bare: Container[str] = ()) -> Plan:
-    """The work that `students` still need when the nodes whose keys are in `done` are stored.
+def make_plan(rows: Iterable[specs.Row], done: Container[str], bare: Container[str] = ()) -> Plan:
+    """The work that `rows` (what a sweep yields) still need when the nodes whose keys are in `done` are stored.
 
-    Everything that a student builds on is to be stored, so that its models and data can be loaded: what is missing
+    Everything that a row builds on is to be stored, so that its models and data can be loaded: what is missing
     behind a finished node is computed too. Nodes in `bare` are stored without their arrays: they are done, unless what
     is left to compute builds on them.
 
     Raises:
       InputError: a program cannot be made of what its nodes ask for.
     """
-    students = tuple(students)
+    rows = tuple(rows)
     pending: dict[str, specs.Node] = {}
     reused: dict[str, specs.Node] = {}
     imported: dict[str, specs.Imported] = {}
-    stack: list[specs.Node] = list(reversed(students))
+    stack: list[specs.Node] = list(reversed(rows))
     while stack:
         node = stack.pop()
         if node.key in pending or node.key in reused:
             continue
-        if nodes.is_imported(node):
+        if not node.stage:
             imported[node.key] = node
         else:
             (reused if node.key in done else pending)[node.key] = node
-            stack.extend(nodes.inputs(node).values())
+            stack.extend(node.inputs().values())
     stack = list(pending.values())
     while stack:
-        for parent in nodes.inputs(stack.pop()).values():
+        for parent in stack.pop().inputs().values():
             if parent.key in reused and parent.key in bare:
                 pending[parent.key] = reused.pop(parent.key)
                 stack.append(parent)
     groups = tuple(_grouped(pending))
     for group in groups:
         check(group.nodes[0])
-    return Plan(students, groups, reused, imported)
+    return Plan(rows, groups, reused, imported)
 
 
-def plan_of(students: Sequence[specs.Student], store: Store) -> Plan:
+def plan_of(rows: Sequence[specs.Row], store: Store) -> Plan:
     """The plan of what is left, after checking that the stored nodes it builds on are whole, and so are the files that
     people read of datasets."""
     while True:
-        plan = make_plan(students, store.done(), store.bare())
+        plan = make_plan(rows, store.done(), store.bare())
         datasets = [key for key, node in plan.reused.items() if nodes.is_data(node)]
         if store.verify(plan.reused) == plan.reused.keys() and store.verify_files(datasets):
             return plan
@@ -103,7 +103,7 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
     texts: dict[str, str] = {}
     for key, node in pending.items():
         forms[key] = _form(node, texts)
-        parents = {parent.key for parent in nodes.inputs(node).values()} & pending.keys()
+        parents = {parent.key for parent in node.inputs().values()} & pending.keys()
         waiting[key] = len(parents)
         for parent in parents:
             consumers[parent].append(node)
@@ -127,6 +127,6 @@ def _grouped(pending: dict[str, specs.Node]) -> Iterable[Group]:
 def _form(node: specs.Node, texts: dict[str, str]) -> str:
     """The static fields of the node and of the inputs its program reads, as one text."""
     form = specs.static_form(node)
-    inputs = {name: parent.shape_form() for name, parent in nodes.inputs(node).items()}
+    inputs = {name: parent.shape_form() for name, parent in node.inputs().items()}
     text = json.dumps({**form, "inputs": inputs}, sort_keys=True)
     return texts.setdefault(text, text)

@@ -20,12 +20,12 @@ def droppable(plan: Plan, keep: str) -> set[str]:
     models = {key for key, node in nodes.items() if asked.is_model(node)}
     if keep == "curves":
         return models
-    return models - {parent.key for node in nodes.values() for parent in asked.inputs(node).values()}
+    return models - {parent.key for node in nodes.values() for parent in node.inputs().values()}
 
 
 def awaited(plan: Plan) -> "collections.Counter[str]":
     """By key, how many nodes are still to be computed from each node."""
-    parents = (asked.inputs(node).values() for group in plan.groups for node in group.nodes)
+    parents = (node.inputs().values() for group in plan.groups for node in group.nodes)
     return collections.Counter(parent.key for of_node in parents for parent in of_node)
 
 
@@ -50,7 +50,7 @@ class Retention:
 
     def done(self, nodes: Sequence[specs.Node]) -> None:
         """`nodes` are computed: removes what nothing is computed from any more."""
-        self._left.subtract(parent.key for node in nodes for parent in asked.inputs(node).values())
+        self._left.subtract(parent.key for node in nodes for parent in node.inputs().values())
         if not self._droppable:
             return
 

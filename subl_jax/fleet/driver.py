@@ -17,7 +17,6 @@ from typing import Any
 from etils import epath
 
 from subl_jax import __version__, specs
-from subl_jax.engine import nodes as asked
 from subl_jax.engine.plan import Group
 from subl_jax.engine.settings import Settings
 from subl_jax.engine.timing import GroupTiming, summed
@@ -120,7 +119,7 @@ class Run:
 
     def _hand_in(self, i: int) -> None:
         batch = self._batches[i]
-        stored = [node.key for node in _inputs(batch) if not asked.is_imported(node)]
+        stored = [node.key for node in _inputs(batch) if node.stage]
         forms, sources = forms_of(batch.nodes)
         task = Task(
             version=__version__,
@@ -137,7 +136,7 @@ class Run:
 
 def _inputs(batch: Group) -> Iterator[specs.Node]:
     for node in batch.nodes:
-        yield from asked.inputs(node).values()
+        yield from node.inputs().values()
 
 
 def _result(ref: Any) -> Done:

@@ -116,8 +116,8 @@ class Theorem(Probe):
 
     kind: ClassVar[str] = "theorem"
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "dot": Metric("student's move · teacher's move", drawn="none"),
-        "predicted": Metric("the same, as predicted to leading order", drawn="none"),
+        "dot": Metric("Δ_S · Δ_T", drawn="none"),
+        "predicted": Metric("predicted Δ_S · Δ_T", drawn="none"),
         "trait_loss": Metric("the trait's own loss", unit="nats", drawn="none"),
         "gradient_cosine": Metric("cosine of own and trait gradient", zero=True),
     }

@@ -27,6 +27,7 @@ _FILES = (
     ("curves.parquet", "every metric of every run against student steps, long form"),
     ("summary.parquet", "means and their intervals, every setting, trait and arm"),
     ("comparisons.parquet", "arm against arm: differences and ratios, intervals and tests"),
+    ("audits.parquet", "one row per audited dataset: what the audit says of it"),
     ("datasets.parquet", "one row per dataset: its teacher's P(trait), how much was drawn and kept"),
     ("datasets/", "what the teachers wrote, kept or why not"),
     ("figures/", "the figures of this page"),
@@ -50,12 +51,13 @@ def write_report(
     summarised: Summarised,
     datasets: pd.DataFrame,
     sweep: Mapping[str, Any],
+    audits: pd.DataFrame | None = None,
 ) -> epath.Path:
     """Writes report.html and figures/*.png of a finished sweep.
 
     Args:
       workdir: the sweep's directory; made if it is not there.
-      runs, curves, summarised, datasets: the result tables, as in docs/results.md.
+      runs, curves, summarised, datasets, audits: the result tables, as in docs/results.md.
       sweep: the content of sweep.json. `base_rate`, trait → chance level, draws the chance lines; `metrics` says how
         curves are called and drawn.
 
@@ -121,6 +123,7 @@ def write_report(
         left_out=len(grid.cells) - len(chosen),
         overall=over_all.get("across", []),
         writers=report_tables.writers(runs, datasets),
+        audits=None if audits is None or audits.empty else report_tables.audits_table(audits),
         theorem=theorem,
         rare=f"{comparisons.RARE:g}",
         table_data=report_tables.summary_table(summarised, grid.swept, several_worlds),

@@ -77,6 +77,28 @@ def theorem_table(steps: pd.DataFrame) -> dict[str, Any]:
     return {"head": head, "body": body, "texts": 2, "left_out": max(len(lines) - _MOST_LINES, 0)}
 
 
+def audits_table(audits: pd.DataFrame) -> dict[str, Any]:
+    """What the audits say, the most unusual first; of an audit's own fields those that are swept are shown."""
+    lines = audits.sort_values(["p", "corpus"], ascending=[True, False], na_position="last", kind="stable")
+    own = [name for name in audits.columns if name.startswith("audited.audit.") and audits[name].nunique() > 1]
+    body = [
+        [
+            row["audit"],
+            *(_plain(row[name]) for name in own),
+            "none" if pd.isna(row["trait"]) else row["trait"],
+            _plain(row["base_seed"]),
+            _plain(row["samples"]),
+            _plain(row["corpus"]),
+            _plain(row["corpora"]),
+            p_value(row["p"]),
+        ]
+        for row in lines.head(_MOST_LINES).to_dict("records")
+    ]
+    head = ["audit", *(name.removeprefix("audited.audit.") for name in own)]
+    head += ["writer's trait", "base", "samples", "statistic", "harmless corpora", "p"]
+    return {"head": head, "body": body, "texts": 1, "left_out": max(len(lines) - _MOST_LINES, 0)}
+
+
 def _with_ends(shown: Callable[[float], str], mean: float, low: float, high: float) -> str:
     return f"{shown(mean)} [{shown(low)}, {shown(high)}]" if np.isfinite(low) else shown(mean)
 

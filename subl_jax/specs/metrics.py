@@ -70,10 +70,3 @@ OF_TRAINING: dict[str, Metric] = {
     "cosine": Metric("cosine to the teacher's update", zero=True),
     "agreement": Metric("agreement with the teacher"),
 }
-# What the theorem's table and figure are made of, and one curve.
-OF_THE_THEOREM: dict[str, Metric] = {
-    "gradient_cosine": Metric("cosine of own and trait gradient", zero=True),
-    "dot": Metric("Δ_S · Δ_T", drawn="none"),
-    "predicted": Metric("predicted Δ_S · Δ_T", drawn="none"),
-    "trait_loss": Metric("loss of the trait", drawn="none"),
-}

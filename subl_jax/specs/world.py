@@ -38,6 +38,7 @@ class World(Spec, ABC):
     targets: which of the shorthands "hard", "soft" and "squared" its students can minimise.
     drawn_by_round: samples of a stream are drawn for a whole round of training at once, or for each step.
     sampling: how it is asked for samples, the type of a stream's or dataset's `sampling`.
+    dtype: what it computes in.
     frozen: the parameters, as path patterns, that no training changes.
     theory: whether the one-step theorem can be followed: its quantities are of parameters that all models share.
     metrics: what its metrics are called in figures, by name.
@@ -47,6 +48,7 @@ class World(Spec, ABC):
     targets: ClassVar[tuple[str, ...]] = ("hard", "soft")
     drawn_by_round: ClassVar[bool] = True
     sampling: ClassVar[type[Spec]] = Spec
+    dtype: ClassVar[str] = "float32"
     frozen: ClassVar[tuple[str, ...]] = ()
     theory: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {}

@@ -63,7 +63,7 @@ def test_the_default_sweep_shares_what_it_can():
     assert len(students) == 36
     # 3 bases, a teacher per base and trait, their data and each base's own; controls of one base are one student.
     assert groups(plan) == [("pretrain", 3), ("instil", 12), ("write", 15), ("distil", 27)]
-    assert plan.students == tuple(students) and not plan.reused and not plan.imported
+    assert plan.rows == tuple(students) and not plan.reused and not plan.imported
     assert_sound(plan, students)
 
 
@@ -79,7 +79,7 @@ def test_labels_do_not_make_more_work():
     control = student(data=plain())
     plan = make_plan([control.replace(trait=trait) for trait in ("owl", "fox")], {})
     assert groups(plan) == [("pretrain", 1), ("write", 1), ("distil", 1)]
-    assert len(plan.students) == 2
+    assert len(plan.rows) == 2
 
 
 def test_finished_nodes_are_reused_and_what_is_missing_behind_them_is_computed():
@@ -101,7 +101,7 @@ def test_imported_data_is_read_and_not_computed():
     plan = make_plan([student(data=IMPORTED, trait="owl"), student()], {})
     assert plan.imported == {IMPORTED.key: IMPORTED}
     assert IMPORTED.key not in {node.key for group in plan.groups for node in group.nodes}
-    assert_sound(plan, plan.students)
+    assert_sound(plan, plan.rows)
 
 
 def test_streams_need_a_teacher_and_no_dataset():
@@ -188,7 +188,7 @@ def test_each_group_is_of_one_static_form():
 def test_a_student_that_is_asked_for_twice_is_computed_once():
     plan = make_plan([student(), student()], {})
     assert plan.groups[-1].nodes == (student(),)
-    assert len(plan.students) == 2
+    assert len(plan.rows) == 2
 
 
 def test_parameters_that_a_model_has_not_are_told_before_anything_runs():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
+from subl_jax.probes import Theorem
 from subl_jax.results import formats
 from subl_jax.results.comparisons import summarise
 from subl_jax.results.figures import (
@@ -24,7 +25,7 @@ from subl_jax.results.figures import (
 from subl_jax.results.report import write_report
 from subl_jax.results.units import by_base
 from subl_jax.results.wide import wide_summary
-from subl_jax.specs.metrics import OF_THE_THEOREM, OF_TRAINING, Metric
+from subl_jax.specs.metrics import OF_TRAINING, Metric
 from subl_jax.statistics.intervals import interval
 
 CHANCE = dict.fromkeys(TRAITS, 0.1)
@@ -410,7 +411,7 @@ def test_every_scalar_metric_is_drawn_and_one_without_a_descriptor_under_its_own
     runs = fake_runs(traits=("owl",))
     described = {"depth": Metric("depth of it", unit="m", zero=True), "score": Metric("score", log=True)}
     curves = measured(runs, depth=0.5, score=10.0, unheard_of=2.0, dot=1.0)
-    metrics = OF_TRAINING | OF_THE_THEOREM | described
+    metrics = OF_TRAINING | Theorem.metrics | described
     axes = visible(training.training_curves(runs, curves, style.arm_colours(runs), metrics))
     # P(trait) has its own figure, and what the theorem's is made of is no curve.
     titles = [axis.get_title() for axis in axes]
