@@ -75,7 +75,7 @@ def _lineages(students: Sequence[specs.Student]) -> pd.DataFrame:
                 parts[role].append(specs.flat(role, spec))
             places[role][i] = place
     tables = [pd.DataFrame(part).reindex(places[role]).reset_index(drop=True) for role, part in parts.items()]
-    return pd.concat(tables, axis=1)
+    return pd.concat(tables, axis=1) if tables else pd.DataFrame()
 
 
 def _kept_fraction(student: specs.Student, store: Store) -> float:

@@ -224,6 +224,5 @@ def test_students_whose_teachers_have_other_shapes_are_not_lanes_of_one_program(
 
 def test_a_mistake_in_training_by_parts_is_told_before_anything_runs():
     start = tiny_world.base()
-    made = specs.Student(start, tiny_world.written(start), TRAIN.replace(accumulate=2), trait="owl")
     with pytest.raises(InputError, match="tiny computes a batch in one piece"):
-        make_plan([made], {})
+        specs.Student(start, tiny_world.written(start), TRAIN.replace(accumulate=2), trait="owl")
