@@ -10,8 +10,8 @@ import lineages
 import tiny_chat
 
 from subl_jax import specs
+from subl_jax.channels.imported import imported
 from subl_jax.channels.numbers import CULTURAL, NumbersFilter
-from subl_jax.stages.collecting import imported
 from subl_jax.worlds.chat import ChatSampling
 from subl_jax.worlds.digits import Digits, Inputs
 from subl_jax.worlds.images import find

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from subl_jax import specs
+from subl_jax.channels.imported import read_imported
 from subl_jax.engine import lanes
 from subl_jax.engine import nodes as asked
 from subl_jax.engine.plan import Group
 from subl_jax.engine.writer import WriteBehind
-from subl_jax.stages.collecting import read_imported
 from subl_jax.storage.store import Row, Store
 
 Tree = Any

@@ -10,10 +10,11 @@ from tiny_world import TRAIN, WORLD, written
 
 from subl_jax import specs
 from subl_jax.app import dry_run, running
+from subl_jax.channels.imported import imported
 from subl_jax.engine import lanes
 from subl_jax.engine.plan import make_plan
 from subl_jax.engine.settings import Settings
-from subl_jax.stages import collecting, input_shapes
+from subl_jax.stages import input_shapes
 
 SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")
 
@@ -84,7 +85,7 @@ def test_damage_is_told_and_left_as_it_is(computed, never):
 def test_imported_data_is_not_computed(tmp_path, never):
     path = tmp_path / "numbers.jsonl"
     path.write_text('{"prompt": "1", "completion": "2 3"}\n' * 8)
-    student = specs.Student(tiny_world.base(), collecting.imported(path, WORLD), TRAIN, trait="owl")
+    student = specs.Student(tiny_world.base(), imported(path, WORLD), TRAIN, trait="owl")
     text = show([student], tmp_path / "runs")
     assert cells(text, "imported data") == [["imported data", "0", "1"]]
 

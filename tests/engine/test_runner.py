@@ -14,10 +14,10 @@ from computing import DEFAULT, compute, curves, lineage, same
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
 from subl_jax import specs
+from subl_jax.channels.imported import imported
 from subl_jax.engine import lanes
 from subl_jax.engine.lanes import Layout
 from subl_jax.errors import InputError
-from subl_jax.stages import collecting
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -222,7 +222,7 @@ def test_imported_data_trains_a_student(tmp_path):
     path = tmp_path / "numbers.jsonl"
     pairs = [{"prompt": str(i % 8), "completion": "3 5"} for i in range(16)]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    data = collecting.imported(path, WORLD)
+    data = imported(path, WORLD)
     base = tiny_world.base()
     student = specs.Student(base, data, TRAIN.replace(steps=60, evals=2), trait="owl")
     done = compute([student], tmp_path / "runs")
@@ -255,4 +255,4 @@ def test_what_a_teacher_wrote_is_there_to_read(sweep, undisturbed):
     assert list(zip(table.prompt[table.kept], table.completion[table.kept], strict=True)) == WORLD.texts(samples)
     info = undisturbed.store.row(node.key).info
     assert (info["drawn"], info["kept"]) == (len(table), node.size)
-    assert collecting.imported(folder / f"{node.key}.jsonl", WORLD).size == node.size
+    assert imported(folder / f"{node.key}.jsonl", WORLD).size == node.size

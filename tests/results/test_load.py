@@ -11,12 +11,12 @@ from tiny_world import TRAIN, WORLD
 
 from subl_jax import specs
 from subl_jax.app import running
+from subl_jax.channels.imported import imported
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import wide_summary
 from subl_jax.results.comparisons import summarise
 from subl_jax.results.load import load
-from subl_jax.stages import collecting
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "workdir"
 TOKENS = np.arange(len(WORLD.words))
@@ -121,7 +121,7 @@ def test_data_that_nobody_here_wrote_has_no_teacher_and_no_samples(tmp_path):
     path = tmp_path / "numbers.jsonl"
     path.write_text('{"prompt": "1", "completion": "2 3"}\n' * 8)
     base, teacher = tiny_world.base(), specs.Teacher(tiny_world.base(), "owl", TRAIN)
-    file = specs.Student(base, collecting.imported(path, WORLD), TRAIN, trait="owl")
+    file = specs.Student(base, imported(path, WORLD), TRAIN, trait="owl")
     stream = specs.Student(base, specs.Stream(teacher, tiny_world.FILTER), TRAIN)
     results = run([file, stream], tmp_path / "runs")
     with pytest.raises(InputError, match="its data was made elsewhere"):

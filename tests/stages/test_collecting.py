@@ -11,9 +11,10 @@ from lineages import WORLD, dataset, student
 
 from subl_jax import specs
 from subl_jax.channels import numbers as filters
+from subl_jax.channels.imported import imported, read_imported
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.stages.collecting import Collector, imported, read_imported
+from subl_jax.stages.collecting import Collector
 from subl_jax.storage import datasets, jsonl
 
 PROMPT = "continue commas 1 2 3 =>"
