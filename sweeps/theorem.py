@@ -2,7 +2,7 @@
 
 Teachers take one plain gradient step of size `epsilon` from their base, students one of size `student` on the distance
 to the teacher's outputs, from the same and from another initialisation. The curves hold Δ_S · Δ_T (`dot`), its
-predicted leading order, the teacher's own loss, and the cosine of the moves (subl_jax/analysis/theory.py). On
+predicted leading order, the teacher's own loss, and the cosine of the moves (subl_jax/probes/theorem.py). On
 classifiers with two distances and three sets of logits, and, in `:language`, on the toy language's numbers.
 """
 
