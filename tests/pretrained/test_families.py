@@ -20,7 +20,7 @@ from tiny_checkpoints import MODELS, TOKENS
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
 from subl_jax.models.decoding import sampling
-from subl_jax.pretrained import families, weights
+from subl_jax.pretrained import rules, weights
 
 TOLERANCE = 1e-5
 
@@ -89,7 +89,7 @@ def _reference(tmp_path_factory, name):
 
 def without_one(sources):
     """A derivative does not see the one that is added to a norm's scale."""
-    plain = {families._plus_one: families._same}
+    plain = {rules._plus_one: rules._same}
     return tuple(dataclasses.replace(each, transform=plain.get(each.transform, each.transform)) for each in sources)
 
 
