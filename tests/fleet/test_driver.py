@@ -68,10 +68,10 @@ def test_paths_of_imported_data_go_out_in_full(monkeypatch, tmp_path):
 
 
 def test_the_modules_of_a_sweep_file_reach_a_machine_without_them(monkeypatch):
-    form = portable.portable(specs.to_json(tiny_world.base()))
-    modules = {name.partition(":")[0] for name in portable.classes(form)}
-    assert modules == {"tiny_world", "subl_jax.specs"}
-    source = portable.source("tiny_world")
+    (form,), sources = portable.forms_of([tiny_world.base()])
+    assert set(portable.classes(form)) == {"tiny_world:TinyWorld", "specs/Base", "specs/Train"}
+    assert sources.keys() == {"tiny_world"}
+    source = sources["tiny_world"]
     monkeypatch.delitem(sys.modules, "tiny_world")
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(TESTS)])
     portable.import_sources({"tiny_world": source})
