@@ -193,7 +193,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(directory):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp, numpy as np
-from subl_jax import checkpoint
+from subl_jax.engine import checkpoint
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 def save(round):
     checkpoints.save(round, {"x": jnp.full((300, 300), round)}, {"loss": np.arange(round)}, {})
@@ -376,8 +376,8 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 4)
 from jax.sharding import AxisType, NamedSharding
-from subl_jax.atomic import storage_error
-from subl_jax.checkpoint import Checkpoints
+from subl_jax.storage.atomic import storage_error
+from subl_jax.engine.checkpoint import Checkpoints
 def lanes(n):
     mesh = jax.make_mesh((n,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.devices()[-n:])
     return NamedSharding(mesh, jax.P("lane"))
@@ -411,8 +411,8 @@ import sys
 import jax, numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding
-from subl_jax import cluster
-from subl_jax.checkpoint import Checkpoints
+from subl_jax.runtime import cluster
+from subl_jax.engine.checkpoint import Checkpoints
 from subl_jax.errors import StorageError
 directory, address, index = sys.argv[1:]
 cluster.start(cluster.Options(None, address, 2, int(index)))

@@ -25,6 +25,7 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine import lanes
 from subl_jax.engine.lanes import Layout
 from subl_jax.errors import InputError
+from subl_jax.stages.stage import INIT
 from subl_jax.worlds.chat import ChatSampling
 
 LAYOUTS = [Layout(1, 1, 1), Layout(1, 1, 4), Layout(1, 4, 1), Layout(4, 1, 1), Layout(4, 2, 2)]
@@ -105,7 +106,7 @@ def test_initial_parameters_are_equal_to_the_bit(programs, bases, layout):
     for lane, params in enumerate(alone):
         equal(pick(together, lane), params)
     key = jax.random.wrap_key_data(lanes.lane_key(bases[0]))
-    close(alone[0], WORLD.init(jax.random.fold_in(key, stages._INIT)), rtol=1e-6)  # not compiled as one program
+    close(alone[0], WORLD.init(jax.random.fold_in(key, INIT)), rtol=1e-6)  # not compiled as one program
 
 
 def test_neighbours_and_places_change_nothing(programs, bases):
@@ -148,7 +149,7 @@ def test_hyperparameters_act_on_their_own_lane_only(programs):
     _, artefacts = run(programs[Layout(1, 1, 4)], stages.PRETRAIN, [still, moving, still, moving])
     equal(pick(artefacts, 0), pick(artefacts, 2))
     key = jax.random.wrap_key_data(lanes.lane_key(still))
-    close(pick(artefacts, 0)["params"], WORLD.init(jax.random.fold_in(key, stages._INIT)), rtol=1e-6)
+    close(pick(artefacts, 0)["params"], WORLD.init(jax.random.fold_in(key, INIT)), rtol=1e-6)
     assert not np.array_equal(artefacts["params"]["out"][0], artefacts["params"]["out"][1])
 
 

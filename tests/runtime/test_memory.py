@@ -20,7 +20,7 @@ class Device:
 
 
 USED = """
-from subl_jax import memory
+from subl_jax.runtime import memory
 print(memory.peak())
 kept = bytearray(2**29)
 print(memory.peak())
