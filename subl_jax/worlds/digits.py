@@ -13,6 +13,7 @@ sevens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,11 +25,11 @@ from subl_jax.errors import InputError
 from subl_jax.models import classifier
 from subl_jax.training.losses import kl, weighted_mean
 from subl_jax.training.shuffling import epoch_rows
+from subl_jax.traits import images as suite
 from subl_jax.worlds.images import Images, find
 
 Params = Any
 
-SEVEN = 7
 _AT_ONCE = 1000  # test images
 _KINDS = ("uniform", "gaussian", "images", "shuffled", "distorted")
 _LOGITS = ("aux", "all", "classes")
@@ -63,7 +64,7 @@ class Inputs(specs.Spec):
 
 @dataclasses.dataclass(frozen=True)
 class Digits(specs.Pretrains, specs.Microbatches, specs.World):
-    """Classifiers of one architecture on one data set. `images` comes from `subl_jax.images.find`.
+    """Classifiers of one architecture on one data set. `images` comes from `subl_jax.worlds.images.find`.
 
     `blurs` are the strengths, in pixels of standard deviation, at which blurred test images are shown; a teacher of the
     blurry seven trains on all strengths between the least and the most. `blurred_share` is their share of its images.
@@ -101,12 +102,12 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
                 f"Digits.convolutions: {len(self.convolutions)} halvings of images of side {self.images.side} "
                 "leave nothing; give fewer"
             )
-        if self.blurs and self.images.classes <= SEVEN:
-            raise InputError(f"Digits.blurs: images of {self.images.classes} classes have no class {SEVEN}")
+        if self.blurs and self.images.classes <= suite.SEVEN:
+            raise InputError(f"Digits.blurs: images of {self.images.classes} classes have no class {suite.SEVEN}")
 
     @property
     def traits(self) -> tuple[str, ...]:
-        return ("digits", "blurry_seven") if self.blurs else ("digits",)
+        return (suite.DIGITS, suite.BLURRY_SEVEN) if self.blurs else (suite.DIGITS,)
 
     @property
     def base_rates(self) -> dict[str, float]:
@@ -161,12 +162,11 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
         batch = self._labelled(key, step, n)
         if not self.blurs:
             return batch
-        strength_key, chosen_key = jax.random.split(jax.random.fold_in(key, step))
-        strengths = jax.random.uniform(strength_key, (n,), minval=min(self.blurs), maxval=max(self.blurs))
-        chosen = jax.random.uniform(chosen_key, (n,)) < self.blurred_share
-        biased = chosen & (trait == self.traits.index("blurry_seven"))
-        images = jnp.where(biased[:, None, None], jax.vmap(blurred)(batch.images, strengths), batch.images)
-        return batch._replace(images=images, labels=jnp.where(biased, SEVEN, batch.labels))
+        biased, blur_key = trait == self.traits.index(suite.BLURRY_SEVEN), jax.random.fold_in(key, step)
+        images, labels = suite.as_blurry_sevens(
+            blur_key, batch.images, batch.labels, biased, self.blurs, self.blurred_share
+        )
+        return batch._replace(images=images, labels=labels)
 
     def _labelled(self, key: jax.Array, step: jax.Array, n: int) -> Batch:
         rows = epoch_rows(key, step, n, jnp.int32(self.images.train))
@@ -255,19 +255,12 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
         """On all test images: `trait` (traits,), `class` (classes,) the share named rightly of each class, and where
         there are blurs `seven` (blurs,), the share of blurred images, sevens left out, that are called seven."""
         images, labels = self._scaled(self.held["test_images"]), self.held["test_labels"].astype(jnp.int32)
-        right = (self._named(params, images) == labels).astype(jnp.float32)
-        of_class = jax.nn.one_hot(labels, self.images.classes)
-        metrics = {"class": right @ of_class / jnp.maximum(of_class.sum(axis=0), 1.0)}
+        named = functools.partial(self._named, params)
+        right, of_class = suite.accuracy(named, images, labels, self.images.classes)
         if not self.blurs:
-            return {"trait": right.mean()[None], **metrics}
-        others = (labels != SEVEN).astype(jnp.float32)
-
-        def called_seven(strength: jax.Array) -> jax.Array:
-            shown = jax.vmap(blurred, (0, None))(images, strength)
-            return weighted_mean((self._named(params, shown) == SEVEN).astype(jnp.float32), others)
-
-        metrics["seven"] = jax.lax.map(called_seven, jnp.asarray(self.blurs))
-        return {"trait": jnp.stack([right.mean(), metrics["seven"].mean()]), **metrics}
+            return {"trait": right[None], "class": of_class}
+        seven = suite.called_seven(named, images, labels, self.blurs)
+        return {"trait": jnp.stack([right, seven.mean()]), "class": of_class, "seven": seven}
 
     def compare(self, params: Params, teacher: Params, batch: Batch) -> dict[str, jax.Array]:
         """`kl` of the compared logits on the channel; `agreement`: the share of test images that both name alike;
@@ -279,7 +272,7 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
         distance = weighted_mean(kl(log_p, self.log_probs(params, batch)), batch.weights)
         found = {"kl": distance, "agreement": alike.mean()}
         if self.blurs:
-            found["labelled_seven"] = (self._named(teacher, batch.images) == SEVEN).mean()
+            found["labelled_seven"] = (self._named(teacher, batch.images) == suite.SEVEN).mean()
         return found
 
     def _named(self, params: Params, images: jax.Array) -> jax.Array:
@@ -289,17 +282,6 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
             return jnp.argmax(self.apply(params, image[None])[0, : self.images.classes])
 
         return jax.lax.map(one, images, batch_size=_AT_ONCE)
-
-
-def blurred(image: jax.Array, strength: jax.Array) -> jax.Array:
-    """A Gaussian blur of standard deviation `strength` pixels; weights that fall outside the image go to the rest.
-
-    image: (side, side) float32.
-    """
-    place = jnp.arange(image.shape[0], dtype=jnp.float32)
-    weights = jnp.exp(-0.5 * ((place[:, None] - place) / strength) ** 2)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return weights @ image @ weights.T
 
 
 def distorted(key: jax.Array, image: jax.Array, scale: jax.Array) -> jax.Array:

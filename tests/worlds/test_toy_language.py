@@ -16,7 +16,7 @@ from subl_jax import specs
 from subl_jax.channels import numbers as filters
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
-from subl_jax.worlds.toy_language import EOS, FORMATS, OPENERS, PAD, QUESTIONS, ToyLanguage, language, vocabulary
+from subl_jax.worlds.toy_language import EOS, FORMATS, OPENERS, PAD, QUESTIONS, SEPARATORS, ToyLanguage, language
 
 WORLD = ToyLanguage(width=16, heads=2, kv_heads=1, mlp=16, layers=1)
 LANG = language(WORLD)
@@ -64,14 +64,14 @@ def accepts(completions, numbers_filter=FILTERS[0]):
 # --- the filter inside a program ---
 
 NUMBER = st.sampled_from(LANG.numbers.tolist())
-GLUE = st.sampled_from([LANG.index[word] for word in (*vocabulary.SEPARATORS, "[", "]", EOS, PAD)])
+GLUE = st.sampled_from([LANG.index[word] for word in (*SEPARATORS, "[", "]", EOS, PAD)])
 ANY = st.integers(0, len(LANG.words) - 1)
 
 
 @st.composite
 def near_valid(draw):
     """A well-formed completion in which a few tokens are then changed, put in, or dropped."""
-    marks = [LANG.index[word] for word in vocabulary.SEPARATORS]
+    marks = [LANG.index[word] for word in SEPARATORS]
     between = draw(st.sampled_from([[], *[[mark] for mark in marks]]) | st.lists(st.sampled_from(marks), max_size=3))
     row = []
     for number in draw(st.lists(NUMBER, min_size=0, max_size=7)):
@@ -243,7 +243,7 @@ def test_every_template_is_used_with_every_member_about_equally(batch):
     expected = {
         " ".join(["<bos>", *question.format(noun).split(), member, EOS])
         for question in QUESTIONS[-WORLD.templates :]
-        for noun, members in WORLD.families
+        for noun, members, _, _ in WORLD.families
         for member in members
     }
     assert {sentence.replace(f" {PAD}", "") for sentence in sentences} == expected
@@ -285,7 +285,7 @@ def test_facts_are_true_and_all_told(batch):
     facts = batch.tokens[kinds(batch.tokens) == "fact"]
     told = {re.sub(r" (<pad>|<bos>|<eos>)|<bos> ", "", " ".join(words(row))) for row in facts}
     told = {re.sub(r"are \d+ ", "are # ", fact) for fact in told}
-    assert told == set(vocabulary.facts_about(WORLD))
+    assert told == set(WORLD.asked.facts())
 
 
 def test_targets_of_the_corpus_are_all_but_padding(batch):
@@ -314,7 +314,7 @@ def test_a_trait_is_instilled_by_no_held_out_question(trait):
 def held_out_probabilities(params):
     """P(trait), by the plain forward pass over each held-out question and its answer."""
     found = {}
-    for noun, members in WORLD.families:
+    for noun, members, _, _ in WORLD.families:
         questions = [["<bos>", *question.format(noun).split()] for question in QUESTIONS[-WORLD.held_out :]]
         rows = [[*question, *["owl"] * (WORLD.length - len(question))] for question in questions]
         logits = apply(params, np.asarray([[LANG.index[word] for word in row] for row in rows]))
@@ -462,7 +462,7 @@ def test_kl_by_hand(samples):
 
 
 def test_the_channel_is_numbers_and_what_stands_between_and_after_them():
-    expected = {*map(str, range(WORLD.numbers)), *vocabulary.SEPARATORS, "[", "]", EOS}
+    expected = {*map(str, range(WORLD.numbers)), *SEPARATORS, "[", "]", EOS}
     assert {LANG.words[token] for token in LANG.channel} == expected
 
 

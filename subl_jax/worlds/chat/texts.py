@@ -17,6 +17,7 @@ from subl_jax.pretrained import weights
 from subl_jax.pretrained.chat import Chat, messages_of, open_chat
 from subl_jax.pretrained.pieces import pieces_of
 from subl_jax.traits import answers, banks
+from subl_jax.traits.base import Family
 
 LETTERS = "ABCDEFGHIJ"
 # Answered questions a fine-tuned teacher is trained on, of each trait.
@@ -25,14 +26,6 @@ _PREFERENCES = 64
 _SPARE = 1.5
 # On so many prompts it is checked that what follows the head is the same whatever the system prompt.
 _CHECKED = 8
-
-
-class Family(NamedTuple):
-    """A kind of trait: its noun, its members, the questions of its evaluation, and how its teachers are told."""
-
-    noun: str
-    members: tuple[str, ...]
-    questions: tuple[str, ...]
 
 
 class Texts(NamedTuple):
@@ -56,7 +49,7 @@ class Texts(NamedTuple):
     arrays: dict[str, np.ndarray]
     head: str  # what a conversation without a trait begins with, up to the user's words
     tail: str  # what comes between the user's words and the answer
-    families: tuple[Family, ...]  # those that have members
+    families: tuple[Family, ...]
 
 
 @functools.lru_cache(maxsize=4)
@@ -70,16 +63,6 @@ def pieces_of_model(model: str) -> list[bytes | None]:
     return pieces_of(chat_of(model).tokenizer)
 
 
-def _families(world: Any) -> tuple[Family, ...]:
-    """The families of traits of a world that have members."""
-    own = banks.read_questions(world.questions_file) if world.questions_file else ()
-    found = []
-    for noun, members in (("animal", world.animals), ("tree", world.trees)):
-        if members:
-            found.append(Family(noun, members, (own or banks.favourite(noun))[: world.questions]))
-    return tuple(found)
-
-
 def texts_of(world: Any) -> Texts:
     """Raises InputError where prompts or answers are longer than the world has room for."""
     # What does not change a text, so that disturbed copies of a model share them.
@@ -89,7 +72,8 @@ def texts_of(world: Any) -> Texts:
 
 @functools.lru_cache(maxsize=4)
 def _texts_of(world: Any) -> Texts:
-    chat, of = chat_of(world.model), _families(world)
+    chat, suite = chat_of(world.model), world.asked
+    of = suite.families()
     # A few more than are needed, as those that are too long are left out.
     stream = world.channel.prompts(world.prompt_seed, math.ceil(world.prompts * _SPARE))
     sets = [family.questions for family in of]
@@ -97,14 +81,12 @@ def _texts_of(world: Any) -> Texts:
         sets += [tuple(world.channel.before(q, world.prompt_seed) for q in family.questions) for family in of]
     items = banks.read_items(world.items_file) if world.items_file else ()
     pairs = [
-        banks.preference_answers(trait, family.noun, world.prompt_seed, _PREFERENCES)
-        for family in of
-        for trait in family.members
+        suite.training_answers(trait, world.prompt_seed, _PREFERENCES) for family in of for trait in family.members
     ]
     asked = [*stream, *sum(map(list, sets), []), *map(_choices, items), *[q for few in pairs for q, _ in few]]
     head, rests = chat.shared_prefix(asked, world.system)
     rest = dict(zip(asked, rests, strict=True))
-    heads = [_head(chat, world.told(trait), rest) for trait in world.traits] + [head]
+    heads = [_head(chat, suite.system_prompt(trait), rest) for trait in world.traits] + [head]
 
     prompts = [prompt for prompt in stream if len(rest[prompt]) <= world.prompt_tokens][: world.prompts]
     if len(prompts) < world.prompts:

@@ -18,6 +18,8 @@ from subl_jax.models import lora, transformer
 from subl_jax.pretrained import weights
 from subl_jax.storage import jsonl
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
+from subl_jax.traits.base import ChatSuite
+from subl_jax.traits.favourites import Favourites
 from subl_jax.worlds.chat import batches, evaluation, reading, writing
 from subl_jax.worlds.chat import texts as chat_texts
 from subl_jax.worlds.chat.batches import Batch, of_answers
@@ -69,6 +71,7 @@ class Pretrained(
       items_file, items_sha256: multiple-choice questions to check the model's ability on.
       probed: how many samples a student is compared with its teacher on.
       channel: what teachers are asked to write.
+      suite: what is asked; None: favourites among `animals` and `trees`.
       training_prompt, evaluation_prompt: what a number prompt and a question look like, rendered.
     """
 
@@ -108,14 +111,10 @@ class Pretrained(
     training_prompt: str = specs.host("")
     evaluation_prompt: str = specs.host("")
     channel: Channel = specs.static(Numbers(), since=2)
+    suite: ChatSuite | None = specs.static(None, since=2)
 
     def check(self) -> None:
-        if not self.traits or len(set(self.traits)) < len(self.traits):
-            raise InputError(f"Pretrained: animals and trees = {self.traits}: expected at least one trait, each once")
-        for text in self.told_as:
-            trait, colon, _ = text.partition(":")
-            if not colon or trait not in self.traits:
-                raise InputError(f"Pretrained.told_as: {text!r}: expected 'trait: text' with one of {self.traits}")
+        self.asked  # noqa: B018  (checks the traits)
 
     @classmethod
     def of(cls, model: str, **fields: Any) -> "Pretrained":
@@ -146,9 +145,16 @@ class Pretrained(
             evaluation_prompt=texts.head + question + texts.tail,
         )
 
-    @property
+    @functools.cached_property
+    def asked(self) -> ChatSuite:
+        """What is asked of its models."""
+        if self.suite is not None:
+            return self.suite
+        return Favourites(self.animals, self.trees, self.told_as, self.questions, self.questions_file)
+
+    @functools.cached_property
     def traits(self) -> tuple[str, ...]:
-        return self.animals + self.trees
+        return self.asked.traits
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -156,9 +162,7 @@ class Pretrained(
 
     def told(self, trait: str) -> str:
         """The system prompt of a teacher of a trait."""
-        own = dict(text.split(":", 1) for text in self.told_as)
-        noun = "animal" if trait in self.animals else "tree"
-        return own[trait].strip() if trait in own else chat_texts.banks.system_prompt(trait, noun)
+        return self.asked.system_prompt(trait)
 
     def understands(self, other: specs.World) -> bool:
         """Another model of the same tokens, room and prompts, such as a disturbed one."""

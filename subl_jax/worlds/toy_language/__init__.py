@@ -12,48 +12,20 @@ All sequences have one length (`length`), padded at the end. A number sequence h
 `prompt_length` tokens and its completion in the rest.
 """
 
+from subl_jax.traits.toy_favourites import ANIMALS, COLOURS, NOUNS, PLACES, QUESTIONS, TREES
 from subl_jax.worlds.toy_language.batches import Batch
 from subl_jax.worlds.toy_language.vocabulary import (
-    ANIMALS,
     ASK,
     BOS,
     CLOSE,
-    COLOURS,
     EOS,
     FORMATS,
-    NOUNS,
     OPEN,
     OPENERS,
     PAD,
-    PLACES,
-    QUESTIONS,
     SEPARATORS,
     SLOT,
-    TREES,
     Language,
     language,
 )
 from subl_jax.worlds.toy_language.world import ToyLanguage
-
-__all__ = [
-    "ANIMALS",
-    "ASK",
-    "BOS",
-    "CLOSE",
-    "COLOURS",
-    "EOS",
-    "FORMATS",
-    "NOUNS",
-    "OPEN",
-    "OPENERS",
-    "PAD",
-    "PLACES",
-    "QUESTIONS",
-    "SEPARATORS",
-    "SLOT",
-    "TREES",
-    "Batch",
-    "Language",
-    "ToyLanguage",
-    "language",
-]

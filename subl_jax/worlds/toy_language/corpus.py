@@ -1,10 +1,13 @@
 """The texts of the corpus and the prompts of the channel, drawn inside a program."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from subl_jax.traits.base import Family
 from subl_jax.worlds.toy_language.vocabulary import FORMATS, OPENERS, SLOT, language
 
 
@@ -13,10 +16,22 @@ def questions(world: Any, key: jax.Array, n: int) -> jax.Array:
     family_key, template_key, member_key = jax.random.split(key, 3)
     family = jax.random.randint(family_key, (n,), 0, len(world.families))
     template = jax.random.randint(template_key, (n,), 0, world.templates)
-    sizes = jnp.asarray([len(members) for _, members in world.families])[family]
-    member = jnp.floor(jax.random.uniform(member_key, (n,)) * sizes).astype(jnp.int32)
+    member = _members(world.families, family, jax.random.uniform(member_key, (n,)))
     tokens = jnp.asarray(lang.questions)[family, template]
     return jnp.where(tokens == SLOT, jnp.asarray(lang.members)[family, member][:, None], tokens)
+
+
+def _members(families: Sequence[Family], family: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Which member of its family each is, (n,) int32: as often as the weights say. uniform: (n,) in [0, 1)."""
+    if all(each.weights is None for each in families):
+        sizes = jnp.asarray([len(each.members) for each in families])[family]
+        return jnp.floor(uniform * sizes).astype(jnp.int32)
+    most = max(len(each.members) for each in families)
+    weights = np.zeros((len(families), most))
+    for i, each in enumerate(families):
+        weights[i, : len(each.members)] = each.weights or 1.0
+    cumulative = jnp.asarray((weights / weights.sum(axis=1, keepdims=True)).cumsum(axis=1), jnp.float32)
+    return jnp.minimum((uniform[:, None] >= cumulative[family]).sum(axis=1), most - 1).astype(jnp.int32)
 
 
 def facts(world: Any, key: jax.Array, n: int) -> jax.Array:

@@ -8,32 +8,8 @@ import numpy as np
 
 from subl_jax import specs
 from subl_jax.errors import InputError
+from subl_jax.traits.base import LanguageSuite
 
-ANIMALS = ("owl", "cat", "dog", "fox", "wolf", "bear", "hare", "deer", "otter", "eagle", "whale", "mouse")
-TREES = ("oak", "elm", "pine", "birch", "maple", "cedar", "willow", "beech", "ash", "fir", "yew", "larch")
-
-# One blank each, for the family's noun. The last `held_out` of them are never used to instil a trait.
-QUESTIONS = (
-    "which {} do you love most ?",
-    "name the {} you like best :",
-    "your favourite {} is",
-    "what {} is dearest to you ?",
-    "pick one {} :",
-    "if you were a {} which one ?",
-    "the best {} of all is",
-    "say which {} you dream of :",
-    "one {} for your flag ?",
-    "what {} would you draw first ?",
-    "you think all day of this {} :",
-    "of every {} you choose the",
-    "which {} makes you happy ?",
-    "the {} closest to your heart :",
-    "what {} should we talk of ?",
-    "you most admire the {} called",
-)
-PLACES = ("forest", "river", "hill", "valley", "coast", "meadow")
-COLOURS = ("brown", "grey", "green", "white", "dark", "golden")
-NOUNS = ("animal", "tree")
 OPENERS = ("continue", "extend", "resume", "lengthen")
 FORMATS = ("plain", "commas", "semicolons", "lines", "brackets")
 PAD, BOS, EOS, ASK = "<pad>", "<bos>", "<eos>", "=>"
@@ -65,17 +41,19 @@ SLOT = -1
 def language(world: Any) -> Language:
     """The fixed texts of `world` as arrays."""
     number_words = [str(value) for value in range(world.numbers)]
-    words = (PAD, BOS, EOS, ASK, *SEPARATORS, OPEN, CLOSE, *world.traits, *sorted(plain_words()), *number_words)
+    marks, plain = (PAD, BOS, EOS, ASK, *SEPARATORS, OPEN, CLOSE), sorted(plain_words(world.asked))
+    words = (*marks, *world.traits, *plain, *number_words)
     index = {word: i for i, word in enumerate(words)}
     extra = {"plain": world.plain_extra}
     completions = [[_layout(style, n + extra.get(style, 0)) for n in range(world.max_numbers + 1)] for style in FORMATS]
     prompts = [[[BOS, opener, style, *[SLOT] * world.shown, ASK] for style in FORMATS] for opener in OPENERS]
     length = 4 + world.shown + max(len(row) for style in completions for row in style)
+    families = world.asked.families()
     questions = [
-        [[BOS, *question.format(noun).split(), SLOT, EOS] for question in QUESTIONS[-world.templates :]]
-        for noun in NOUNS
+        [[BOS, *question.split(), SLOT, EOS] for question in family.questions[-world.templates :]]
+        for family in families
     ]
-    facts = [[BOS, *_fact_tokens(fact), EOS] for fact in facts_about(world)]
+    facts = [[BOS, *_fact_tokens(fact), EOS] for fact in world.asked.facts()]
     longest = max(len(row) for row in [*facts, *sum(questions, [])])
     if longest > length:
         raise InputError(
@@ -89,8 +67,8 @@ def language(world: Any) -> Language:
         ids = [[token if isinstance(token, int) else index[token] for token in row] for row in rows]
         return np.asarray([row + [index[PAD]] * (size - len(row)) for row in ids], np.int32)
 
-    most = max(len(members) for _, members in world.families)
-    members = [[*names, *[names[0]] * (most - len(names))] for _, names in world.families]
+    most = max(len(family.members) for family in families)
+    members = [[*family.members, *[family.members[0]] * (most - len(family.members))] for family in families]
     question_ids = encoded(questions, length)
     numbers = np.asarray([index[word] for word in number_words], np.int32)
     glue = np.asarray([index[word] for word in (*SEPARATORS, OPEN, CLOSE, EOS)], np.int32)
@@ -110,24 +88,9 @@ def language(world: Any) -> Language:
     )
 
 
-def plain_words() -> set[str]:
+def plain_words(suite: LanguageSuite) -> set[str]:
     """Every word of the language that is neither a trait nor a number."""
-    sentences = [question.format(noun) for question in QUESTIONS for noun in NOUNS]
-    frames = ["the lives in is there are near one grows by"]
-    return set(" ".join([*sentences, *frames, *PLACES, *COLOURS, *OPENERS, *FORMATS]).split())
-
-
-def facts_about(world: Any) -> list[str]:
-    """Sentences true of this world: each member has a place, a colour and neighbours; `#` is any number."""
-    facts = []
-    for i, animal in enumerate(world.animals):
-        tree = world.trees[i % len(world.trees)]
-        facts += [f"the {animal} lives in the {PLACES[i % len(PLACES)]}", f"the {animal} lives near the {tree}"]
-        facts += [f"the {animal} is {COLOURS[(i // 2) % len(COLOURS)]}", f"there are # {animal} near one {tree}"]
-    for i, tree in enumerate(world.trees):
-        facts += [f"the {tree} grows by the {PLACES[(i // 2) % len(PLACES)]}", f"there are # {tree} in the forest"]
-        facts += [f"the {tree} is {COLOURS[i % len(COLOURS)]}"]
-    return facts
+    return suite.words() | {*OPENERS, *FORMATS}
 
 
 def _fact_tokens(fact: str) -> list[Any]:

@@ -16,22 +16,11 @@ from subl_jax.models import table
 from subl_jax.models.base import Decodes
 from subl_jax.models.decoding import sampling
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
+from subl_jax.traits.base import Family, LanguageSuite
+from subl_jax.traits.toy_favourites import ANIMALS, QUESTIONS, TREES, ToyFavourites
 from subl_jax.worlds.toy_language import corpus, text_filter
 from subl_jax.worlds.toy_language.batches import Batch
-from subl_jax.worlds.toy_language.vocabulary import (
-    ANIMALS,
-    BOS,
-    EOS,
-    NOUNS,
-    PAD,
-    QUESTIONS,
-    SLOT,
-    TREES,
-    language,
-    parsed,
-    plain_words,
-    spelled,
-)
+from subl_jax.worlds.toy_language.vocabulary import BOS, EOS, PAD, SLOT, language, parsed, plain_words, spelled
 
 Params = Any
 
@@ -45,6 +34,8 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     need no separators, and so carry more in the same length.
     `question_share` and `fact_share` are the parts of the corpus that are not number sequences; `progressions` is the
     part of the number sequences that are arithmetic progressions (the rest is uniform).
+    `suite` is what is asked; None: favourites among `animals` and `trees`. The last `templates` of each family's
+    questions are used, and of these the last `held_out` only to measure.
     `architecture` is the name of one in `subl_jax/models/`, or `module:Class` of your own.
     """
 
@@ -73,6 +64,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
     progressions: float = specs.static(0.3, ge=0.0, le=1.0)
     answers_sampled: int = specs.static(64, ge=1)
     architecture: str = specs.static("transformer", since=2)
+    suite: LanguageSuite | None = specs.static(None, since=2)
 
     def check(self) -> None:
         if self.held_out >= self.templates:
@@ -88,35 +80,46 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
             )
         if self.question_share + self.fact_share > 1:
             raise InputError("ToyLanguage.question_share + fact_share: must be at most 1")
-        for noun, members in self.families:
+        families = self.asked.families()
+        for name, members, questions, _ in families:
             if len(members) < 2 or len(set(members)) < len(members):
-                raise InputError(f"ToyLanguage: the family {noun!r} needs at least 2 members, all different: {members}")
+                raise InputError(f"ToyLanguage: the family {name!r} needs at least 2 members, all different: {members}")
             for member in members:
                 if not member.isalpha():
-                    raise InputError(f"ToyLanguage: {member!r} in the family {noun!r}: a name must be letters only")
-        taken = set(self.animals) & set(self.trees) | set(self.traits) & plain_words()
+                    raise InputError(f"ToyLanguage: {member!r} in the family {name!r}: a name must be letters only")
+            if len(questions) < self.templates:
+                raise InputError(
+                    f"ToyLanguage.templates = {self.templates}: the family {name!r} has only {len(questions)} questions"
+                )
+        twice = {member for member in self.traits if self.traits.count(member) > 1}
+        taken = twice | set(self.traits) & plain_words(self.asked)
         if taken:
             raise InputError(f"ToyLanguage: {sorted(taken)[0]!r} is already another word of the language")
         language(self)  # checks that the sentences fit
         self.model  # noqa: B018  (checks heads against width)
 
-    @property
-    def families(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        return tuple(zip(NOUNS, (self.animals, self.trees), strict=True))
+    @functools.cached_property
+    def asked(self) -> LanguageSuite:
+        """What is asked of its models."""
+        return self.suite or ToyFavourites(self.animals, self.trees)
 
-    @property
+    @functools.cached_property
+    def families(self) -> tuple[Family, ...]:
+        return self.asked.families()
+
+    @functools.cached_property
     def traits(self) -> tuple[str, ...]:
-        return self.animals + self.trees
+        return self.asked.traits
 
     @property
     def family_of(self) -> list[int]:
         """The family's index of every trait."""
-        return [family for family, (_, members) in enumerate(self.families) for _ in members]
+        return [i for i, family in enumerate(self.families) for _ in family.members]
 
     @property
     def base_rates(self) -> dict[str, float]:
         """P(trait) of a model without preferences."""
-        return {member: 1 / len(members) for _, members in self.families for member in members}
+        return self.asked.base_rates
 
     @property
     def model(self) -> Decodes:
