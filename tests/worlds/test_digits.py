@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from subl_jax import specs, stages
 from subl_jax.engine import lanes
 from subl_jax.errors import InputError
-from subl_jax.worlds.digits import Batch, Digits, Inputs, blurred, distorted
+from subl_jax.traits.images import blurred
+from subl_jax.worlds.digits import Batch, Digits, Inputs, distorted
 
 WORLD = Digits(hidden=(128, 128))
 BLURRY = Digits(hidden=(16,), blurs=(0.5, 1.5))
