@@ -129,7 +129,8 @@ def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, vari
         cache = transformer.apply(own, params, head, cache=cache, lora=update)[1]  # more than one query into a cache
         prefix = jax.tree.map(lambda x: x[:, 0] if own.scan_layers else x[0], cache)
         logits = transformer.apply(own, params, tokens, prefix=prefix, lora=update, **options)[0]
-        return jnp.sum(jnp.where(there[..., None], jnp.sin(3 * logits), 0.0))
+        # Not of a multiple of the logits: that makes rounding larger than what `close` allows, on some processors.
+        return jnp.sum(jnp.where(there[..., None], jnp.sin(logits), 0.0))
 
     def computed(attention):
         return jax.vmap(jax.value_and_grad(functools.partial(loss, attention)))(adapters)
