@@ -164,7 +164,7 @@ class TunedWorld(TinyWorld, specs.Microbatches, specs.TakesAdapters, specs.Takes
         if lora.modules != ("up",):
             raise InputError(f"Lora.modules = {lora.modules}: the tuned world has only up")
 
-    def begin(self, params: Any, key: jax.Array, lora: specs.Lora | None) -> Any:
+    def trainable(self, params: Any, key: jax.Array, lora: specs.Lora | None) -> Any:
         if params or lora is None:
             return params or {"weights": self.held["weights"]}
         a = jax.random.normal(key, (len(self.words), lora.max_rank)) * (jnp.arange(lora.max_rank) < lora.rank)
@@ -172,7 +172,7 @@ class TunedWorld(TinyWorld, specs.Microbatches, specs.TakesAdapters, specs.Takes
         return {"a": a, "b": b, "scale": jnp.float32(lora.alpha) / lora.rank}
 
     def apply(self, model: Any, tokens: jax.Array) -> jax.Array:
-        told = isinstance(model, specs.Told)
+        told = isinstance(model, specs.SystemPrompted)
         params = model.params if told else model
         logits = super().apply(params.get("weights") or self.held["weights"], tokens)
         if "a" in params:
@@ -182,7 +182,7 @@ class TunedWorld(TinyWorld, specs.Microbatches, specs.TakesAdapters, specs.Takes
     def target_count(self, batch: Batch) -> jax.Array:
         return batch.targets[:, 1:].sum()
 
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+    def microbatch(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
     def cosine(self, params: Any, start: Any, teacher: Any, teacher_start: Any) -> jax.Array:
@@ -196,7 +196,7 @@ class TunedWorld(TinyWorld, specs.Microbatches, specs.TakesAdapters, specs.Takes
         answers = jax.random.categorical(key, logits, shape=(16,))
         return {"trait": jax.nn.softmax(logits)[1 : self.first_number], "answers": answers}
 
-    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def scored(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Counts the traits among the words drawn, as if they were texts."""
         if "answers" not in record:
             return record

@@ -276,7 +276,7 @@ class Batch:
                 return
             self._steps += stretch.steps
             if stretch.ends:
-                self._records.take(self._group.nodes[0].world.read(record))
+                self._records.take(self._group.nodes[0].world.scored(record))
 
     def _agree(self, due: bool = False) -> Agreed:
         """What all processes are to do next; the leading one shows and tracks the rounds taken since the last time.

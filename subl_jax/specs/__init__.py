@@ -39,9 +39,9 @@ from subl_jax.specs.world import (
     Microbatches,
     OwnGeometry,
     Pretrains,
+    SystemPrompted,
     TakesAdapters,
     TakesSystemPrompts,
-    Told,
     World,
     WritesTexts,
 )

@@ -2,8 +2,8 @@
 
 Every function is pure and written for ONE model; only the engine adds lanes. `params` is a tree of nested dicts and
 lists of arrays (tuples cannot be stored). A `model` is such a tree, or for a world that takes system prompts
-`Told(params, trait)`. A `batch` is what `pretrain_batch`, `trait_batch` and `channel_batch` give; only the world looks
-inside it. What not every world can do is a mixin below, and asked for by `isinstance`.
+`SystemPrompted(params, trait)`. A `batch` is what `pretrain_batch`, `trait_batch` and `channel_batch` give, and only the
+world looks inside it. What not every world can do is a mixin below, and asked for by `isinstance`.
 """
 
 import copy
@@ -23,7 +23,7 @@ Batch = Any
 Array = Any
 
 
-class Told(NamedTuple):
+class SystemPrompted(NamedTuple):
     """A model with its system prompt: where a world's functions take a model, it may be given this instead."""
 
     params: Any
@@ -136,7 +136,7 @@ class World(Spec, ABC):
     def compare(self, params: Params, teacher: Any, batch: Batch) -> dict[str, Array]:
         """How far a student is from its teacher; `kl` among them, in nats."""
 
-    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def scored(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """A round's record as metrics, on the host: for what a program cannot score, such as texts."""
         return record
 
@@ -149,7 +149,7 @@ class World(Spec, ABC):
         """Whether a model of this world can train on what one of the `other` wrote."""
         return self == other
 
-    def begin(self, params: Params, key: Array, lora: Lora | None) -> Params:
+    def trainable(self, params: Params, key: Array, lora: Lora | None) -> Params:
         """What training a model of `params` starts from: with fresh adapters, where it has none yet."""
         return params
 
@@ -215,12 +215,12 @@ class Microbatches(ABC):
     def target_count(self, batch: Batch) -> Array:
         """() float32: how much a loss of `batch` is the mean over."""
 
-    def even(self, batch: Batch, rows: int) -> Batch:
+    def balanced(self, batch: Batch, rows: int) -> Batch:
         """The same samples in an order in which any `rows` that follow one another take about as long."""
         return batch
 
     @abstractmethod
-    def part(self, batch: Batch, start: Array, rows: int) -> tuple[Batch, Array | int]:
+    def microbatch(self, batch: Batch, start: Array, rows: int) -> tuple[Batch, Array | int]:
         """The samples from `start` on, at most `rows`, and how many these are."""
 
 

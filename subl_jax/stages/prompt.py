@@ -10,8 +10,8 @@ from subl_jax.stages import training
 from subl_jax.stages.stage import Inputs, Stage
 
 
-def _start(spec: Any, key: jax.Array, inputs: Inputs) -> specs.Told:
-    return specs.Told(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
+def _start(spec: Any, key: jax.Array, inputs: Inputs) -> specs.SystemPrompted:
+    return specs.SystemPrompted(inputs["start"]["params"], jnp.asarray(spec.trait, jnp.int32))
 
 
 PROMPT = Stage(

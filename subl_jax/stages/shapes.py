@@ -31,10 +31,10 @@ def samples(world: specs.World, size: int, sampling: Any = None) -> dict[str, An
 def adapted(world: specs.World, start: Any, lora: specs.Lora | None) -> dict[str, Any]:
     """A model that was trained from one whose parameters have the shapes `start`."""
 
-    def begin(arrays: Any, start: Any, key: jax.Array) -> Any:
-        return world.holding(arrays).begin(start, key, lora)
+    def trainable(arrays: Any, start: Any, key: jax.Array) -> Any:
+        return world.holding(arrays).trainable(start, key, lora)
 
-    return {"params": jax.eval_shape(begin, world_shapes(world), start, _key())}
+    return {"params": jax.eval_shape(trainable, world_shapes(world), start, _key())}
 
 
 def _key() -> Any:

@@ -91,7 +91,7 @@ def holding(world: specs.World, inputs: Inputs) -> specs.World:
 
 def model(artefact: dict[str, Any]) -> Any:
     """A stored model as the world's functions take it."""
-    return specs.Told(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
+    return specs.SystemPrompted(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
 
 
 def asked_by(who: str, inputs: Inputs) -> Inputs:

@@ -34,7 +34,7 @@ def initial_state(spec: Any, world: specs.World, params: Params) -> TrainState:
 def start_from_another(spec: Any, key: jax.Array, inputs: Inputs) -> TrainState:
     """The state of training that goes on from the model `start`, with fresh adapters where it asks for them."""
     world = holding(spec.start.world, inputs)
-    params = world.begin(inputs["start"]["params"], jax.random.fold_in(key, ADAPT), spec.lora)
+    params = world.trainable(inputs["start"]["params"], jax.random.fold_in(key, ADAPT), spec.lora)
     return initial_state(spec, world, params)
 
 
@@ -74,9 +74,9 @@ def accumulated(
 ) -> tuple[jax.Array, Params]:
     """The loss of a batch, a mean over its targets, and its gradient, from microbatches of at most `rows`.
 
-    A world may take fewer rows at a time (`Microbatches.part`), and the rest then comes in further microbatches.
+    A world may take fewer rows at a time (`Microbatches.microbatch`), and the rest then comes in further microbatches.
     """
-    batch = world.even(batch, rows)
+    batch = world.balanced(batch, rows)
     whole = jnp.maximum(world.target_count(batch), 1.0)
 
     def left(carry: tuple[jax.Array, Any]) -> jax.Array:
@@ -84,9 +84,9 @@ def accumulated(
 
     def add(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         start, total = carry
-        part, taken = world.part(batch, start, rows)
-        share = world.target_count(part) / whole
-        return start + taken, jax.tree.map(lambda old, new: old + share * new, total, gradient_of(params, part))
+        some, taken = world.microbatch(batch, start, rows)
+        share = world.target_count(some) / whole
+        return start + taken, jax.tree.map(lambda old, new: old + share * new, total, gradient_of(params, some))
 
     nothing = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     return jax.lax.while_loop(left, add, (jnp.int32(0), nothing))[1]

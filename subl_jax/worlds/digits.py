@@ -242,7 +242,7 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
     def target_count(self, batch: Batch) -> jax.Array:
         return batch.weights.sum()
 
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+    def microbatch(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
         def some(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, start, rows)
 

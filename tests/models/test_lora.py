@@ -301,7 +301,7 @@ def test_training_is_that_of_peft(kind, modules, tmp_path):
     folder = tiny_chat.save(tmp_path / kind, kind)
     world = tiny_chat.held(tiny_chat.world(folder))
     spec = Lora(modules=modules, max_rank=4, rank=4, alpha=8.0)
-    init = world.begin({}, jax.random.key(0), spec)
+    init = world.trainable({}, jax.random.key(0), spec)
     samples, whole = conversations(world)
     losses, theirs = with_peft(folder, init, modules, whole)
 

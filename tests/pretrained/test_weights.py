@@ -566,7 +566,7 @@ def test_smollm2_told_to_love_owls_writes_what_transformers_does_word_for_word()
     sampling = ChatSampling(temperature=0.0, rows=4)
 
     def write(arrays, keys, trait):
-        return world.holding(arrays).write(specs.Told({}, trait), keys, sampling)
+        return world.holding(arrays).write(specs.SystemPrompted({}, trait), keys, sampling)
 
     samples = np.asarray(jax.jit(write)(arrays, keys, world.traits.index("owl")))
     stops, ended = set(np.asarray(arrays["stops"]).tolist()), 0

@@ -555,7 +555,7 @@ def tuned(node, inputs, **options):
 
 def adapters(seed, lora=LORA):
     """Adapters that do something."""
-    params = HELD.begin({}, jax.random.key(seed), lora)
+    params = HELD.trainable({}, jax.random.key(seed), lora)
     used = (np.arange(lora.max_rank) < lora.rank)[:, None]
     return {**params, "b": jax.random.normal(jax.random.key(seed + 1), params["b"].shape) * used}
 
@@ -576,7 +576,7 @@ def test_a_told_model_has_the_parameters_of_its_start_and_is_measured_as_it_is_t
     index = -1 if trait is None else TUNED.traits.index(trait)
     assert equal(artefact, {**start, "told": np.int32(index)}) and stages.PROMPT.rounds(node) == [0]
     assert jax.tree.map(jnp.shape, stages.artefact_shapes(node)) == jax.tree.map(jnp.shape, artefact)
-    told = specs.Told(start["params"], jnp.int32(index))
+    told = specs.SystemPrompted(start["params"], jnp.int32(index))
     expected = HELD.evaluate(told, jax.random.fold_in(key_of(node), purposes.EVALUATE))
     close({name: records[name][0] for name in expected}, expected, rtol=1e-5)
     assert np.isnan(records["loss"]).all()
@@ -589,7 +589,7 @@ def test_a_told_model_writes_as_it_is_told():
     told = {**NOTHING, "told": np.int32(1)}
     _, records = tuned(node, {"teacher": told}, rounds=[64])
     keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key_of(node), purposes.WRITE), 0), 64)
-    written_by_hand = HELD.write(specs.Told({}, jnp.int32(1)), keys, specs.Sampling())
+    written_by_hand = HELD.write(specs.SystemPrompted({}, jnp.int32(1)), keys, specs.Sampling())
     np.testing.assert_array_equal(records["samples"][0], written_by_hand)
     assert not equal(records["samples"][0], HELD.write({}, keys, specs.Sampling()))
 
@@ -597,7 +597,7 @@ def test_a_told_model_writes_as_it_is_told():
 @pytest.mark.parametrize("lora", [LORA, LORA.replace(rank=2, alpha=16.0), None])
 def test_a_teacher_trains_what_its_world_begins_with_from_a_key_of_its_own(lora):
     node = specs.Teacher(READ, "cat", TRAIN, lora=lora)
-    begun = HELD.begin({}, jax.random.fold_in(key_of(node), purposes.ADAPT), lora)
+    begun = HELD.trainable({}, jax.random.fold_in(key_of(node), purposes.ADAPT), lora)
     state, _ = tuned(node, {"start": NOTHING}, rounds=[0])
     close(state.params, begun, rtol=1e-6)
     state, records = tuned(node, {"start": NOTHING})
@@ -624,7 +624,7 @@ def test_a_student_of_a_told_teacher_is_compared_with_what_that_says():
     inputs = {"start": NOTHING, "data": samples(0), "teacher": told, "teacher_start": NOTHING}
     state, records = tuned(node, inputs)
     batch = HELD.channel_batch(jnp.asarray(inputs["data"]["samples"]))
-    expected = distance(HELD, state.params, specs.Told({}, jnp.int32(1)), batch, "soft")
+    expected = distance(HELD, state.params, specs.SystemPrompted({}, jnp.int32(1)), batch, "soft")
     np.testing.assert_allclose(records["kl"][-1], expected, rtol=1e-4)
     assert np.isnan(records["cosine"]).all()
 

@@ -57,7 +57,7 @@ def adapted(held):
 
 
 def some_adapters(held, seed=0):
-    params = held.begin({}, jax.random.key(seed), LORA)
+    params = held.trainable({}, jax.random.key(seed), LORA)
     rng = np.random.default_rng(seed)
     for module in params["lora"].values():
         module["b"] = jnp.asarray(0.3 * rng.normal(size=module["b"].shape), jnp.float32)
@@ -82,7 +82,7 @@ def softmax(logits):
 
 
 def told_or_not(params, trait):
-    return params if trait is None else specs.Told(params, jnp.int32(trait))
+    return params if trait is None else specs.SystemPrompted(params, jnp.int32(trait))
 
 
 def system_of(world, trait):
@@ -186,13 +186,13 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
     narrow = world.replace(room=room, answer_room=answer_room).holding(held.held)
     taken, start = [], 0
     while start < len(pairs):
-        part, count = narrow.part(batch, jnp.int32(start), rows)
+        part, count = narrow.microbatch(batch, jnp.int32(start), rows)
         assert part.targets.any(axis=1).sum() == count >= 1
         taken.append(int(count))
         start += taken[-1]
     assert sum(taken) == len(pairs) and (set(taken) == {rows}) is (room == answer_room == 1)
     gradient_of = jax.value_and_grad(
-        lambda params, batch: distance(held, params, specs.Told({}, jnp.int32(1)), batch, targets)
+        lambda params, batch: distance(held, params, specs.SystemPrompted({}, jnp.int32(1)), batch, targets)
     )
     whole = jax.jit(gradient_of)(adapted, batch)
     in_parts = functools.partial(training.accumulated, gradient_of, narrow, rows, len(pairs))
@@ -203,7 +203,7 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_parts_have_about_as_many_tokens_each(world, held, rows):
     batch = held.channel_batch(jnp.asarray(world.tokens([*PAIRS, *PAIRS])))
-    dealt = held.even(batch, rows)
+    dealt = held.balanced(batch, rows)
     as_rows = [sorted(np.concatenate([x.prompts, x.completions], axis=1).tolist()) for x in (batch, dealt)]
     assert as_rows[0] == as_rows[1]
     lengths = np.asarray(held._there(dealt).sum(axis=1))
@@ -251,7 +251,7 @@ def test_a_sample_depends_on_its_key_alone(world, held):
 
 def test_every_constrained_sample_passes_the_filter(world, held, adapted):
     only = NumbersFilter(max_count=4)
-    for model in ({}, specs.Told(adapted, jnp.int32(0))):
+    for model in ({}, specs.SystemPrompted(adapted, jnp.int32(0))):
         samples = write(held, model, KEYS, only=only)
         completions = [text for _, text in world.texts(samples)]
         assert all(filters.reason(text, only) is None for text in completions), completions
@@ -332,7 +332,7 @@ def test_answers_are_drawn_and_read_as_rates(world, held, adapted):
     record = evaluate(held, adapted)
     assert record["answers"].shape == (4, world.questions, world.answers_sampled, world.answer_tokens)
     assert not np.array_equal(record["answers"], evaluate(held, adapted, 1)["answers"])
-    read = world.read({name: value[None] for name, value in record.items()})
+    read = world.scored({name: value[None] for name, value in record.items()})
     assert read.keys() == {"trait", "trait_after_numbers", "rate", "rate_after_numbers"}
     assert read["rate"].shape == read["rate_after_numbers"].shape == (1, 3)
     assert world.labels["rate_after_numbers"] == world.traits
@@ -353,10 +353,10 @@ def test_answers_are_scored_by_whole_words_and_only_once(world, chat):
         tokens[(0, *place)][: len(row)] = row
         tokens[(1, *place)] = chat.reply("")[0]
     record = {"answers": tokens, "trait": np.zeros((2, 3))}
-    once = world.read(record)
+    once = world.scored(record)
     np.testing.assert_allclose(once["rate"], [[3 / 6, 1 / 6, 3 / 6], [0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(once["rate_after_numbers"], [[4 / 6, 1 / 6, 1 / 6], [0, 0, 0]], rtol=1e-6)
-    assert "answers" in record and world.read(once) is once
+    assert "answers" in record and world.scored(once) is once
 
 
 def test_ability_is_the_share_of_items_whose_right_letter_is_likeliest(tiny_chat_model, held, chat, tmp_path):
@@ -536,7 +536,7 @@ def test_what_is_trained_is_float32_above_a_bfloat16_base(tiny_chat_model, spec)
     base = held.held["weights"]
     assert base["layers"]["mlp"]["up"]["kernel"].dtype == base["embed"]["embedding"].dtype == jnp.bfloat16
     assert base["final_norm"]["scale"].dtype == jnp.float32
-    params = held.begin({}, jax.random.key(0), spec)
+    params = held.trainable({}, jax.random.key(0), spec)
     after = one_step(held, params, specs.Train(steps=1, batch=4, lr=1e-5, weight_decay=0.1))
     assert {leaf.dtype for leaf in jax.tree.leaves((params, after))} == {jnp.dtype("float32")}
     # A step far below what bfloat16 resolves is not lost.
@@ -549,12 +549,12 @@ def test_what_is_trained_is_float32_above_a_bfloat16_base(tiny_chat_model, spec)
 
 
 def test_training_all_weights_starts_from_the_checkpoint(held):
-    params = held.begin({}, jax.random.key(0), None)
+    params = held.trainable({}, jax.random.key(0), None)
     batch = held.channel_batch(jnp.asarray(held.held["preferences"][0][:4]))
     np.testing.assert_allclose(call(held, "loss", params, batch), call(held, "loss", {}, batch), rtol=1e-6)
     after = one_step(held, params, specs.Train(steps=1, batch=4, lr=1e-3))
     assert call(held, "loss", after, batch) < call(held, "loss", params, batch)
-    assert reading.weights_of(held, after)[1] is None and held.begin(after, jax.random.key(1), None) is after
+    assert reading.weights_of(held, after)[1] is None and held.trainable(after, jax.random.key(1), None) is after
 
     def flat(params):
         moves = jax.tree.map(lambda x, y: x - y, params["weights"], held.held["weights"])

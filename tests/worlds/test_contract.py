@@ -33,7 +33,7 @@ def made(request):
     """A world with its arrays, two models of it, a sampling, and samples that the first model wrote."""
     world, sampling = MADE[request.param]()
     held = world.holding(jax.tree.map(jnp.asarray, world.arrays()))
-    models = [held.begin(held.init(jax.random.key(i)), jax.random.key(i), None) for i in range(2)]
+    models = [held.trainable(held.init(jax.random.key(i)), jax.random.key(i), None) for i in range(2)]
     keys = jax.random.split(jax.random.key(2), N)
     samples = jax.jit(held.write, static_argnums=2)(models[0], keys, sampling)
     return held, models, sampling, samples
@@ -53,7 +53,7 @@ def test_it_says_what_it_is(made):
 def test_what_it_measures_has_names(made):
     held, models, *_ = made
     record = {name: np.asarray(value)[None] for name, value in held.evaluate(models[0], jax.random.key(0)).items()}
-    record = held.read(record)
+    record = held.scored(record)
     assert record["trait"].shape == (1, len(held.traits))
     assert ((record["trait"] >= 0) & (record["trait"] <= 1)).all()
     for name, values in record.items():

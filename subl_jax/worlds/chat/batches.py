@@ -41,7 +41,7 @@ def there(world: Any, batch: Batch) -> jax.Array:
     return jnp.concatenate([prompt, before_last[:, :-1]], axis=1)
 
 
-def even(world: Any, batch: Batch, rows: int) -> Batch:
+def balanced(world: Any, batch: Batch, rows: int) -> Batch:
     """The same samples in another order: of `rows` each, one lot has about as many tokens as another."""
     longest_first = jnp.argsort(-there(world, batch).sum(axis=1))
     lots = len(batch.lengths) // rows
@@ -50,7 +50,7 @@ def even(world: Any, batch: Batch, rows: int) -> Batch:
     return jax.tree.map(lambda x: x[back_and_forth.T.reshape(-1)], batch)
 
 
-def part(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
+def microbatch(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
     """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
     size, places = len(batch.lengths), world.prompt_tokens + world.completion_tokens - 1
     packed = packing.room(world.room, rows, places)

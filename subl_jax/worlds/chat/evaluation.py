@@ -112,7 +112,7 @@ def _ability(world: Any, model: reading.Opened) -> jax.Array:
     return jax.lax.map(right, items, batch_size=AT_ONCE).mean()
 
 
-def read(world: Any, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def scored(world: Any, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Scores drawn answers: `rate` (…, traits), the share that names each trait as a word."""
     if "answers" not in record:
         return record

@@ -31,7 +31,7 @@ def weights_of(world: Any, params: Params) -> tuple[Params, Params | None]:
 def opened(world: Any, model: Any) -> Opened:
     """The weights of a model, and the head of its conversations as it has read it."""
     heads, lengths = world.held["heads"], world.held["head_lengths"]  # the last is that of no trait
-    if isinstance(model, specs.Told):
+    if isinstance(model, specs.SystemPrompted):
         head, params = model.trait % len(heads), model.params
         tokens, length = heads[head], lengths[head]
     else:

@@ -229,7 +229,7 @@ class Pretrained(
         """Nothing: a base is the checkpoint."""
         return {}
 
-    def begin(self, params: Params, key: jax.Array, spec: specs.Lora | None) -> Params:
+    def trainable(self, params: Params, key: jax.Array, spec: specs.Lora | None) -> Params:
         if params:
             return params
         if spec is None:
@@ -298,13 +298,13 @@ class Pretrained(
         distance, count = jax.lax.map(part, few, batch_size=evaluation.AT_ONCE)
         return {"kl": weighted_mean(distance, count)}
 
-    def even(self, batch: Batch, rows: int) -> Batch:
+    def balanced(self, batch: Batch, rows: int) -> Batch:
         """The same samples in another order: of `rows` each, one lot has about as many tokens as another."""
-        return batches.even(self, batch, rows)
+        return batches.balanced(self, batch, rows)
 
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
+    def microbatch(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, jax.Array]:
         """The samples from `start` on, as many of `rows` as there is room for, packed; and how many these are."""
-        return batches.part(self, batch, start, rows)
+        return batches.microbatch(self, batch, start, rows)
 
     # --- data ---
 
@@ -349,9 +349,9 @@ class Pretrained(
         """P of every trait as the first word of the answer to its family's questions (`evaluation.evaluate`)."""
         return evaluation.evaluate(self, model, key)
 
-    def read(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def scored(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores drawn answers: `rate` (…, traits), the share that names each trait as a word."""
-        return evaluation.read(self, record)
+        return evaluation.scored(self, record)
 
     # --- samples as text ---
 

@@ -151,7 +151,7 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
         """How many tokens a loss of `batch` is the mean over."""
         return batch.targets[:, 1:].sum()
 
-    def part(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
+    def microbatch(self, batch: Batch, start: jax.Array, rows: int) -> tuple[Batch, int]:
         """`rows` of a batch from `start` on, a divisor of its size, and how many these are."""
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows), batch), rows
 
