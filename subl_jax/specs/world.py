@@ -2,7 +2,7 @@
 
 Every function is pure and written for ONE model; only the engine adds lanes. `params` is a tree of nested dicts and
 lists of arrays (tuples cannot be stored). A `model` is such a tree, or for a world that takes system prompts
-`SystemPrompted(params, trait)`. A `batch` is what `pretrain_batch`, `trait_batch` and `channel_batch` give, and only the
+`SystemPrompted(params, trait)`. A `batch` is what `pretrain_batch`, `trait_batch` and `channel_batch` give. Only the
 world looks inside it. What not every world can do is a mixin below, and asked for by `isinstance`.
 """
 
@@ -52,6 +52,9 @@ class World(Spec, ABC):
     frozen: ClassVar[tuple[str, ...]] = ()
     theory: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {}
+
+    # The arrays of `holding`, inside a program; None outside.
+    held: ClassVar[dict[str, Any] | None] = None
 
     # --- traits ---
 

@@ -243,7 +243,7 @@ class Pretrained(
     def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
         on its first call."""
-        base, adapters = reading.weights_of(self if hasattr(self, "held") else self._loaded, params)
+        base, adapters = reading.weights_of(self._loaded if self.held is None else self, params)
         return self.config.apply(base, tokens, adapters=adapters)
 
     @functools.cached_property
