@@ -64,7 +64,7 @@ class Fields:
             raise self.fail(key, "must be true or false")
         return value
 
-    def microbatch(self, key: str) -> "Fields":
+    def part(self, key: str) -> "Fields":
         """The settings nested under `key`, empty where there are none."""
         value = self.get(key, {})
         if not isinstance(value, dict):

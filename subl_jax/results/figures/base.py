@@ -66,10 +66,10 @@ class Figure(abc.ABC):
     section: ClassVar[Literal["across", "theorem"]] = "across"
     place: ClassVar[int] = 100
 
-    _found: ClassVar[dict[str, type["Figure"]]] = {}
+    registered: ClassVar[dict[str, type["Figure"]]] = {}
 
     def __init_subclass__(cls) -> None:
-        Figure._found[cls.name] = cls
+        Figure.registered[cls.name] = cls
 
     @abc.abstractmethod
     def draw(self, tables: Tables) -> "matplotlib.figure.Figure | None":
@@ -85,7 +85,7 @@ class Figure(abc.ABC):
         package = __name__.rpartition(".")[0]
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
             importlib.import_module(f"{package}.{module.name}")
-        return sorted((cls() for cls in Figure._found.values()), key=lambda figure: (figure.place, figure.name))
+        return sorted((cls() for cls in Figure.registered.values()), key=lambda figure: (figure.place, figure.name))
 
 
 # --- sentences that several captions share ---
