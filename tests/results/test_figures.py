@@ -447,7 +447,7 @@ def test_figures_are_found_in_the_order_of_the_page():
 
 
 def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(base.Figure, "_found", dict(base.Figure._found))
+    monkeypatch.setattr(base.Figure, "registered", dict(base.Figure.registered))
 
     class Mine(base.Figure):
         name = "mine"
