@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from subl_jax import specs
+from subl_jax.errors import InputError
+from subl_jax.stages import trial
 from subl_jax.stages.stage import MEMBERS, Inputs, Params, Record, ShapesOf, Stage, asked_by, holding
 
 
@@ -47,6 +49,15 @@ def _shapes(node: specs.Audited, of: ShapesOf) -> dict[str, Any]:
     }
 
 
+def _check(node: specs.Audited, of: ShapesOf) -> None:
+    state, _ = trial.traced(node, of, _start, _advance, [node.audit])
+    given, wanted = state["scores"], _shapes(node, of)
+    for name, shape in {**{name: x.shape for name, x in wanted.items()}, "corpus": ()}.items():
+        if getattr(given, name).shape != shape:
+            where = f"{type(node.audit).__name__}.score: {name} of shape {getattr(given, name).shape}"
+            raise InputError(f"{where}; expected {shape}")
+
+
 AUDIT = Stage(
     name="audit",
     rounds=lambda node: [0],
@@ -54,5 +65,6 @@ AUDIT = Stage(
     advance=_advance,
     artefact=lambda state: {"tokens": state["scores"].tokens, "samples": state["scores"].samples},
     shapes=_shapes,
+    check=_check,
     flops=lambda node: sum(each.size for each in (node.data, *node.null)) * node.world.sequence_flops,
 )

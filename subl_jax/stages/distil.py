@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from subl_jax import objectives, probes, specs
-from subl_jax.stages import training
+from subl_jax.stages import training, trial
 from subl_jax.stages.stage import (
     BATCHES,
     EVALUATE,
@@ -17,6 +17,7 @@ from subl_jax.stages.stage import (
     Inputs,
     Params,
     Record,
+    ShapesOf,
     Stage,
     asked_by,
     holding,
@@ -154,6 +155,14 @@ def _flops(node: specs.Student) -> float:
     return training.flops(node, node.lora is not None, asked)
 
 
+def _check(node: specs.Student, of: ShapesOf) -> None:
+    training.check_tuned(node, of)
+    members = [*([node.objective] if node.objective else []), *node.probes]
+    if members:
+        _, record = trial.traced(node, of, training.start_from_another, _advance, members)
+        trial.check_metrics(record, node.probes)
+
+
 DISTIL = Stage(
     name="distil",
     rounds=training.rounds,
@@ -162,6 +171,6 @@ DISTIL = Stage(
     artefact=training.parameters,
     shapes=training.tuned_shapes,
     flops=_flops,
-    check=training.check_tuned,
+    check=_check,
     whole=lambda node: node.data.streamed and node.world.drawn_by_round,
 )

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from subl_jax import specs
-from subl_jax.stages import shapes
+from subl_jax.errors import InputError
+from subl_jax.stages import shapes, trial
 from subl_jax.stages.rewriting import Rewriter
-from subl_jax.stages.stage import SELECT, Inputs, Record, Stage, holding
+from subl_jax.stages.stage import SELECT, Inputs, Record, ShapesOf, Stage, holding
 
 
 def _start(spec: Any, key: jax.Array, inputs: Inputs) -> jax.Array:
@@ -25,6 +26,13 @@ def _advance(
     return state + 1, {"samples": selected}
 
 
+def _check(node: specs.Transformed, of: ShapesOf) -> None:
+    _, record = trial.traced(node, of, _start, _advance, [node.transform])
+    given, wanted = record["samples"].shape, shapes.samples(node.world, node.size)["samples"].shape
+    if given != wanted:
+        raise InputError(f"{type(node.transform).__name__}.select: gives samples of shape {given}; expected {wanted}")
+
+
 TRANSFORM = Stage(
     name="transform",
     rounds=lambda node: [node.size],
@@ -33,6 +41,7 @@ TRANSFORM = Stage(
     artefact=None,
     shapes=lambda node, of: shapes.samples(node.world, node.size),
     flops=lambda node: 0.0,
+    check=_check,
     whole=lambda node: True,
     collector=Rewriter,
 )
