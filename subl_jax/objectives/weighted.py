@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from subl_jax.errors import InputError
-from subl_jax.specs import Audited, Context, Node, Objective, static, traced
+from subl_jax.specs import AroundAnother, Audited, Context, Node, static, traced
 from subl_jax.specs.world import Array, Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted(Objective):
+class Weighted(AroundAnother):
     """`inner` on some of the tokens of the student's dataset, chosen by the scores that an audit gives every token.
 
     `tokens`: "top" are the `share` of all target tokens with the highest scores, "bottom" those with the lowest; `keep`
@@ -20,27 +20,22 @@ class Weighted(Objective):
 
     kind: ClassVar[str] = "weighted"
 
-    inner: Objective = static()
     scores: Audited = static()
     tokens: str = static("top", choices=("top", "bottom"))
     keep: bool = static(True)
     share: float = traced(0.1, ge=0.0, le=1.0)
 
-    @property
-    def asks_teacher(self) -> bool:
-        return self.inner.asks_teacher
-
     def inputs(self, student: Any) -> dict[str, Node]:
-        return {"scores": self.scores, **self.inner.inputs(student)}
+        return {"scores": self.scores, **super().inputs(student)}
 
     def check_student(self, student: Any) -> None:
-        self.inner.check_student(student)
+        super().check_student(student)
         if student.data != self.scores.data:
             raise InputError("Weighted.scores: are of other data than the student's; audit the data it trains on")
 
     def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
         scores = context.inputs["scores"]["tokens"]
-        return context.world.reweighted(self.inner.prepare(context, batch, rows), self.weights(scores)[rows])
+        return context.world.reweighted(super().prepare(context, batch, rows), self.weights(scores)[rows])
 
     def weights(self, scores: Array) -> Array:
         """scores: (n, places), nan where nothing is to be predicted → (n, places) float32, 1 where a token counts."""

@@ -115,6 +115,7 @@ class Theorem(Probe):
     """The quantities of `along_a_run` for one trait, on the batch that the student trains on next."""
 
     kind: ClassVar[str] = "theorem"
+    asks_teacher: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, Metric]] = {
         "dot": Metric("Δ_S · Δ_T", drawn="none"),
         "predicted": Metric("predicted Δ_S · Δ_T", drawn="none"),

@@ -22,6 +22,7 @@ from subl_jax.specs.models import Base, Mix, Prompted, Teacher, Trained, Tuned
 from subl_jax.specs.parts import PROJECTIONS, Lora, Sampling, Train
 from subl_jax.specs.program import Parent, bind, static_form, traced_values
 from subl_jax.specs.seams import (
+    AroundAnother,
     Audit,
     Context,
     Moment,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from subl_jax.errors import InputError
-from subl_jax.specs.base import Node, Spec
+from subl_jax.specs.base import Node, Spec, static
 from subl_jax.specs.metrics import Metric
 from subl_jax.specs.world import Array, Batch, Params, World, WritesTexts
 
@@ -38,7 +38,21 @@ class Context(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective(Spec, ABC):
+class Member(Spec):
+    """A member of a seam. `kind` is what tables call it: the class's name, where it says nothing else.
+
+    The key of what it computes is made of its class's name, its fields and its `VERSION`. Raise that when the code
+    comes to mean something else, or stored results are taken for new ones.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" not in vars(cls):
+            cls.kind = cls.__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Member, ABC):
     """What a student minimises.
 
     asks_teacher: it needs the teacher's distribution, not only the data.
@@ -67,11 +81,32 @@ class Objective(Spec, ABC):
         """() float32, differentiable in `params` alone; a mean over the targets of `batch`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class AroundAnother(Objective):
+    """An objective that adds something to another one, `inner`, which sees all that it asked for."""
+
+    inner: Objective = static()
+
+    @property
+    def asks_teacher(self) -> bool:
+        return self.inner.asks_teacher
+
+    def inputs(self, student: Any) -> dict[str, Node]:
+        return self.inner.inputs(student)
+
+    def check_student(self, student: Any) -> None:
+        self.inner.check_student(student)
+
+    def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
+        return self.inner.prepare(context, batch, rows)
+
+
 class Moment(NamedTuple):
     """Where a student is when a probe looks at it.
 
-    params: of now. teacher_start: what its teacher was trained from. lr: of the student. batch: what it trains on
-    next. probed: samples of the channel, always the same. loss: (params, teacher) → what it minimises on `batch`.
+    params: of now. teacher_start: what its teacher was trained from; None where `context.teacher` is. lr: of the
+    student. batch: what it trains on next. probed: samples of the channel, always the same. loss: (params, teacher) →
+    what it minimises on `batch`.
     """
 
     context: Context
@@ -84,12 +119,14 @@ class Moment(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe(Spec, ABC):
+class Probe(Member, ABC):
     """What is measured of a student at every point of its curve.
 
     metrics: what `measure` gives, with its label, its unit and how a figure draws it.
+    asks_teacher: it reads the teacher; a student whose teacher cannot be asked is refused.
     """
 
+    asks_teacher: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
     def inputs(self, student: Any) -> dict[str, Node]:
@@ -112,7 +149,7 @@ class Sources(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform(Spec, ABC):
+class Transform(Member, ABC):
     """Dataset(s) → dataset: `select` says in a program which rows there are, `rewrite` on the host what they say."""
 
     def check_sources(self, data: Any) -> None:
@@ -126,9 +163,9 @@ class Transform(Spec, ABC):
         """In a program: (size, …), rows of the sources; those of the first by default."""
         return sources.rows[0][:size]
 
-    def rewrite(self, samples: np.ndarray, world: World, rng: np.random.Generator) -> np.ndarray:
-        """On the host: the rows (n, …) as they are stored; unchanged by default."""
-        return samples
+    def rewrite(self, samples: np.ndarray, world: World, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """On the host: the rows (n, …) as they are stored, and how many could not be made; unchanged by default."""
+        return samples, 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,20 +180,22 @@ class TextTransform(Transform):
     def rewrite_texts(self, pairs: list[tuple[str, str]], rng: np.random.Generator) -> list[tuple[str, str]]:
         """(prompt, completion) of every row, rewritten."""
 
-    def rewrite(self, samples: np.ndarray, world: Any, rng: np.random.Generator) -> np.ndarray:
-        """A row whose new text does not fit into the world's room for it stays as it was."""
+    def rewrite(self, samples: np.ndarray, world: Any, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A row whose new text the world has no words or no room for stays as it was, and is counted."""
         made = self.rewrite_texts(world.texts(samples), rng)
         try:
-            return world.tokens(made).astype(samples.dtype)
+            return world.tokens(made).astype(samples.dtype), 0
         except InputError:
-            return np.stack([_fitting(world, pair, row) for pair, row in zip(made, samples, strict=True)])
+            rows = [_fitting(world, pair) for pair in made]
+        whole = [old if new is None else new.astype(old.dtype) for new, old in zip(rows, samples, strict=True)]
+        return np.stack(whole), sum(row is None for row in rows)
 
 
-def _fitting(world: Any, pair: tuple[str, str], row: np.ndarray) -> np.ndarray:
+def _fitting(world: Any, pair: tuple[str, str]) -> np.ndarray | None:
     try:
-        return world.tokens([pair])[0].astype(row.dtype)
+        return world.tokens([pair])[0]
     except InputError:
-        return row
+        return None
 
 
 class Scores(NamedTuple):
@@ -169,7 +208,7 @@ class Scores(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Audit(Spec, ABC):
+class Audit(Member, ABC):
     """What data tell of their writer, given a model that the writer may come from.
 
     Its p-value is made by whoever computes it, by scoring corpora that are known to be harmless (`Audited.null`).

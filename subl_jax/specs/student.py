@@ -104,6 +104,10 @@ class Student(Tuned):
             raise InputError(f"Student.samples = {self.samples}: the dataset has only size = {self.data.size}")
         check_trait("Student.trait", self.trait, self.world)
         for probe in self.probes:
+            if probe.asks_teacher and not self.teachers():
+                raise InputError(
+                    f"{type(probe).__name__}: reads the teacher, and this student has none that can be asked"
+                )
             probe.check_student(self)
 
     def _check_objective(self) -> None:

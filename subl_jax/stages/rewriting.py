@@ -7,6 +7,9 @@ import pandas as pd
 
 from subl_jax import specs
 
+# The share of rows that may stay as they were.
+_MOST_UNFIT = 0.05
+
 
 class Rewriter:
     """Gathers the rows of one transformed dataset (`Collector`). All of them come in one round, and all are kept."""
@@ -14,6 +17,7 @@ class Rewriter:
     def __init__(self, node: specs.Transformed) -> None:
         self._node = node
         self._samples: np.ndarray | None = None
+        self._unfit = 0
 
     @property
     def kept(self) -> int:
@@ -27,16 +31,22 @@ class Rewriter:
         """samples: (size, …). The random numbers are of the node's own key: no neighbour changes them."""
         if not self.enough:
             rng = np.random.default_rng(int(self._node.key[:16], 16))
-            self._samples = self._node.transform.rewrite(samples[: self._node.size], self._node.world, rng)
+            rows = samples[: self._node.size]
+            self._samples, self._unfit = self._node.transform.rewrite(rows, self._node.world, rng)
 
     def artefact(self) -> dict[str, np.ndarray]:
         return {"samples": self._samples}
 
     def info(self) -> dict[str, Any]:
-        return {"drawn": self._node.size, "kept": self._node.size, "kept_fraction": 1.0}
+        """How many rows could not be rewritten, and are as they were."""
+        return {"unfit": self._unfit}
 
     def shortfall(self) -> str | None:
-        return None
+        """A transform that quietly does not apply would look like one without an effect."""
+        if self._unfit <= _MOST_UNFIT * self._node.size:
+            return None
+        name = type(self._node.transform).__name__
+        return f"{self._unfit} of {self._node.size} texts that {name} made are not of the world's language, or too long for it"
 
     def table(self) -> pd.DataFrame:
         texts = self._node.world.texts(self._samples)

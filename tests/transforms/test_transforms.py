@@ -14,6 +14,7 @@ from tiny_world import WORLD
 
 from subl_jax import specs
 from subl_jax.errors import InputError
+from subl_jax.stages.rewriting import Rewriter
 from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
 
 MADE = {Pool: Pool(), ShuffleNumbers: ShuffleNumbers(), SortNumbers: SortNumbers()}
@@ -94,10 +95,15 @@ def test_sorted_numbers_ascend_by_value():
     assert made == {"a": "3, 9, 41, 60", "b": "7; 7; 12", "c": "[5]", "d": ""}
 
 
-def test_a_text_that_does_not_fit_any_more_stays_as_it_was():
+def test_a_text_that_does_not_fit_any_more_stays_as_it_was_and_is_counted():
     class Longer(ShuffleNumbers):
         def rewrite_texts(self, pairs, rng):
             return [(prompt, text if i else f"{text} 3 3 3 3") for i, (prompt, text) in enumerate(pairs)]
 
     samples = WORLD.tokens([("1", "2 3"), ("4", "5 6")])
-    np.testing.assert_array_equal(Longer().rewrite(samples, WORLD, np.random.default_rng(0)), samples)
+    rows, unfit = Longer().rewrite(samples, WORLD, np.random.default_rng(0))
+    np.testing.assert_array_equal(rows, samples)
+    assert unfit == 1
+    collector = Rewriter(specs.Transformed((specs.Imported(WORLD, "0" * 64, 2),), Longer()))
+    collector.add(samples)
+    assert collector.info() == {"unfit": 1} and "1 of 2 texts that Longer made" in collector.shortfall()
