@@ -45,8 +45,8 @@ class Rewriter:
         """A transform that quietly does not apply would look like one without an effect."""
         if self._unfit <= _MOST_UNFIT * self._node.size:
             return None
-        name = type(self._node.transform).__name__
-        return f"{self._unfit} of {self._node.size} texts that {name} made are not of the world's language, or too long for it"
+        texts = f"{self._unfit} of {self._node.size} texts that {type(self._node.transform).__name__} made"
+        return f"{texts} are not of the world's language, or too long for it"
 
     def table(self) -> pd.DataFrame:
         texts = self._node.world.texts(self._samples)

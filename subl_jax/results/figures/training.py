@@ -1,5 +1,6 @@
 """What students minimise, and every other number that was followed while they trained."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ def training_curves(
     for axis, name in zip(axes, names, strict=True):
         metric = metrics.get(name, Metric(name))
         lines.draw_arms(axis, rows[rows["metric"] == name], colours, single="unit")
-        axis.set_title(metric.title, fontsize=9.5, fontweight="bold")
+        axis.set_title(textwrap.fill(metric.title, 34), fontsize=9.5, fontweight="bold")
         axis.tick_params(labelleft=True)
         if metric.log:
             axis.set_yscale("log")
