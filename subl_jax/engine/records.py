@@ -34,6 +34,7 @@ class Records:
         self._world = group.nodes[0].world
         self._own = own
         self._reached_by = group.stage.reached
+        self._finite = group.stage.finite
         self._reached = np.zeros(len(own), bool)  # the lanes that stay as they are
         self._delivered = 0
         self.collects = asked.collects(group.nodes[0])
@@ -93,7 +94,9 @@ class Records:
         curves, steps = named_metrics(self._world, stacked), np.cumsum(rounds)
         rows = []
         for lane, node in enumerate(self._own):
-            why = _lost_in_loss(curves["loss"][lane], steps) or _lost_in_parameters(lane, tree)
+            why = (
+                _lost_in_loss(curves["loss"][lane], steps) or (self._finite and _lost_in_parameters(lane, tree)) or None
+            )
             rows.append(Row(node.key, specs.to_json(node), "diverged" if why else "ok", why))
         return Results(rows, tree, curves, steps)
 

@@ -66,5 +66,6 @@ AUDIT = Stage(
     artefact=lambda state: {"tokens": state["scores"].tokens, "samples": state["scores"].samples},
     shapes=_shapes,
     check=_check,
+    finite=False,  # where a sample has no token there is no score
     flops=lambda node: sum(each.size for each in (node.data, *node.null)) * node.world.sequence_flops,
 )

@@ -61,6 +61,7 @@ class Stage:
     whole(node): each `advance` draws all samples of its round, however few its steps, and so is never cut.
     work(node) → what a lane has to do, for the display: steps, or samples to be kept.
     collector(node) → makes the artefact on the host; None where the program does.
+    finite: a lane whose artefact holds something else than finite numbers has diverged.
     reached(nodes, record) → (lanes,) bool, on the host: which lanes stay as they are from this record on, so that all
     later records are alike; `steps_taken` of the record says after how many steps. None: all go on to the last round.
     """
@@ -76,6 +77,7 @@ class Stage:
     whole: Callable[[Any], bool] = lambda node: False
     collector: Callable[[Any], Collector] | None = None
     reached: Callable[[Sequence[Any], dict[str, np.ndarray]], np.ndarray] | None = None
+    finite: bool = True
 
     def inputs(self, node: specs.Node) -> dict[str, specs.Node]:
         return node.inputs()

@@ -80,7 +80,7 @@ def test_a_sweep_that_runs_is_left_alone(workdir):
 
 
 def test_results_say_what_was_pruned(workdir):
-    run_id = load.load(workdir).runs.query("trait == 'cat'").run_id.iloc[0]
+    run_id = load(workdir).runs.query("trait == 'cat'").run_id.iloc[0]
     pruning.prune(SMALL, workdir, say=lambda _: None)
     with pytest.raises(InputError, match="it was pruned, or is damaged"):
-        load.load(workdir).student(run_id)
+        load(workdir).student(run_id)

@@ -51,7 +51,7 @@ def runs(outcome):
 
 def test_every_file_of_the_contract_is_there_and_no_other(outcome):
     names = {path.name for path in outcome.results.workdir.iterdir()}
-    assert names == {*FILES, "artifacts", "datasets", "figures", ".lock"}
+    assert names == {*FILES, "audits.parquet", "artifacts", "datasets", "figures", ".lock"}
     assert not list(pathlib.Path(outcome.results.workdir).rglob("*.tmp*"))
 
 

@@ -400,7 +400,7 @@ def test_lineage_has_every_field_of_all_that_a_student_descends_from():
         | names("teacher", made.data.teacher)
         | names("base", base())
         | names("start", base())
-        | names("world", WORLD)
+        | names("world", WORLD, "architecture", "suite")
     )
     expected = {
         "student.train.lr": 0.25,

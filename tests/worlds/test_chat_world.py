@@ -26,7 +26,7 @@ from subl_jax.specs import Lora
 from subl_jax.stages import collecting, training
 from subl_jax.training import optim
 from subl_jax.traits import answers, banks
-from subl_jax.worlds.chat import ChatSampling, Pretrained, reading
+from subl_jax.worlds.chat import ChatSampling, Pretrained, batches, reading
 from subl_jax.worlds.chat import texts as chat_texts
 
 LORA = Lora(max_rank=2, rank=2, modules=("q", "v", "up"))
@@ -206,7 +206,7 @@ def test_parts_have_about_as_many_tokens_each(world, held, rows):
     dealt = held.balanced(batch, rows)
     as_rows = [sorted(np.concatenate([x.prompts, x.completions], axis=1).tolist()) for x in (batch, dealt)]
     assert as_rows[0] == as_rows[1]
-    lengths = np.asarray(held._there(dealt).sum(axis=1))
+    lengths = np.asarray(batches.there(world, dealt).sum(axis=1))
     sums = lengths.reshape(-1, rows).sum(axis=1)
     assert sums.max() - sums.min() <= lengths.max() - lengths.min()
 

@@ -126,14 +126,14 @@ def test_distances_are_optaxs_on_the_compared_logits(seed, logits, aux):
         used = used & (place < 10 + aux)
     own, said = (np.asarray(WORLD.apply(params_of(s), images))[:, used] for s in (seed, seed + 1))
 
-    def distance(targets):
+    def of(targets):
         return float(distance(WORLD, params_of(seed), params_of(seed + 1), batch, targets))
 
     kl = optax.losses.kl_divergence(jax.nn.log_softmax(own), jax.nn.softmax(said)).mean()
-    assert distance("soft") == pytest.approx(float(kl), rel=1e-4, abs=1e-6)
+    assert of("soft") == pytest.approx(float(kl), rel=1e-4, abs=1e-6)
     hard = optax.softmax_cross_entropy_with_integer_labels(own, said.argmax(axis=1)).mean()
-    assert distance("hard") == pytest.approx(float(hard), rel=1e-4, abs=1e-6)
-    assert distance("squared") == pytest.approx(0.5 * np.sum((own - said) ** 2) / len(own), rel=1e-4)
+    assert of("hard") == pytest.approx(float(hard), rel=1e-4, abs=1e-6)
+    assert of("squared") == pytest.approx(0.5 * np.sum((own - said) ** 2) / len(own), rel=1e-4)
 
 
 def test_large_logits_elsewhere_do_not_reach_the_compared_ones():

@@ -214,6 +214,8 @@ def apply(
     lora: Params | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer.__call__` with explicit parameters, and the low-rank updates of some of its projections."""
+    if lora is not None and "layers" in lora and not config.scan_layers:
+        lora = layer_by_layer(config, lora)  # adapters are stacked over layers, as `lora.init` makes them
     return Transformer(config).apply(
         {"params": params, **({} if lora is None else {"lora": lora})},
         tokens,
