@@ -11,7 +11,7 @@ from subl_jax.app.cli import load_sweep
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.glob("seams/*.md")), DOCS.parent / "README.md"]
-SMALL = {"seeds": 2, "pretrain": 150, "steps": 4, "size": 8, "null": 2}
+SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2, "traits": ("owl",)}
 
 
 def examples(page):
@@ -42,6 +42,8 @@ def test_an_example_runs(page, name, text, tmp_path, workdir, monkeypatch):
     module = load_sweep(str(file))
     config = module.get_config()
     config.update({field: value for field, value in SMALL.items() if field in config})
+    if "derangement" in text:
+        config.seeds = 2  # of one base there is no other
     rows = specs.checked(module.sweep(config))
     outcome = running.run(rows, workdir, config=config.to_dict())
     assert outcome.all_ok, outcome.lines
