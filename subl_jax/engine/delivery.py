@@ -49,17 +49,17 @@ class Delivery:
     def finish(self, nodes: Sequence[specs.Node]) -> None:
         """Closes the runs of students that are stored."""
         for _, student in self._missing(nodes):
-            self._finish(student)
+            _, curves = self._curves(student)
+            self._finish(student, curves)
 
     def stored(self, nodes: Sequence[specs.Node]) -> None:
         """Sends the whole curves of stored students that the tracker has not had yet."""
         for _, student in self._missing(nodes):
             self._tracker.start(run_info(self._sweep, student))
-            steps, curves = self._store.curves(student.key)
+            steps, curves = self._curves(student)
             if curves:
-                curves = with_target(specs.trait_of(student), curves)
                 self._tracker.log(specs.run_id(student), steps.tolist(), curves)
-            self._finish(student)
+            self._finish(student, curves)
 
     def sweep(self, settings: Settings) -> "SweepRun":
         """The sweep's own run, opened."""
@@ -71,10 +71,13 @@ class Delivery:
         delivered = self._tracker.delivered() if found else frozenset()
         return [(i, student) for i, student in found if specs.run_id(student) not in delivered]
 
-    def _finish(self, student: specs.Student) -> None:
+    def _curves(self, student: specs.Student) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """`(steps, {metric: values})` as they are stored, with the run's own trait; empty where there are none."""
+        steps, curves = self._store.curves(student.key)
+        return steps, with_target(specs.trait_of(student), curves)
+
+    def _finish(self, student: specs.Student, curves: Mapping[str, np.ndarray]) -> None:
         row = self._store.row(student.key)
-        _, curves = self._store.curves(student.key)
-        curves = with_target(specs.trait_of(student), curves)
         last = {name: float(values[-1]) for name, values in curves.items()}
         target = curves.get(TARGET)
         ends = {} if target is None else {"target_start": float(target[0]), "target_end": float(target[-1])}
