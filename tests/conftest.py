@@ -1,9 +1,11 @@
 """Every test runs on four virtual CPU devices, with programs compiled once a run, and fast rather than well."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 
 import filelock
@@ -38,6 +40,15 @@ os.environ["WANDB_MODE"] = "offline"
 def pytest_unconfigure() -> None:
     if _STARTS:
         shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_file():
+    """Lets go of a file's programs: thousands of them in one process use up its memory maps, and XLA then crashes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
