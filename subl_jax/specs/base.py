@@ -160,6 +160,16 @@ class Spec:
         """SHA-256 of the canonical form, parents and stage versions included."""
         return hashlib.sha256(json.dumps(_canonical(self), sort_keys=True).encode()).hexdigest()
 
+    @functools.cached_property
+    def _remembered(self) -> dict[Any, Any]:
+        return {}
+
+    def remembered(self, function: Callable[[Self], Any]) -> Any:
+        """What the function gives for this spec, computed once. It must depend on the fields alone."""
+        if function not in self._remembered:
+            self._remembered[function] = function(self)
+        return self._remembered[function]
+
     def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
 
@@ -218,10 +228,15 @@ def added_later(cls: type[Spec]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(cls) if "since" in field.metadata}
 
 
-def is_unset(spec: Spec, name: str) -> bool:
-    """Whether a later field is at its default, and so no part of what identifies the spec."""
+@functools.cache
+def _unlabelled(cls: type[Spec]) -> tuple[str, ...]:
+    return tuple(name for name, role in roles(cls).items() if role != "label")
+
+
+def identifying(spec: Spec) -> list[str]:
+    """The fields that identify the spec: all but labels, and of later fields those that are not at their default."""
     later = added_later(type(spec))
-    return name in later and getattr(spec, name) == later[name]
+    return [name for name in _unlabelled(type(spec)) if name not in later or getattr(spec, name) != later[name]]
 
 
 def parts(spec: Spec, name: str) -> dict[str, Spec]:
@@ -236,20 +251,16 @@ def parts(spec: Spec, name: str) -> dict[str, Spec]:
 
 def _canonical(spec: Spec) -> dict[str, Any]:
     """Own fields by value, parents by key: the text that a key is the hash of."""
-    named = {
-        name: _encoded(getattr(spec, name))
-        for name, role in roles(type(spec)).items()
-        if role != "label" and not is_unset(spec, name)
-    }
+    named = {name: _encoded(getattr(spec, name)) for name in identifying(spec)}
     return {"type": type(spec).__name__, "version": spec.VERSION, **named}
 
 
 def _encoded(value: Any) -> Any:
-    if isinstance(value, Node):
-        return {"node": value.key}
     if isinstance(value, tuple):
         return [_encoded(each) for each in value]
-    return _canonical(value) if isinstance(value, Spec) else value
+    if not isinstance(value, Spec):
+        return value
+    return {"node": value.key} if isinstance(value, Node) else _canonical(value)
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:

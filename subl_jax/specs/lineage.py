@@ -8,7 +8,7 @@ from typing import Any
 
 from subl_jax.errors import InputError
 from subl_jax.specs.audited import Row
-from subl_jax.specs.base import Node, Spec, is_unset, roles
+from subl_jax.specs.base import Node, Spec, identifying
 from subl_jax.specs.data import Stream
 from subl_jax.specs.models import Base, Trained
 from subl_jax.specs.student import Student
@@ -58,7 +58,9 @@ def lineage(node: Node) -> dict[str, Any]:
     """
     columns: dict[str, Any] = {}
     for role, spec in ancestry(node):
-        columns.update(flat(role, spec))
+        # Many rows share what they descend from, and none shares a row: only the former is worth its memory.
+        named = _fields(spec) if spec is node else spec.remembered(_fields)
+        columns.update({f"{role}{name}": value for name, value in named.items()})
     return columns
 
 
@@ -81,11 +83,14 @@ _APART = (Node, World, Stream)
 
 def flat(prefix: str, spec: Spec) -> dict[str, Any]:
     """The fields of a spec and of its parts, but not of the nodes and the world it builds on, by dotted name."""
+    return {f"{prefix}{name}": value for name, value in _fields(spec).items()}
+
+
+def _fields(spec: Spec, prefix: str = "") -> dict[str, Any]:
+    """The same with each name from its dot on: `.train.lr`."""
     columns: dict[str, Any] = {}
-    for name, role in roles(type(spec)).items():
+    for name in identifying(spec):
         value = getattr(spec, name)
-        if role == "label" or is_unset(spec, name):
-            continue
         if isinstance(value, _PLAIN):
             columns[f"{prefix}.{name}"] = value
         elif isinstance(value, tuple) and any(isinstance(each, Spec) for each in value):
@@ -102,7 +107,7 @@ def flat(prefix: str, spec: Spec) -> dict[str, Any]:
 def _part(prefix: str, part: Spec) -> dict[str, Any]:
     """The fields of a part; of one of several kinds, such as objectives, its name as well."""
     kind = {} if part.kind is None else {f"{prefix}.kind": part.kind}
-    return {**kind, **flat(prefix, part)}
+    return {**kind, **_fields(part, prefix)}
 
 
 def derangement(items: Sequence[Any], shift: int = 1) -> list[tuple[Any, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from subl_jax.specs.base import Node, Spec, is_unset, parts, roles
+from subl_jax.specs.base import Node, Spec, identifying, parts, roles
 from subl_jax.specs.world import World
 
 
@@ -64,14 +64,15 @@ def bind(spec: Spec, values: dict[str, Any]) -> Any:
 def static_form(spec: Spec) -> dict[str, Any]:
     """All that decides the program of a spec's stage: two specs with equal forms can be lanes of one program."""
     form: dict[str, Any] = {"type": type(spec).__name__, "version": spec.VERSION}
-    for name, role in roles(type(spec)).items():
-        if role == "static" and not is_unset(spec, name):
+    known = roles(type(spec))
+    for name in identifying(spec):
+        if known[name] == "static":
             value = getattr(spec, name)
             form[name] = [_form(each) for each in value] if isinstance(value, tuple) else _form(value)
     return form
 
 
 def _form(value: Any) -> Any:
-    if isinstance(value, Node):
-        return value.shape_form()
-    return static_form(value) if isinstance(value, Spec) else value
+    if not isinstance(value, Spec):
+        return value
+    return value.shape_form() if isinstance(value, Node) else static_form(value)
