@@ -92,7 +92,7 @@ def _checks(cls: type) -> tuple[_Check, ...]:
 
 def _coerced(where: str, kind: Any, value: Any) -> Any:
     """`value` as the annotated type, so that equal settings are equal specs (1 and 1.0, list and tuple)."""
-    given, kinds = value, typing.get_args(kind)
+    given = value
     if isinstance(value, np.generic):
         value = value.item()
     if kind is float:
@@ -106,7 +106,7 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
     else:
         fits = isinstance(value, kind)
     if not fits:
-        names = [kind.__name__] if typing.get_origin(kind) is tuple else _offered(kinds or (kind,))
+        names = [kind.__name__] if typing.get_origin(kind) is tuple else _offered(typing.get_args(kind) or (kind,))
         shown = "" if isinstance(given, Spec) else f" = {given!r}"  # a whole lineage would be pages
         raise InputError(f"{where}{shown}: expected {' or '.join(names)}, got {type(given).__name__}")
     if kind is float:
@@ -114,7 +114,8 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
             raise InputError(f"{where} = {value!r}: expected a finite number")
         return float(value) + 0.0  # -0.0 is equal to 0.0, but would be hashed as another text
     if isinstance(value, list | tuple):
-        return tuple(_coerced(f"{where}[{i}]", kinds[0], item) for i, item in enumerate(value))
+        (of, *_) = typing.get_args(kind)
+        return tuple(_coerced(f"{where}[{i}]", of, item) for i, item in enumerate(value))
     return value
 
 
@@ -143,8 +144,10 @@ class Spec:
 
     def __post_init__(self) -> None:
         for field, where, kind, rules in _checks(type(self)):
-            value = _coerced(where, kind, getattr(self, field))
-            object.__setattr__(self, field, value)
+            value = getattr(self, field)
+            if type(value) is not kind or kind is float:
+                value = _coerced(where, kind, value)
+                object.__setattr__(self, field, value)
             if value is None:
                 continue
             for holds, words, bound in rules:
