@@ -271,9 +271,10 @@ def growing(tmp_path):
             threading.Thread(target=head.stdout.read, daemon=True).start()
             yield "127.0.0.1:6379", stops
             head.terminate()
-            head.wait(300)
+            head.communicate(timeout=300)  # which closes the pipe as well
         finally:
             head.kill()
+            head.stdout.close()
 
 
 @pytest.mark.slow
