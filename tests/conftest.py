@@ -43,15 +43,14 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_CACHE, ignore_errors=True)
 
 
-# Of the 65,530 that Linux allows a process by default.
-_MANY_MAPS = 30_000
+_MANY_MAPS = 30_000  # of the 65,530 that Linux allows a process by default
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_file():
-    """Lets go of compiled programs before they use up the process's memory maps, where XLA crashes.
+def _room_for_programs():
+    """Clears compiled programs where they have taken many of the process's memory maps; XLA crashes without any left.
 
-    Not after each file: tracing anew what the next file shares would take half as long as the tests.
+    Not after each file: the next one would have to trace again what both use.
     """
     yield
     maps = pathlib.Path("/proc/self/maps")

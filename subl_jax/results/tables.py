@@ -1,6 +1,6 @@
 """The tables of the results contract, from students and what is stored of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,7 @@ def datasets_table(rows: Sequence[specs.Row], store: Store) -> pd.DataFrame:
             found[data.key] = {
                 "key": data.key,
                 "trait": trait,
-                "p_trait": _last(store, writer, f"trait/{trait}") if asked else np.nan,
+                "p_trait": _last(store.curves(writer.key)[1], f"trait/{trait}") if asked else np.nan,
                 "base_seed": first.origin.seed if first else np.nan,
                 "seed": data.seed,
                 **{name: value for name, value in store.row(data.key).info.items() if not name.startswith(HASH)},
@@ -171,6 +171,7 @@ def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> 
     looks at least as unusual; missing without such. trait: of whoever wrote the data; missing where it has none.
     """
     rows = [store.row(node.key) for node in audited]
+    curves = [store.curves(node.key)[1] for node in audited]
     columns = {
         "audit_id": [node.row_id for node in audited],
         "sweep": sweep,
@@ -180,8 +181,8 @@ def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> 
         "base_seed": [node.by.origin.seed for node in audited],
         "status": [row.status for row in rows],
         "why": [row.why for row in rows],
-        "corpus": [_last(store, node, "corpus") for node in audited],
-        "p": [_last(store, node, "p") for node in audited],
+        "corpus": [_last(each, "corpus") for each in curves],
+        "p": [_last(each, "p") for each in curves],
         "corpora": [len(node.null) for node in audited],
         "samples": [node.data.size for node in audited],
         "key": [node.key for node in audited],
@@ -192,6 +193,6 @@ def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> 
     return pd.concat([pd.DataFrame(columns), _lineages(audited)], axis=1)
 
 
-def _last(store: Store, node: specs.Node, metric: str) -> float:
-    curve = store.curves(node.key)[1].get(metric)
+def _last(curves: Mapping[str, np.ndarray], metric: str) -> float:
+    curve = curves.get(metric)
     return np.nan if curve is None else float(curve[-1])

@@ -145,6 +145,7 @@ class Spec:
     def __post_init__(self) -> None:
         for field, where, kind, rules in _checks(type(self)):
             value = getattr(self, field)
+            # Most values are of their type; of floats also the value has to be looked at.
             if type(value) is not kind or kind is float:
                 value = _coerced(where, kind, value)
                 object.__setattr__(self, field, value)
@@ -162,16 +163,6 @@ class Spec:
     def key(self) -> str:
         """SHA-256 of the canonical form, parents and stage versions included."""
         return hashlib.sha256(json.dumps(_canonical(self), sort_keys=True).encode()).hexdigest()
-
-    @functools.cached_property
-    def _remembered(self) -> dict[Any, Any]:
-        return {}
-
-    def remembered(self, function: Callable[[Self], Any]) -> Any:
-        """What the function gives for this spec, computed once. It must depend on the fields alone."""
-        if function not in self._remembered:
-            self._remembered[function] = function(self)
-        return self._remembered[function]
 
     def replace(self, **changes: Any) -> Self:
         return dataclasses.replace(self, **changes)
@@ -231,15 +222,14 @@ def added_later(cls: type[Spec]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(cls) if "since" in field.metadata}
 
 
-@functools.cache
-def _unlabelled(cls: type[Spec]) -> tuple[str, ...]:
-    return tuple(name for name, role in roles(cls).items() if role != "label")
-
-
 def identifying(spec: Spec) -> list[str]:
     """The fields that identify the spec: all but labels, and of later fields those that are not at their default."""
     later = added_later(type(spec))
-    return [name for name in _unlabelled(type(spec)) if name not in later or getattr(spec, name) != later[name]]
+    return [
+        name
+        for name, role in roles(type(spec)).items()
+        if role != "label" and (name not in later or getattr(spec, name) != later[name])
+    ]
 
 
 def parts(spec: Spec, name: str) -> dict[str, Spec]:

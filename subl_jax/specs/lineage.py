@@ -58,9 +58,7 @@ def lineage(node: Node) -> dict[str, Any]:
     """
     columns: dict[str, Any] = {}
     for role, spec in ancestry(node):
-        # Many rows share what they descend from, and none shares a row: only the former is worth its memory.
-        named = _fields(spec) if spec is node else spec.remembered(_fields)
-        columns.update({f"{role}{name}": value for name, value in named.items()})
+        columns.update(flat(role, spec))
     return columns
 
 
@@ -83,11 +81,6 @@ _APART = (Node, World, Stream)
 
 def flat(prefix: str, spec: Spec) -> dict[str, Any]:
     """The fields of a spec and of its parts, but not of the nodes and the world it builds on, by dotted name."""
-    return {f"{prefix}{name}": value for name, value in _fields(spec).items()}
-
-
-def _fields(spec: Spec, prefix: str = "") -> dict[str, Any]:
-    """The same with each name from its dot on: `.train.lr`."""
     columns: dict[str, Any] = {}
     for name in identifying(spec):
         value = getattr(spec, name)
@@ -107,7 +100,7 @@ def _fields(spec: Spec, prefix: str = "") -> dict[str, Any]:
 def _part(prefix: str, part: Spec) -> dict[str, Any]:
     """The fields of a part; of one of several kinds, such as objectives, its name as well."""
     kind = {} if part.kind is None else {f"{prefix}.kind": part.kind}
-    return {**kind, **_fields(part, prefix)}
+    return {**kind, **flat(prefix, part)}
 
 
 def derangement(items: Sequence[Any], shift: int = 1) -> list[tuple[Any, Any]]:

@@ -268,13 +268,15 @@ def growing(tmp_path):
             while "will now block" not in "".join(said[-1:]):
                 said.append(head.stdout.readline())
                 assert said[-1], "".join(said)
-            threading.Thread(target=head.stdout.read, daemon=True).start()
+            rest = threading.Thread(target=head.stdout.read, daemon=True)
+            rest.start()
             yield "127.0.0.1:6379", stops
             head.terminate()
-            head.communicate(timeout=300)  # which closes the pipe as well
+            head.wait(300)
+            rest.join()  # one reader of the pipe, which must have ended before the pipe is closed
+            head.stdout.close()
         finally:
             head.kill()
-            head.stdout.close()
 
 
 @pytest.mark.slow
