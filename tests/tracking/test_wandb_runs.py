@@ -11,6 +11,7 @@ import types
 
 import numpy as np
 import pytest
+import wandb
 
 from subl_jax.engine.observers import NoTracker, RunInfo
 from subl_jax.errors import InputError
@@ -108,6 +109,7 @@ def test_many_open_runs_are_written_as_given(tmp_path):
     assert warnings == []
     assert lines == [f"wandb sync {tmp_path / 'wandb'}"]
     assert tracker.delivered() == set(ids)
+    wandb.teardown()  # the client does not wait for its process to close the files of finished runs
     for i, run_id in enumerate(ids):
         (path,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
         found = read_back(path)
