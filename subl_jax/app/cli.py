@@ -114,6 +114,7 @@ def _execute(command: Command) -> int:
             dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
     cluster.start(command.cluster)
+    devices.check()
     outcome = running.run(
         command.students,
         command.workdir,

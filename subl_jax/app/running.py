@@ -94,16 +94,17 @@ def run(
     devices.check()
     peers = cluster.peers()
     progress = progress or Progress(None if peers.leads else Console(quiet=True))
-    progress.say(f"devices: {devices.described()}")
     if not is_local(workdir):
         progress.say(f"opening {os.fspath(workdir)}")  # an object store may take its time to answer, or to refuse
     workdir = peers.together(lambda: open_workdir(workdir))
     began, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     with contextlib.ExitStack() as held:
-        held.enter_context(devices.usual_settings(progress.warn))
         if peers.count > 1:
             check_shared(peers, workdir)
         peers.together(lambda: held.enter_context(lock(workdir)) if peers.leads else None)
+        # First of all lines: a sweep that fell back to the CPU must not go unnoticed.
+        progress.say(f"devices: {devices.described()}" if fleet is None else "devices: those of the fleet")
+        held.enter_context(devices.usual_settings(progress.warn))
         machines = held.enter_context(fleet.connected()) if fleet else None
         held.enter_context(progress)
         preempted = held.enter_context(preemption_notice())

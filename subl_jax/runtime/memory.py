@@ -15,7 +15,7 @@ _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OOM")
 
 
 def free(devices: int) -> int:
-    """Bytes that each of so many devices of this process still has; CPU devices share what machine or container have."""
+    """Bytes that each of so many devices of this process still has; CPU devices share what the container has."""
     reports = [device.memory_stats() for device in jax.local_devices()]
     if all(report and "bytes_limit" in report for report in reports):
         return min(report["bytes_limit"] - report.get("bytes_in_use", 0) for report in reports)

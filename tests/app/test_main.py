@@ -60,7 +60,6 @@ def test_show_refuses_what_is_no_workdir_in_one_line(arguments, capsys):
 
 
 def test_a_file_where_one_is_hides_no_package(tmp_path):
-    (tmp_path / "ast.py").write_text("raise SystemExit('the wrong one')")
     (tmp_path / "absl.py").write_text("raise SystemExit('the wrong one')")
     script = [sys.executable, "-m", "subl_jax", "sweep", "--config", "nowhere.py"]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True)

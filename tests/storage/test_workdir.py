@@ -27,7 +27,7 @@ def test_without_flock_a_workdir_is_held_all_the_same_and_nothing_is_said(no_flo
 
 
 def test_a_lock_that_a_killed_process_left_behind_is_taken_over(no_flock, tmp_path):
-    script = "import filelock, os, sys; filelock.SoftFileLock(sys.argv[1]).acquire(); os._exit(9)"
+    script = "import filelock, os, sys; held = filelock.SoftFileLock(sys.argv[1]); held.acquire(); os._exit(9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / ".lock")], check=False)
     assert (tmp_path / ".lock").exists()
     with lock(tmp_path):
