@@ -17,7 +17,7 @@ from tiny_world import FILTER, TRAIN, WORLD, written
 
 import subl_jax
 from subl_jax import specs
-from subl_jax.app import running
+from subl_jax.app import contract, running
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import wide_summary
