@@ -376,13 +376,14 @@ def test_what_the_environment_sets_changes_no_result_and_stops_no_sweep(finished
         "JAX_DEBUG_NANS": "1",
         "JAX_ENABLE_X64": "1",
     }
-    done = launched("--config", TINY, "--workdir", "out", cwd=tmp_path, **environment)
+    done = launched("--config", TINY, "--config.traits=owl", "--workdir", "out", cwd=tmp_path, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("devices: 4 CPU\n") and "set aside" in done.stdout
     assert list((tmp_path / "out" / "figures").glob("*.png"))
-    usual = pd.read_parquet(finished[0] / "curves.parquet")
-    curves = pd.read_parquet(tmp_path / "out" / "curves.parquet")
+    tables = (pd.read_parquet(workdir / "curves.parquet") for workdir in (finished[0], tmp_path / "out"))
+    usual, curves = (table.astype({"run_id": str, "metric": str}) for table in tables)
     usual = usual[usual.run_id.isin(curves.run_id)].reset_index(drop=True)
+    assert len(curves)
     pd.testing.assert_frame_equal(curves, usual, check_exact=True)
 
 
