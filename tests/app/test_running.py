@@ -304,6 +304,6 @@ def test_a_report_that_fails_costs_a_line_and_no_result(sweep, outcome, monkeypa
         raise RuntimeError("no\ntemplate")
 
     monkeypatch.setattr(contract.report, "write_report", fail)
-    again = running.run(sweep, outcome.results.workdir)
+    again = run(sweep, outcome.results.workdir, name="tiny")
     assert again.lines[-1] == "warning: report.html could not be written, the tables are: RuntimeError: no template"
     pd.testing.assert_frame_equal(again.results.runs, outcome.results.runs)
