@@ -115,3 +115,17 @@ def foreign(path):
 def test_no_private_member_is_used_by_another():
     used = {name_of(path): foreign(path) - PRIVATE.get(name_of(path), set()) for path in files()}
     assert {name: members for name, members in used.items() if members} == {}
+
+
+def test_files_of_text_are_utf_8_whatever_the_locale():
+    """`read_text`, `write_text` and `open` name an encoding, or are of bytes."""
+    without = []
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+            binary = name == "open" and ast.unparse(node.func) == "os.open"
+            binary |= any(isinstance(each, ast.Constant) and "b" in str(each.value) for each in ast.walk(node))
+            named = name and any(keyword.arg == "encoding" for keyword in node.keywords)
+            if name in ("read_text", "write_text") and not named or name == "open" and not (named or binary):
+                without.append(f"{name_of(path)}:{node.lineno}")
+    assert without == []

@@ -38,6 +38,7 @@ from subl_jax.engine.settings import Settings
 from subl_jax.errors import FleetError, InputError, OutOfMemory, PeerLost, Preempted, StorageError
 from subl_jax.runtime import cluster, devices
 from subl_jax.runtime.cluster import PREEMPTED, RESUME
+from subl_jax.tracking import plain_text
 
 _OVERRIDABLE = (int, float, bool, str, tuple)
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
     Of several processes, one that ends in a way the others do not know of ends here, and they notice.
     """
+    plain_text.allow()
     try:
         if {"-h", "--help", "--helpfull"} & set(argv):
             print(__doc__)
@@ -107,9 +109,12 @@ def _execute(command: Command) -> int:
         pruning.prune(command.students, command.workdir, keep, dry_run=command.dry_run, say=say)
         return 0
     if command.dry_run:
-        dry_run.show(console, command.students, command.workdir, command.settings)
+        devices.check()
+        with devices.usual_settings(lambda line: print(f"warning: {line}", file=sys.stderr)):
+            dry_run.show(console, command.students, command.workdir, command.settings)
         return 0
     cluster.start(command.cluster)
+    devices.check()
     outcome = running.run(
         command.students,
         command.workdir,
@@ -121,9 +126,13 @@ def _execute(command: Command) -> int:
         profile=command.profile,
     )
     results = outcome.results
-    files = {name: str(results.workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
     if cluster.peers().leads:
-        print_outcome(console, Summarised(results.summary, results.comparisons), files, outcome.lines)
+        try:
+            files = running.finished_files(results.workdir)
+            print_outcome(console, Summarised(results.summary, results.comparisons), files, outcome.lines)
+        except Exception as error:  # the results are stored: a table that cannot be shown costs no more than a line
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            _said(f"warning: {results.workdir}: the tables are stored, but cannot be shown: {reason}", 0)
     return 0 if outcome.all_ok else 1
 
 
@@ -156,21 +165,31 @@ def load_sweep(file: str) -> types.ModuleType:
     Raises:
       InputError: no such file, not Python, or without `get_config` and `sweep`.
     """
-    path = pathlib.Path(_path_of(file))
+    path = pathlib.Path(_path_of(file)).expanduser()
     if not path.is_file():
         here = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         raise InputError(f"--config {path}: no such file" + (f"; {specs.nearest(str(path), here)}" if here else ""))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(_module_name(path), path)
     if spec is None or spec.loader is None:
         raise InputError(f"--config {path}: not a Python file; expected a name that ends in .py")
     module = importlib.util.module_from_spec(spec)
     # Registered so that a world defined in the file can be found again by its name.
-    sys.modules.setdefault(path.stem, module)
+    sys.modules.setdefault(module.__name__, module)
     _guarded(path, "import", lambda: spec.loader.exec_module(module))
     for name in ("get_config", "sweep"):
         if not callable(getattr(module, name, None)):
             raise InputError(f"--config {path}: has no {name}(); a sweep file has get_config() and sweep(config)")
     return module
+
+
+def _module_name(path: pathlib.Path) -> str:
+    """The name of the file, or another where a package is called so: `import wandb` must not find a sweep."""
+    try:
+        found = importlib.util.find_spec(path.stem)
+    except (ImportError, ValueError):  # not a name of a module; or one in sys.modules that was made by hand
+        found = None
+    same = found and found.origin and pathlib.Path(found.origin).resolve() == path.resolve()
+    return path.stem if found is None or same else f"sweep_file_{path.stem}"
 
 
 def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Command:
@@ -179,7 +198,7 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     Raises:
       InputError: a mistake in the arguments, the sweep file, or the specs that it makes.
     """
-    path, argument = pathlib.Path(_path_of(file)), file[len(_path_of(file)) + 1 :]
+    path, argument = pathlib.Path(_path_of(file)).expanduser(), file[len(_path_of(file)) + 1 :]
     config = _guarded(path, "get_config", lambda: _get_config(path, module, argument))
     if not isinstance(config, ConfigDict):
         given = type(config).__name__
@@ -281,7 +300,14 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
         raise InputError(line) from None
     if left:
         raise InputError(f"{left[0]!r}: not understood; options begin with --, as in --config.seeds=8")
-    return values, values.config
+    config = values.config
+    for name, kind in kinds.items():
+        *way, last = name.split(".")
+        holder = functools.reduce(getattr, way, config)
+        if kind is str and holder[last] == "None":  # as one would write it in Python; a spec refuses it where it must
+            with holder.ignore_type():
+                holder[last] = None
+    return values, config
 
 
 def _kinds(config: ConfigDict, prefix: str = "") -> dict[str, type]:

@@ -1,12 +1,14 @@
 """The results contract of a workdir (docs/results.md), written when everything is computed."""
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from subl_jax import specs
+from subl_jax.errors import StorageError
 from subl_jax.probes import Theorem
 from subl_jax.results import comparisons, report, specificity, tables
 from subl_jax.specs.metrics import OF_TRAINING, Metric, collected
@@ -16,9 +18,17 @@ from subl_jax.storage.store import Store
 
 
 def write_results(
-    workdir: epath.Path, name: str, rows: Sequence[specs.Row], store: Store, sweep: dict[str, Any]
+    workdir: epath.Path,
+    name: str,
+    rows: Sequence[specs.Row],
+    store: Store,
+    sweep: dict[str, Any],
+    warn: Callable[[str], None] = warnings.warn,
 ) -> None:
-    """Writes every table and the report; `sweep.json` comes last and says that the others are there."""
+    """Writes every table and the report; `sweep.json` comes last and says that the others are there.
+
+    The report never costs a finished sweep its tables: a fault of it is a line for `warn`.
+    """
     students, audited = of_table("runs", rows), of_table("audits", rows)
     runs = tables.runs_table(name, students, store)
     curves = tables.curves_table(students, store)
@@ -29,7 +39,12 @@ def write_results(
     written = {"runs": runs, "curves": curves, "datasets": datasets, "audits": audits, **found._asdict()}
     for file, table in written.items():
         write_parquet_atomic(workdir / f"{file}.parquet", table)
-    report.write_report(workdir, runs, curves, found, datasets, sweep, audits)
+    try:
+        report.write_report(workdir, runs, curves, found, datasets, sweep, audits, warn=warn)
+    except StorageError:
+        raise
+    except Exception as error:  # of whatever library draws or writes the page
+        warn(f"report.html could not be written, the tables are: {report.fault(error)}")
     write_json_atomic(workdir / "sweep.json", sweep)
 
 

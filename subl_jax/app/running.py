@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -26,9 +27,11 @@ from subl_jax.engine.timing import GroupTiming
 from subl_jax.errors import InputError
 from subl_jax.fleet import Fleet
 from subl_jax.results.load import Results, load
-from subl_jax.runtime import cluster
+from subl_jax.runtime import cluster, devices
+from subl_jax.storage.atomic import is_local
 from subl_jax.storage.store import Store
 from subl_jax.storage.workdir import lock, open_workdir, remove_leftovers
+from subl_jax.tracking import plain_text
 from subl_jax.tracking.terminal import Progress
 from subl_jax.tracking.wandb_runs import local_folder, make_tracker
 
@@ -87,14 +90,21 @@ def run(
         raise InputError("--profile: steps are traced on this machine; give it without --launcher=ray")
     rows = specs.checked(rows)
     settings = settings or Settings(tracker="none")
+    plain_text.allow()
+    devices.check()
     peers = cluster.peers()
     progress = progress or Progress(None if peers.leads else Console(quiet=True))
+    if not is_local(workdir):
+        progress.say(f"opening {os.fspath(workdir)}")  # an object store may take its time to answer, or to refuse
     workdir = peers.together(lambda: open_workdir(workdir))
     began, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     with contextlib.ExitStack() as held:
         if peers.count > 1:
             check_shared(peers, workdir)
         peers.together(lambda: held.enter_context(lock(workdir)) if peers.leads else None)
+        # First of all lines: a sweep that fell back to the CPU must not go unnoticed.
+        progress.say(f"devices: {devices.described()}" if fleet is None else "devices: those of the fleet")
+        held.enter_context(devices.usual_settings(progress.warn))
         machines = held.enter_context(fleet.connected()) if fleet else None
         held.enter_context(progress)
         preempted = held.enter_context(preemption_notice())
@@ -121,9 +131,11 @@ def run(
             "fleet": machines and machines.facts,
             **machine(),
         }
-        peers.together(lambda: write_results(workdir, name, rows, store, sweep) if peers.leads else None)
+        faults: list[str] = []
+        write = functools.partial(write_results, workdir, name, rows, store, sweep, warn=faults.append)
+        peers.together(lambda: write() if peers.leads else None)
         results = load(workdir)
-    return Outcome(results, [*lines, *trouble(results)])
+    return Outcome(results, [*lines, *trouble(results), *(f"warning: {fault}" for fault in faults)])
 
 
 def _computed(
@@ -150,6 +162,11 @@ def _computed(
     finally:
         lines += tracker.close()
     return timings, lines
+
+
+def finished_files(workdir: epath.Path) -> dict[str, str]:
+    """Name → path of the files that the end of a sweep points to."""
+    return {name: str(workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
 
 
 def trouble(results: Results) -> list[str]:

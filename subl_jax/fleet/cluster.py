@@ -85,7 +85,7 @@ class Fleet:
                 configure_logging=False,
             )
         except Exception as error:  # of many types: no cluster, a dead head, another version of Ray or Python
-            reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
+            reason = " ".join(str(error).split())[:500].rstrip(".")  # versions that differ come in later lines
             raise InputError(f"--ray_address={self.address}: no cluster to be reached: {reason}") from None
         try:
             yield Cluster(self.resources, self.slice)

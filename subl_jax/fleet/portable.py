@@ -30,7 +30,7 @@ def portable(form: Any) -> Any:
         return form
     made = {name: portable(value) for name, value in form.items()}
     if _IMPORTED.fullmatch(str(form.get("class"))) and form["path"] and is_local(form["path"]):
-        made["path"] = os.path.abspath(form["path"])
+        made["path"] = os.path.abspath(os.path.expanduser(form["path"]))
     return made
 
 
@@ -45,7 +45,7 @@ def classes(form: Any) -> Iterator[str]:
 @functools.cache
 def source(module: str) -> str:
     """Of a single file (a sweep file, a world beside it), which no other machine need have."""
-    return pathlib.Path(sys.modules[module].__file__).read_text()
+    return pathlib.Path(sys.modules[module].__file__).read_text(encoding="utf-8")
 
 
 def import_sources(sources: Mapping[str, str]) -> None:

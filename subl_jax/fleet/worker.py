@@ -61,7 +61,11 @@ def compute(task: Task, member: Member | None = None) -> Done:
             f"{socket.gethostname()} has subl_jax {__version__}, the driver has {task.version}; install the same "
             "version on all machines"
         )
-    with preemption_notice() as preempted, member.joined() if member else contextlib.nullcontext():
+    with (
+        preemption_notice() as preempted,
+        member.joined() if member else contextlib.nullcontext(),
+        devices.usual_settings(lambda line: None),  # which the driver has said
+    ):
         return _worker(task.workdir, task.settings).compute(task, preempted)
 
 

@@ -126,7 +126,7 @@ def load(workdir: epath.PathLike) -> Results:
         comparisons=comparisons,
         datasets=datasets,
         audits=pd.DataFrame(columns=list(tables.OF_AUDITS)) if audits is None else audits,
-        sweep=json.loads(patiently((workdir / "sweep.json").read_text)),
+        sweep=json.loads(patiently((workdir / "sweep.json").read_bytes)),
     )
 
 

@@ -3,7 +3,8 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from etils import epath
 
 from subl_jax.results import cells, comparisons, report_tables
 from subl_jax.results.comparisons import Summarised
-from subl_jax.results.figures import Figure, Tables
+from subl_jax.results.figures import Figure, Tables, style
 from subl_jax.results.figures.style import arm_colours
 from subl_jax.results.headline import headline
 from subl_jax.results.units import of_runs
@@ -52,6 +53,7 @@ def write_report(
     datasets: pd.DataFrame,
     sweep: Mapping[str, Any],
     audits: pd.DataFrame | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> epath.Path:
     """Writes report.html and figures/*.png of a finished sweep.
 
@@ -60,6 +62,7 @@ def write_report(
       runs, curves, summarised, datasets, audits: the result tables, as in docs/results.md.
       sweep: the content of sweep.json. `base_rate`, trait → chance level, draws the chance lines; `metrics` says how
         curves are called and drawn.
+      warn: takes a line for each figure that could not be drawn, and is left out.
 
     Returns:
       The path of report.html.
@@ -67,6 +70,7 @@ def write_report(
     import jinja2
 
     workdir = epath.Path(workdir)
+    style.import_matplotlib()
     # Figures of an earlier sweep in this directory are not of this one.
     patiently(lambda: (workdir / "figures").rmtree(missing_ok=True))
     patiently(lambda: (workdir / "figures").mkdir(parents=True, exist_ok=True))
@@ -90,7 +94,7 @@ def write_report(
         of_cell = _in_cell(grid, whole, cell)
         said = Summarised(of_cell.summary, of_cell.comparisons)
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
-        drawn = [_saved(workdir, figure, of_cell, suffix) for figure in Figure.found() if figure.scope == "cell"]
+        drawn = [_saved(workdir, figure, of_cell, warn, suffix) for figure in Figure.found() if figure.scope == "cell"]
         sections.append(
             {
                 "title": section_title(cell, several_worlds),
@@ -100,7 +104,7 @@ def write_report(
         )
     over_all: dict[str, list[_Shown]] = {}
     for figure in Figure.found():
-        if figure.scope == "sweep" and (shown := _saved(workdir, figure, whole)):
+        if figure.scope == "sweep" and (shown := _saved(workdir, figure, whole, warn)):
             over_all.setdefault(figure.section, []).append(shown)
     theorem = (
         None
@@ -147,16 +151,27 @@ def _in_cell(grid: cells.Cells, whole: Tables, cell: dict[str, Any]) -> Tables:
     return dataclasses.replace(whole, runs=runs, curves=curves, summary=lines, comparisons=compared)
 
 
-def _saved(workdir: epath.Path, figure: Figure, tables: Tables, suffix: str = "") -> _Shown | None:
-    """Draws a figure and writes its file; None where its data is missing."""
-    drawn = figure.draw(tables)
-    if drawn is None:
+def fault(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _saved(
+    workdir: epath.Path, figure: Figure, tables: Tables, warn: Callable[[str], None], suffix: str = ""
+) -> _Shown | None:
+    """Draws a figure and writes its file; None where its data is missing, or where it cannot be drawn."""
+    stream, file = io.BytesIO(), f"{figure.name}{suffix}.png"
+    try:
+        drawn = figure.draw(tables)
+        if drawn is None:
+            return None
+        drawn.savefig(stream, format="png")
+        caption = figure.caption(tables)
+    except Exception as error:  # of matplotlib, or of a figure in a user's own file
+        warn(f"figures/{file} could not be drawn: {fault(error)}")
         return None
-    stream = io.BytesIO()
-    drawn.savefig(stream, format="png")
-    file = f"{figure.name}{suffix}.png"
     write_bytes_atomic(workdir / "figures" / file, stream.getvalue())
-    return _Shown(file, figure.caption(tables), base64.b64encode(stream.getvalue()).decode())
+    return _Shown(file, caption, base64.b64encode(stream.getvalue()).decode())
 
 
 def _spread(count: int, most: int) -> list[int]:

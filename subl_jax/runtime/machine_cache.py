@@ -18,7 +18,7 @@ from subl_jax.storage import atomic
 
 def folder() -> pathlib.Path:
     """Where what is known of this machine is kept; `SUBL_JAX_CACHE` moves it."""
-    return pathlib.Path(os.environ.get("SUBL_JAX_CACHE") or platformdirs.user_cache_dir("subl_jax"))
+    return pathlib.Path(os.environ.get("SUBL_JAX_CACHE") or platformdirs.user_cache_dir("subl_jax")).expanduser()
 
 
 def recall(file: str, what: str) -> Any:
@@ -34,7 +34,7 @@ def remember(file: str, what: str, entry: Any) -> None:
 def entries(file: str) -> dict[str, Any]:
     """All that a file of the folder holds, by key; nothing where it is damaged."""
     try:
-        found = json.loads((folder() / file).read_text())
+        found = json.loads((folder() / file).read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -9,16 +9,18 @@ import jax
 import psutil
 
 from subl_jax.errors import OutOfMemory
+from subl_jax.runtime import container
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "OOM")
 
 
 def free(devices: int) -> int:
-    """Bytes that each of so many devices of this process still has; CPU devices share what the machine has."""
+    """Bytes that each of so many devices of this process still has; CPU devices share what the container has."""
     reports = [device.memory_stats() for device in jax.local_devices()]
     if all(report and "bytes_limit" in report for report in reports):
         return min(report["bytes_limit"] - report.get("bytes_in_use", 0) for report in reports)
-    return psutil.virtual_memory().available // devices
+    there, left = psutil.virtual_memory().available, container.memory_left()
+    return (there if left is None else min(there, left)) // devices
 
 
 def peak() -> int:

@@ -37,7 +37,7 @@ def records(path: epath.PathLike, example: str) -> Iterator[tuple[str, dict]]:
     Raises:
       InputError: the file is missing or holds nothing, or a line is not an object; `example` shows what one should be.
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     try:
         text = patiently(path.read_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,7 +56,7 @@ def file_sha256(path: epath.PathLike) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
 
     def digest() -> str:
-        with epath.Path(path).open("rb") as file:
+        with epath.Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     return patiently(digest)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 
 import filelock
@@ -47,7 +48,9 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
     path = epath.Path(workdir) / ".lock"
     held = filelock.FileLock(os.fspath(path), timeout=0)
     try:
-        held.acquire()
+        with warnings.catch_warnings():  # without flock a file stands for the lock, which serves
+            warnings.filterwarnings("ignore", message="flock not supported")
+            held.acquire()
     except filelock.Timeout:
         raise InputError(
             f"--workdir {os.fspath(workdir)}: another sweep is running in it; wait for it or use another --workdir"

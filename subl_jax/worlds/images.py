@@ -113,6 +113,7 @@ def read_idx(path: epath.PathLike) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _read_folder(folder: str) -> dict[str, np.ndarray]:
     arrays = {name: read_idx(_file(epath.Path(folder), name)) for name in _NAMES}
+    _from_zero(arrays)
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         square = images.ndim == 3 and images.shape[1] == images.shape[2] and images.size
@@ -124,6 +125,14 @@ def _read_folder(folder: str) -> dict[str, np.ndarray]:
     if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
         raise InputError(f"{folder}: images for training and for testing differ in size")
     return arrays
+
+
+def _from_zero(arrays: dict[str, np.ndarray]) -> None:
+    """EMNIST's 26 letters are labelled from 1, which would count a class that has no image."""
+    labels = [arrays[f"{split}_labels"] for split in ("train", "test")]
+    found = np.concatenate(labels)
+    if found.size and (found.min(), found.max()) == (1, 26):
+        arrays.update(train_labels=labels[0] - np.uint8(1), test_labels=labels[1] - np.uint8(1))
 
 
 def _file(folder: epath.Path, name: str) -> epath.Path:

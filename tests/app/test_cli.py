@@ -12,7 +12,10 @@ import tiny_world
 
 from subl_jax.app import cli
 from subl_jax.engine import lanes
+from subl_jax.errors import InputError
+from subl_jax.storage import jsonl
 from subl_jax.storage.store import lock
+from subl_jax.tracking import final_table
 
 ROOT = pathlib.Path(__file__).parents[2]
 TESTS = ROOT / "tests"
@@ -359,3 +362,69 @@ def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(tmp_path):
     assert would.stdout.splitlines()[0] == done.stdout.splitlines()[0].replace("removed", "would remove")
     again = launched(*small)
     assert again.returncode == 0 and "distil" not in again.stdout
+
+
+# --- machines as people have them ---
+
+
+def test_what_the_environment_sets_changes_no_result_and_stops_no_sweep(finished, tmp_path):
+    """As in a notebook's shell, on a terminal that is not UTF-8, while somebody looks for a nan."""
+    environment = {
+        "MPLBACKEND": "module://nowhere.backend_inline",
+        "PYTHONIOENCODING": "ascii",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_DEBUG_NANS": "1",
+        "JAX_ENABLE_X64": "1",
+    }
+    done = launched("--config", TINY, "--config.traits=owl", "--workdir", "out", cwd=tmp_path, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("devices: 4 CPU\n") and "set aside" in done.stdout
+    assert list((tmp_path / "out" / "figures").glob("*.png"))
+    tables = (pd.read_parquet(workdir / "curves.parquet") for workdir in (finished[0], tmp_path / "out"))
+    usual, curves = (table.astype({"run_id": str, "metric": str}) for table in tables)
+    usual = usual[usual.run_id.isin(curves.run_id)].reset_index(drop=True)
+    assert len(curves)
+    pd.testing.assert_frame_equal(curves, usual, check_exact=True)
+
+
+def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+    done = launched("--config", TINY, "--workdir", "out", cwd=tmp_path, JAX_PLATFORMS="cuda")
+    assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: JAX_PLATFORMS=cuda: jax finds no such device here")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["rich", "wandb", "queue"])
+def test_a_sweep_file_that_is_called_like_a_package_does_not_hide_it(tmp_path, name):
+    module = cli.load_sweep(str(file(tmp_path, HEAD + "def sweep(config): pass\n", f"{name}.py")))
+    assert sys.modules[module.__name__] is module and module.__name__ != name
+    assert sys.modules.get(name) is not module
+
+
+def test_a_home_is_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file(tmp_path, HEAD + "def sweep(config): raise RuntimeError('read')\n")
+    with pytest.raises(InputError, match="sweep failed: RuntimeError: read"):
+        command(sweep="~/mine.py")
+    file(tmp_path, '{"prompt": "a", "completion": "b"}', "data.jsonl")
+    assert jsonl.read_jsonl("~/data.jsonl") == [("a", "b")] and jsonl.file_sha256("~/data.jsonl")
+
+
+def test_none_for_a_text_is_none(tmp_path):
+    text = HEAD.replace('"none": None', '"text": "a", "inner": {"text": "b"}')
+    path = file(tmp_path, text + "def sweep(config): raise RuntimeError(f'{config.text!r} {config.inner.text!r}')\n")
+    with pytest.raises(InputError, match="RuntimeError: None 'b'"):
+        command("--config.text=None", sweep=path)
+    with pytest.raises(InputError, match="RuntimeError: 'a' None"):
+        command("--config.inner.text=None", sweep=path)
+
+
+def test_tables_that_cannot_be_shown_cost_a_line(finished, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such\nterminal")
+
+    monkeypatch.setattr(final_table, "print_outcome", fail)
+    assert cli.main(["--config", str(TINY), "--workdir", str(finished[0])]) == 0
+    error = capsys.readouterr().err
+    assert "the tables are stored, but cannot be shown: RuntimeError: no such terminal" in error

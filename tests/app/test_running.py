@@ -17,7 +17,7 @@ from tiny_world import FILTER, TRAIN, WORLD, written
 
 import subl_jax
 from subl_jax import specs
-from subl_jax.app import running
+from subl_jax.app import contract, running
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import wide_summary
@@ -285,3 +285,25 @@ def test_the_sweep_says_how_its_metrics_are_called(outcome):
     metrics = outcome.results.sweep["metrics"]
     assert metrics["kl"] == {"label": "KL to the teacher", "unit": "", "drawn": "curve", "zero": False, "log": False}
     assert {"loss", "cosine"} <= metrics.keys()
+
+
+def test_a_bucket_is_named_before_it_is_asked(sweep, monkeypatch, capsys):
+    """Without credentials an object store's client may look for them for half a minute."""
+
+    def refuse(path):
+        assert f"opening {path}" in capsys.readouterr().out
+        raise InputError("no credentials")
+
+    monkeypatch.setattr(running, "open_workdir", refuse)
+    with pytest.raises(InputError, match="no credentials"):
+        running.run(sweep, "gs://nowhere/out")
+
+
+def test_a_report_that_fails_costs_a_line_and_no_result(sweep, outcome, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no\ntemplate")
+
+    monkeypatch.setattr(contract.report, "write_report", fail)
+    again = run(sweep, outcome.results.workdir, name="tiny")
+    assert again.lines[-1] == "warning: report.html could not be written, the tables are: RuntimeError: no template"
+    pd.testing.assert_frame_equal(again.results.runs, outcome.results.runs)

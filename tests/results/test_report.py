@@ -10,6 +10,7 @@ import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
 from subl_jax.results.comparisons import summarise
+from subl_jax.results.figures import transfer
 from subl_jax.results.headline import headline
 from subl_jax.results.report import write_report
 from subl_jax.results.wide import from_wide, wide_summary
@@ -314,3 +315,16 @@ def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):
     assert page.index("The theorem") < page.index("Transfer") and (tmp_path / "figures" / "theorem.png").exists()
     without = write_report(tmp_path, runs, fake_curves(runs), summarise(runs), datasets, {"sweep": "t"}).read_text()
     assert "The theorem" not in without
+
+
+def test_a_figure_that_cannot_be_drawn_costs_a_line_and_no_other_figure(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no\nfont")
+
+    runs, said = fake_runs(), []
+    monkeypatch.setattr(transfer.Transfer, "draw", fail)
+    path = write_report(
+        tmp_path, runs, fake_curves(runs), summarise(runs), fake_datasets(), {"sweep": "t"}, None, said.append
+    )
+    assert said and all(line.endswith("could not be drawn: ValueError: no font") for line in said)
+    assert path.exists() and list((tmp_path / "figures").glob("*.png"))

@@ -122,3 +122,14 @@ def test_what_is_fetched_must_be_mnist(tmp_path, monkeypatch):
     monkeypatch.setattr(pooch, "retrieve", retrieve)
     with pytest.raises(InputError, match="not MNIST .checksum differs."):
         images.find("", "mnist")
+
+
+def test_letters_that_are_labelled_from_1_are_26_classes(tmp_path):
+    def letters(name, content):
+        labels = np.arange(1, 27, dtype=np.uint8)
+        shown = labels if "labels" in name else np.zeros((26, 5, 5), np.uint8)
+        return f"emnist-letters-{name.replace('t10k', 'test')}", idx(shown)
+
+    found = images.find(folder(tmp_path, letters))
+    assert found.classes == 26
+    np.testing.assert_array_equal(found.arrays()["test_labels"], np.arange(26))

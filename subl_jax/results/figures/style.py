@@ -1,5 +1,7 @@
 """What all figures share: colours of arms, panels, axes, the legend."""
 
+import importlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,7 +37,18 @@ def present(names: Iterable[str], column: pd.Series) -> list[str]:
     return [name for name in names if name in there]
 
 
+def import_matplotlib() -> None:
+    """Figures are files and need no backend: one that the environment names, and that is not here, must not matter."""
+    named = os.environ.pop("MPLBACKEND", None)  # read once, as matplotlib is imported
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
 def blank(width: float, height: float) -> "Figure":
+    import_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
