@@ -59,7 +59,7 @@ def info(run_id: str, arm: str = "same_init") -> RunInfo:
 
 
 def token_of(folder) -> str:
-    """One client serves all tests, so that each has ids of its own."""
+    """One client serves all tests, so that each has ids of its own, and a project so called."""
     return hashlib.sha256(str(folder).encode()).hexdigest()[:8]
 
 
@@ -67,10 +67,10 @@ def names(runs) -> set[str]:
     return {wandb_id.partition("-")[0] for wandb_id in runs}
 
 
-def tracker_of(folder, warn, project="subl", **options) -> WandbTracker:
+def tracker_of(folder, warn, **options) -> WandbTracker:
     ledger = folder / "wandb" / "delivered.txt"
     options = {"waits": SHORT, **options}
-    return WandbTracker(Place(project), folder, token_of(folder), ledger=ledger, warn=warn, **options)
+    return WandbTracker(Place(token_of(folder)), folder, token_of(folder), ledger=ledger, warn=warn, **options)
 
 
 def sent(tracker, run_id: str, steps=(0, 10, 20)) -> None:
@@ -88,8 +88,8 @@ def test_runs_arrive_whole(server, tmp_path):
         tracker.show(run_id, {}, {"figures/transfer": _png()} if run_id == "c" else {})
         tracker.finish(run_id, {"target_end": i / 10, "status": "ok"}, exit_code=i % 2)
     lines = tracker.close()
-    assert lines == [f"W&B: {server.url}/{wandb_server.ENTITY}/subl"]
-    runs = server.of("subl")
+    assert lines == [f"W&B: {server.url}/{wandb_server.ENTITY}/{token_of(tmp_path)}"]
+    runs = server.of(token_of(tmp_path))
     assert names(runs) == {"a", "b", "c"}
     for i, run_id in enumerate(("a", "b", "c")):
         run = runs[f"{run_id}-{token_of(tmp_path)}"]
@@ -112,7 +112,7 @@ def test_a_run_that_was_interrupted_goes_on_without_repeating_its_rows(server, t
     second = tracker_of(tmp_path, pytest.fail)
     sent(second, "a")
     second.close()
-    (run,) = server.of("subl").values()
+    (run,) = server.of(token_of(tmp_path)).values()
     assert [row["student/step"] for row in run.history()] == [0, 10, 20]
     assert run.exit_code == 0 and second.delivered() == {"a"}
 
@@ -125,7 +125,7 @@ def test_the_sweep_goes_on_behind_its_rows(server, tmp_path):
         tracker.log("sweep", [0, 1], {"groups/lanes": np.array([value, value])})
         tracker.finish("sweep", {})
         tracker.close()
-    (run,) = server.of("subl").values()
+    (run,) = server.of(token_of(tmp_path)).values()
     assert [(row["sweep/group"], row["groups/lanes"]) for row in run.history()] == [(0, 1), (1, 1), (2, 2), (3, 2)]
 
 
@@ -139,7 +139,7 @@ def test_what_the_server_refuses_concerns_one_run(server, tmp_path, operation, s
     for run_id in ("a", "b", "c"):
         sent(tracker, run_id)
     tracker.close()
-    runs = server.of("subl")
+    runs = server.of(token_of(tmp_path))
     assert all(len(runs[f"{run_id}-{token_of(tmp_path)}"].history()) == 3 for run_id in "ac")
     assert len(warnings) == 1 and warnings[0].startswith("W&B refuses run b, ")
     offline = [path.name.partition("-")[0] for path in (tmp_path / "wandb").glob("*run-*-b-*")]
@@ -162,7 +162,7 @@ def test_a_server_that_is_unwell_turns_runs_offline_until_it_is_back(server, tmp
         "W&B is out of reach, runs are written offline until it is back",
         "W&B is within reach again",
     ]
-    assert len(server.of("subl")[f"b-{token_of(tmp_path)}"].history()) == 3
+    assert len(server.of(token_of(tmp_path))[f"b-{token_of(tmp_path)}"].history()) == 3
     assert list((tmp_path / "wandb").glob("offline-run-*-a-*")) and tracker.delivered() == {"a", "b"}
 
 
@@ -200,11 +200,11 @@ def test_what_was_written_offline_is_synced(server, tmp_path, monkeypatch):
     for run_id in ("a", "b"):
         sent(tracker, run_id)
     assert tracker.close() == [f"wandb sync {tmp_path / 'wandb'}"]
-    assert not server.runs
+    assert not server.of(token_of(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "online")
     command = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "wandb")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    runs = server.of("subl")
+    runs = server.of(token_of(tmp_path))
     assert names(runs) == {"a", "b"}, done.stdout + done.stderr
     for run in runs.values():
         assert [row["student/step"] for row in run.history()] == [0, 10, 20]
