@@ -117,7 +117,9 @@ class OpenRun:
         shown: dict[str, Any] = {}
         for name, table in tables.items():
             rows = [[_plain(value) for value in row] for row in table.itertuples(index=False)]
-            shown[name] = self._wandb.Table(columns=[str(column) for column in table.columns], data=rows)
+            shown[name] = self._wandb.Table(
+                columns=[str(column) for column in table.columns], data=rows, allow_mixed_types=True
+            )
         for name, data in images.items():
             # Read only where there are images: it comes with matplotlib.
             shown[name] = self._wandb.Image(importlib.import_module("PIL.Image").open(io.BytesIO(data)))
