@@ -42,6 +42,7 @@ class Server:
         self.asked: list[tuple[str, str]] = []
         self.saved: list[dict[str, Any]] = []  # variables of mutations that save views and reports
         self.fault: Fault = lambda operation, run: None
+        self.projects: list[str] = []
         self.stopping = threading.Event()  # whoever hangs is let go
         self.lock = threading.Lock()
         self.url = ""
@@ -129,6 +130,13 @@ class Server:
     def _UpsertView2(self, variables):  # noqa: N802
         self.saved.append(variables)
         return {"upsertView": {"view": {"id": "w", "name": variables["name"]}, "inserted": True}}
+
+    def _upsertView(self, variables):  # noqa: N802
+        self.saved.append(variables)
+        project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        names = ("name", "displayName", "description", "spec")
+        view = {"id": "r", "type": "runs", "project": project, **{name: variables[name] for name in names}}
+        return {"upsertView": {"view": view, "inserted": True}}
 
     # --- the file stream ---
 

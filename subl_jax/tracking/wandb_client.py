@@ -157,5 +157,6 @@ def stop_client() -> None:
     """
     with contextlib.suppress(Exception):
         connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection
+        connection._finalizer.close()
         connection._cleanup()
         connection._proc._process.kill()

@@ -1,16 +1,19 @@
 """The tracker online: the real client against a server on the loopback address (wandb_server.py)."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import wandb_server
 
 from subl_jax.engine.observers import RunInfo
+from subl_jax.tracking.sweep_run import STEP
 from subl_jax.tracking.wandb_client import stop_client
 from subl_jax.tracking.wandb_place import Place
 from subl_jax.tracking.wandb_runs import Waits, WandbTracker
@@ -102,6 +105,24 @@ def test_runs_arrive_whole(server, tmp_path):
     shown = runs[f"c-{token_of(tmp_path)}"].history()[2]["figures/transfer"]
     assert runs[f"c-{token_of(tmp_path)}"].files[shown["path"]].startswith(b"\x89PNG")
     assert tracker.delivered() == {"a", "b", "c"}
+
+
+def test_the_sweeps_own_run_arrives_with_tables_and_links(server, tmp_path):
+    tracker = tracker_of(tmp_path, pytest.fail)
+    sent(tracker, "a")
+    own = RunInfo("sweep", "traits: sweep", "traits", "sweep", "", None, {"config": {"seeds": 2}}, STEP, appends=True)
+    tracker.start(own)
+    table = pd.DataFrame({"run_id": ["a"], "target_end": [0.25], "why": [None]})
+    tracker.show("sweep", {"tables/students": table}, {})
+    tracker.finish("sweep", {"headline": "Transfer."})
+    tracker.close()
+    run = server.of(token_of(tmp_path))[f"sweep-{token_of(tmp_path)}"]
+    assert run.summary["headline"] == "Transfer." and run.config["config"] == {"seeds": 2}
+    shown = run.history()[-1]["tables/students"]
+    link = f"{server.url}/{wandb_server.ENTITY}/{token_of(tmp_path)}/runs/a-{token_of(tmp_path)}"
+    content = json.loads(run.files[shown["path"]])
+    assert content["columns"] == ["run_id", "target_end", "why", "link"]
+    assert content["data"] == [["a", 0.25, None, link]]
 
 
 def test_a_run_that_was_interrupted_goes_on_without_repeating_its_rows(server, tmp_path):
