@@ -33,6 +33,7 @@ def save(place: Place, results: Results | None = None) -> dict[str, str]:
     Raises:
       InputError: nobody is logged in, or no entity is known.
     """
+    wandb.setup(wandb.Settings(silent=True))
     if not logged_in(wandb):
         raise InputError("W&B: nobody is logged in; run `wandb login`, or set WANDB_API_KEY")
     entity = place.entity or wandb.Api().default_entity
@@ -66,9 +67,9 @@ def views(place: Place) -> list[workspaces.Workspace]:
             sections=[workspaces.Section(name=section, panels=panels, is_open=True)],
             settings=workspaces.WorkspaceSettings(x_axis=axis, max_runs=_MOST_RUNS, group_by_prefix="first"),
             runset_settings=workspaces.RunsetSettings(
-                filters=[kind],
+                filters=expr.And(kind),
                 groupby=[] if kind is _OF_SWEEP else [expr.Config("arm")],
-                pinned_columns=["run:displayName", "config:arm", "config:trait", "summary:target_end"],
+                pinned_columns=["run:displayName", "config:arm.value", "config:trait.value", "summary:target_end"],
             ),
         )
         for name, (section, panels, kind, axis) in made.items()
@@ -86,7 +87,7 @@ def transfer_panels() -> list[reports.LinePlot]:
     ]
 
 
-def comparison_panels() -> list[reports.BarPlot | reports.ScatterPlot]:
+def comparison_panels() -> list[reports.BarPlot]:
     """The ends of the arms beside each other, and each trait's."""
     return [
         _bars("P(trait) after training, by arm", "target_end", "arm", 0),
@@ -96,7 +97,7 @@ def comparison_panels() -> list[reports.BarPlot | reports.ScatterPlot]:
     ]
 
 
-def retention_panels() -> list[reports.BarPlot | reports.ScatterPlot]:
+def retention_panels() -> list[reports.LinePlot | reports.BarPlot | reports.ScatterPlot]:
     """What a defence leaves of the transfer, and what it costs: every arm's gain, and against the loss and the KL."""
     return [
         _bars("P(trait) over chance after training, by arm", OVER_CHANCE, "arm", 0),
@@ -129,13 +130,13 @@ def report(place: Place, results: Results) -> reports.Report:
         entity=place.entity,
         project=place.project,
         name=sweep,
-        filters=[expr.Metric("Group") == fitting(sweep), _OF_STUDENTS],
+        filters=expr.And(expr.Metric("Group") == fitting(sweep), _OF_STUDENTS),
     )
     own = reports.Runset(
         entity=place.entity,
         project=place.project,
         name=f"{sweep}: sweep",
-        filters=[expr.Metric("Group") == fitting(sweep), _OF_SWEEP],
+        filters=expr.And(expr.Metric("Group") == fitting(sweep), _OF_SWEEP),
     )
     media = [f"figures/{path.stem}" for path in sorted((results.workdir / "figures").glob("*.png"))]
     figures = reports.MediaBrowser(title="Figures", media_keys=media, num_columns=1, layout=_layout(0, wide=True))
@@ -195,7 +196,7 @@ def _curve(title: str, metric: str, place: int) -> reports.LinePlot:
 def _bars(title: str, metric: str, by: str, place: int) -> reports.BarPlot:
     return reports.BarPlot(
         title=title,
-        metrics=[reports.SummaryMetric(metric)],
+        metrics=[metric],
         groupby=reports.Config(by),
         groupby_aggfunc="mean",
         groupby_rangefunc="stderr",

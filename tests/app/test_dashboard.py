@@ -62,7 +62,7 @@ def test_views_and_a_report_are_saved(server, tmp_path, capsys):
     transfer = json.loads(saved["Transfer by arm"]["spec"])
     first = panels(transfer)[0]["config"]
     assert first["metrics"] == ["target"] and first["xAxis"] == "student/step"
-    assert first["groupBy"] == "arm" and first["groupArea"] == "stderr" and first["groupAgg"] == "mean"
+    assert first["groupBy"] == "arm.value" and first["groupArea"] == "stderr" and first["groupAgg"] == "mean"
     assert [each["config"]["metrics"] for each in panels(transfer)][1:3] == [["target/chance"], ["target/off_diagonal"]]
     assert "sweep" in json.dumps(transfer["section"]["runSets"][0]["filters"])
     regexes = [each["config"]["metricRegex"] for each in panels(json.loads(saved["Throughput"]["spec"]))]
