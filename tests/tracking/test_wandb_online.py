@@ -47,8 +47,9 @@ def listening(tmp_path_factory):
         wandb = pytest.importorskip("wandb")
         wandb.teardown()
         yield server
-        # It would wait for the runs that could not be opened.
+        # It would wait for the runs that could not be opened. Other files begin with a client of their own.
         stop_client()
+        sys.modules["wandb.sdk.wandb_setup"]._singleton = None
 
 
 @pytest.fixture
