@@ -20,6 +20,11 @@ def of_network(error: BaseException) -> bool:
     return isinstance(error, OSError) or bool(_NETWORK.search(text))
 
 
+def of_client(error: BaseException) -> bool:
+    """Whether the client itself is at fault, such as a process of its that has ended; no server has said anything."""
+    return type(error).__module__.startswith(("wandb.sdk.mailbox", "wandb.sdk.lib"))
+
+
 def upload_refused(log: pathlib.Path) -> str | None:
     """What the client's own log says of an upload that the server refused for good; None where it says nothing.
 

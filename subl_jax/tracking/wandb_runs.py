@@ -238,7 +238,7 @@ class WandbTracker(Tracker):
         try:
             opened = self._client.open(info, self._id(info.run_id), online)
         except Exception as error:
-            if not online:
+            if not online or wandb_faults.of_client(error):
                 raise
             if wandb_faults.of_network(error):
                 self._down(error)

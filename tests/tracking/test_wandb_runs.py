@@ -390,6 +390,21 @@ def test_one_refused_run_is_written_offline_and_the_next_goes_online(tmp_path, m
     assert tracker.delivered() == {"a", "b"}
 
 
+def test_a_client_that_has_ended_is_no_refusal(tmp_path, monkeypatch):
+    from wandb.sdk.mailbox import MailboxClosedError
+
+    def ended(run_id):
+        if run_id == "b":
+            raise MailboxClosedError
+
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(init=ended))
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    warnings: list[str] = []
+    tracker = wandb_tracker(tmp_path, warnings.append)
+    whole_sweep(tracker, ("a", "b"))
+    assert warnings == ["W&B lost run b: MailboxClosedError"] and tracker.delivered() == {"a"}
+
+
 def test_a_server_that_comes_back_is_used_again(tmp_path, monkeypatch):
     now, opened = [0.0], queue.Queue()
 
