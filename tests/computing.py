@@ -122,25 +122,20 @@ class FakeTracker:
 
     def __init__(self, delivered=()):
         self.runs, self.points, self.finished, self._delivered = {}, {}, {}, set(delivered)
-        self.sweeps, self.groups, self.sums = [], [], None
+        self.tables, self.images = {}, {}
 
     def start(self, run):
-        if run.arm == "sweep":
-            self.sweeps.append(run)
-        else:
-            self.runs[run.run_id] = run
+        self.runs[run.run_id] = run
 
     def log(self, run_id, steps, metrics):
-        if run_id not in self.runs:
-            self.groups.append((*steps, {name: float(values[0]) for name, values in metrics.items()}))
-            return
         for i, step in enumerate(steps):
             self.points.setdefault(run_id, []).append((step, {name: float(v[i]) for name, v in metrics.items()}))
 
+    def show(self, run_id, tables, images):
+        self.tables.update(tables)
+        self.images.update(images)
+
     def finish(self, run_id, summary, exit_code=0):
-        if run_id not in self.runs:
-            self.sums = summary
-            return
         assert run_id not in self.finished
         self.finished[run_id] = (summary, exit_code)
         self._delivered.add(run_id)

@@ -31,7 +31,7 @@ WIDE: dict[str, int] = {"World": 25, "Digits": 28, "ToyLanguage": 31, "Pretraine
 # file → private members of others that it may use for now.
 PRIVATE: dict[str, set[str]] = {
     # W&B's client has no public way to stop it, nor to be told that it may not ask for a login.
-    "tracking/wandb_runs.py": {"_singleton", "_connection", "_process", "_proc", "_cleanup"},
+    "tracking/wandb_client.py": {"_singleton", "_connection", "_process", "_proc", "_cleanup", "_finalizer"},
 }
 
 _PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit"}  # of named tuples, and `os._exit`

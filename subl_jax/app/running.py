@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -19,21 +19,22 @@ from subl_jax import specs
 from subl_jax.app.contract import base_rates, earlier_runs, metrics_of, write_results
 from subl_jax.app.facts import installed, machine
 from subl_jax.app.processes import check_equal, check_shared, opened
+from subl_jax.engine.observers import NoTracker, Tracker
 from subl_jax.engine.plan import Plan
 from subl_jax.engine.preemption import preemption_notice
-from subl_jax.engine.runner import Elsewhere, Engine
+from subl_jax.engine.runner import Engine
 from subl_jax.engine.settings import Settings
-from subl_jax.engine.timing import GroupTiming
 from subl_jax.errors import InputError
 from subl_jax.fleet import Fleet
 from subl_jax.results.load import Results, load
 from subl_jax.runtime import cluster, devices
 from subl_jax.storage.atomic import is_local
-from subl_jax.storage.store import Store
 from subl_jax.storage.workdir import lock, open_workdir, remove_leftovers
 from subl_jax.tracking import plain_text
+from subl_jax.tracking.sweep_run import SweepRun, sweep_id
 from subl_jax.tracking.terminal import Progress
-from subl_jax.tracking.wandb_runs import local_folder, make_tracker
+from subl_jax.tracking.wandb_place import local_folder
+from subl_jax.tracking.wandb_runs import make_tracker
 
 __all__ = [
     "Outcome",
@@ -98,6 +99,7 @@ def run(
         progress.say(f"opening {os.fspath(workdir)}")  # an object store may take its time to answer, or to refuse
     workdir = peers.together(lambda: open_workdir(workdir))
     began, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    lines: list[str] = []
     with contextlib.ExitStack() as held:
         if peers.count > 1:
             check_shared(peers, workdir)
@@ -111,57 +113,63 @@ def run(
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
         store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
-        options = {"settings": settings, "progress": progress, "preempted": preempted}
-        elsewhere = machines and functools.partial(machines.compute, workdir=workdir, store=store, **options)
-        timings, lines = _computed(workdir, name, store, plan, elsewhere, profile, **options)
-        if fleet:
-            remove_leftovers(workdir)  # of machines that died on the way
-        sweep = {
+        tracker = _tracker(workdir, settings, progress)
+        held.callback(lambda: lines.extend(tracker.close()))
+        facts = {
             "sweep": name,
             "command": " ".join(sys.argv),
             "started": began.isoformat(timespec="seconds"),
-            "seconds": time.perf_counter() - clock,
             "config": json.loads(json.dumps(config or {}, default=str)),
             "settings": dataclasses.asdict(settings),
+            **machine(),
+        }
+        record = _sweep_run(tracker, name, plan, facts)
+        options = {"settings": settings, "progress": progress, "preempted": preempted}
+        elsewhere = machines and functools.partial(machines.compute, workdir=workdir, store=store, **options)
+        traces = local_folder(workdir) / "profile" if profile and peers.leads else None
+        engine = Engine(workdir, name, store, settings, tracker, progress, preempted, traces)
+        timings = engine.compute(plan, elsewhere, record.add if record else lambda timing: None)
+        if fleet:
+            remove_leftovers(workdir)  # of machines that died on the way
+        sweep = {
+            **facts,
+            "seconds": time.perf_counter() - clock,
             "base_rate": base_rates(rows),
             "metrics": {name: dataclasses.asdict(metric) for name, metric in metrics_of(rows).items()},
             "reused_nodes": len(plan.reused),
             "groups": [dataclasses.asdict(timing) for timing in timings],
             "earlier": earlier_runs(workdir),
             "fleet": machines and machines.facts,
-            **machine(),
         }
         faults: list[str] = []
         write = functools.partial(write_results, workdir, name, rows, store, sweep, warn=faults.append)
         peers.together(lambda: write() if peers.leads else None)
         results = load(workdir)
+        if record:
+            _shown(record, results, progress)
     return Outcome(results, [*lines, *trouble(results), *(f"warning: {fault}" for fault in faults)])
 
 
-def _computed(
-    workdir: epath.Path,
-    name: str,
-    store: Store,
-    plan: Plan,
-    elsewhere: Elsewhere | None,
-    profile: bool,
-    *,
-    settings: Settings,
-    progress: Progress,
-    preempted: Callable[[], bool],
-) -> tuple[list[GroupTiming], list[str]]:
-    """Computes the plan, and tracks it. The timings of its groups, and the tracker's lines for the end."""
+def _tracker(workdir: epath.Path, settings: Settings, progress: Progress) -> Tracker:
+    """The leading process tracks, for all."""
     peers = cluster.peers()
     kind = settings.tracker if peers.leads else "none"
-    tracker = peers.together(lambda: make_tracker(kind, workdir=workdir, project=settings.project, warn=progress.warn))
-    traces = local_folder(workdir) / "profile" if profile and peers.leads else None
-    lines: list[str] = []
+    return peers.together(lambda: make_tracker(kind, workdir=workdir, project=settings.project, warn=progress.warn))
+
+
+def _sweep_run(tracker: Tracker, name: str, plan: Plan, facts: dict[str, Any]) -> SweepRun | None:
+    """The sweep's own run, opened where somebody tracks and there is something new to say."""
+    if isinstance(tracker, NoTracker) or (not plan.groups and sweep_id(name) in tracker.delivered()):
+        return None
+    return SweepRun(tracker, name, facts)
+
+
+def _shown(record: SweepRun, results: Results, progress: Progress) -> None:
+    """Ends the sweep's own run. The results are written: what goes wrong here costs a line, and no more."""
     try:
-        engine = Engine(workdir, name, store, settings, tracker, progress, preempted, traces)
-        timings = engine.compute(plan, elsewhere)
-    finally:
-        lines += tracker.close()
-    return timings, lines
+        record.finish(results)
+    except Exception as error:
+        progress.warn(f"W&B: the sweep's own run lacks its tables: {type(error).__name__}: {error}")
 
 
 def finished_files(workdir: epath.Path) -> dict[str, str]:

@@ -1,7 +1,5 @@
-"""What the trackers are given: one run per student, one of the sweep itself."""
+"""What the trackers are given of the students: a run each."""
 
-import dataclasses
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +7,7 @@ import numpy as np
 
 from subl_jax import specs
 from subl_jax.engine.observers import RunInfo, Tracker
-from subl_jax.engine.settings import Settings
-from subl_jax.specs.metrics import TARGET, with_target
+from subl_jax.specs.metrics import TARGET, tracked
 from subl_jax.storage.store import Store
 
 
@@ -25,11 +22,18 @@ class Delivery:
         self._sweep = sweep
         self._store = store
         self._students: dict[str, list[specs.Student]] = {}  # by the key of their node
+        self._traits: dict[str, dict[str, None]] = {}  # that are followed in a world, by its key
+        self._chances: dict[str, Mapping[str, float]] = {}
 
     def expect(self, students: Sequence[specs.Student]) -> None:
         """From here on, these are tracked."""
         for student in students:
             self._students.setdefault(student.key, []).append(student)
+            world, trait = student.world, specs.trait_of(student)
+            if trait is not None:
+                self._traits.setdefault(world.key, {})[trait] = None
+            if world.key not in self._chances:
+                self._chances[world.key] = world.base_rates
 
     def watched(self, nodes: Sequence[specs.Node]) -> bool:
         """Whether one of the nodes is a student to be tracked, in whatever process."""
@@ -44,7 +48,7 @@ class Delivery:
         """One point of each node's curve; metrics: (nodes, ...) each."""
         for lane, student in self._missing(nodes):
             row = {name: values[lane : lane + 1] for name, values in metrics.items()}
-            self._tracker.log(specs.run_id(student), [step], with_target(specs.trait_of(student), row))
+            self._tracker.log(specs.run_id(student), [step], self._shown(student, row))
 
     def finish(self, nodes: Sequence[specs.Node]) -> None:
         """Closes the runs of students that are stored."""
@@ -61,10 +65,6 @@ class Delivery:
                 self._tracker.log(specs.run_id(student), steps.tolist(), curves)
             self._finish(student, curves)
 
-    def sweep(self, settings: Settings) -> "SweepRun":
-        """The sweep's own run, opened."""
-        return SweepRun(self._tracker, self._sweep, settings)
-
     def _missing(self, nodes: Sequence[specs.Node]) -> list[tuple[int, specs.Student]]:
         """The students of the nodes, with their places, whose runs are not finished yet."""
         found = [(i, student) for i, node in enumerate(nodes) for student in self._students.get(node.key, ())]
@@ -72,9 +72,14 @@ class Delivery:
         return [(i, student) for i, student in found if specs.run_id(student) not in delivered]
 
     def _curves(self, student: specs.Student) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """`(steps, {metric: values})` as they are stored, with the run's own trait; empty where there are none."""
+        """`(steps, {metric: values})` of a stored student as they are tracked; empty where there are none."""
         steps, curves = self._store.curves(student.key)
-        return steps, with_target(specs.trait_of(student), curves)
+        return steps, self._shown(student, curves)
+
+    def _shown(self, student: specs.Student, curves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        trait, world = specs.trait_of(student), student.world.key
+        chance = self._chances[world].get(trait) if trait else None
+        return tracked(trait, curves, chance, self._traits.get(world, {}))
 
     def _finish(self, student: specs.Student, curves: Mapping[str, np.ndarray]) -> None:
         row = self._store.row(student.key)
@@ -83,30 +88,6 @@ class Delivery:
         ends = {} if target is None else {"target_start": float(target[0]), "target_end": float(target[-1])}
         summary = {**last, **ends, "status": row.status}
         self._tracker.finish(specs.run_id(student), summary, exit_code=0 if row.status == "ok" else 1)
-
-
-class SweepRun:
-    """The sweep itself as a run: what each group took, a row each, and the sums."""
-
-    def __init__(self, tracker: Tracker, sweep: str, settings: Settings) -> None:
-        self._tracker = tracker
-        self._id = f"sweep-{uuid.uuid4().hex[:12]}"
-        self._count = 0
-        self._sums: dict[str, float] = {}
-        config = {"settings": dataclasses.asdict(settings)}
-        tracker.start(RunInfo(self._id, f"{sweep}: groups", sweep, "sweep", "", None, config))
-
-    def add(self, timing: Mapping[str, float | str]) -> None:
-        """timing: of a group, as in sweep.json."""
-        numbers = {name: float(value) for name, value in timing.items() if not isinstance(value, str)}
-        rows = {f"{timing['stage']}/{name}": np.asarray([value]) for name, value in numbers.items()}
-        self._tracker.log(self._id, [self._count], rows)
-        self._count += 1
-        for name in ("lanes", "lane_steps", "compile_seconds", "run_seconds"):
-            self._sums[name] = self._sums.get(name, 0.0) + numbers[name]
-
-    def finish(self) -> None:
-        self._tracker.finish(self._id, self._sums)
 
 
 def run_info(sweep: str, student: specs.Student) -> RunInfo:

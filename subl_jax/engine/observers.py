@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """One student as a run. `sweep` becomes the W&B group, `arm` its job type, `config` its whole lineage (nested)."""
+    """One student, or the sweep itself, as a run.
+
+    `sweep` becomes the W&B group, `arm` its job type, `config` its whole lineage (nested). `step` is the name of the
+    axis. A run that `appends` goes on behind the rows of earlier commands; others send theirs again.
+    """
 
     run_id: str
     name: str
@@ -21,6 +26,8 @@ class RunInfo:
     world: str
     trait: str | None
     config: dict[str, Any]
+    step: str = "student/step"
+    appends: bool = False
 
 
 class Tracker(Protocol):
@@ -31,6 +38,9 @@ class Tracker(Protocol):
 
     def log(self, run_id: str, steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> None:
         """Adds rows to a curve. Each metric: (len(steps),) float on the host; a NaN is left out of its row."""
+
+    def show(self, run_id: str, tables: Mapping[str, pd.DataFrame], images: Mapping[str, bytes]) -> None:
+        """Adds tables, and images as PNG, under their names. A column `run_id` of a table becomes links, too."""
 
     def finish(self, run_id: str, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
         """Closes a run with its final numbers; exit code 0 means that the student is ok."""
@@ -49,6 +59,9 @@ class NoTracker(Tracker):
         pass
 
     def log(self, run_id: str, steps: Sequence[int], metrics: Mapping[str, np.ndarray]) -> None:
+        pass
+
+    def show(self, run_id: str, tables: Mapping[str, pd.DataFrame], images: Mapping[str, bytes]) -> None:
         pass
 
     def finish(self, run_id: str, summary: Mapping[str, float | str], exit_code: int = 0) -> None:

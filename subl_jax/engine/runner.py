@@ -1,6 +1,5 @@
 """The groups of a plan, one after the other, each in batches of lanes (`batch.py`)."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -72,8 +71,10 @@ class Engine:
         self._paces = Paces()
         self.writing = behind.writing
 
-    def compute(self, plan: Plan, elsewhere: Elsewhere | None = None) -> list[GroupTiming]:
-        """Computes every pending node, in this process or `elsewhere`.
+    def compute(
+        self, plan: Plan, elsewhere: Elsewhere | None = None, ended: Callable[[GroupTiming], None] = lambda timing: None
+    ) -> list[GroupTiming]:
+        """Computes every pending node, in this process or `elsewhere`. `ended` is called as each group has ended.
 
         Raises:
           Preempted: `preempted` said so; what finished is stored, and what ran is saved.
@@ -84,9 +85,8 @@ class Engine:
         if self._peers.leads:
             services.delivery.stored(list(plan.reused.values()))
         services.retention.expect(plan, services.settings.keep)
-        record = services.delivery.sweep(services.settings) if self._peers.leads and plan.groups else None
         if elsewhere is not None:
-            timings = elsewhere(plan.groups, self._stored, lambda timing: record.add(dataclasses.asdict(timing)))
+            timings = elsewhere(plan.groups, self._stored, ended)
         else:
             services.display.plan(len(plan.groups))
             services.profiler.choose(plan.groups)
@@ -94,11 +94,8 @@ class Engine:
             with self.writing():
                 for group in plan.groups:
                     timings.append(self.run_group(group))
-                    if record:
-                        record.add(dataclasses.asdict(timings[-1]))
+                    ended(timings[-1])
                     services.retention.done(group.nodes)
-        if record:
-            record.finish()
         services.retention.done(())  # what could not go yet, as the last batch was being written
         saves.remove_all(services.workdir)
         return timings

@@ -18,7 +18,7 @@ class Settings(Spec):
     the latter on accelerators. `checkpoint_seconds` is how often a running batch of lanes is saved, `stretch_seconds`
     how long training runs on before the host looks whether it is to stop. `keep` says whose parameters stay once
     nothing is left to compute from them: of all models, of those that others build on (`teachers`), or of none
-    (`curves`).
+    (`curves`). `project` is W&B's PROJECT or ENTITY/PROJECT; where it is empty, WANDB_PROJECT, or else subl_jax.
     """
 
     devices: int = static(0, ge=0)
@@ -33,7 +33,7 @@ class Settings(Spec):
     stretch_seconds: float = static(4.0, gt=0.0)
     keep: str = static("all", choices=("all", "teachers", "curves"))
     tracker: str = static("wandb", choices=("wandb", "none"))
-    project: str = static("subl_jax")
+    project: str = static("")
 
 
 def defaults() -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """What a measured number is called and how it is drawn, said by whoever measures it (a world, a probe)."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal, TypeVar, get_args
+
+import numpy as np
 
 Drawn = Literal["curve", "end", "none"]
 _Values = TypeVar("_Values")
@@ -61,6 +63,33 @@ def with_target(trait: str | None, curves: Mapping[str, _Values]) -> dict[str, _
     """
     name = target_of(trait, curves)
     return {**curves, TARGET: curves[name]} if name else dict(curves)
+
+
+# Of a run's own trait: P over chance, and the mean P of the other traits that the sweep's teachers have.
+OVER_CHANCE = "target/chance"
+OFF_DIAGONAL = "target/off_diagonal"
+
+
+def tracked(
+    trait: str | None, curves: Mapping[str, np.ndarray], chance: float | None, others: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """The curves of a run as trackers show them: `target` and what it is compared with, and paths for the rest.
+
+    Names are paths, which W&B groups into sections: `loss` is `training/loss`. Stored curves keep their names.
+
+    Args:
+      chance: P of the trait in a model without preferences; None where it is not known.
+      others: the traits of the sweep's other teachers. Over all students of an arm, the mean of their P is that beside
+        the diagonal of the teacher × trait matrix.
+    """
+    found = with_target(trait, curves)
+    shown = {name if "/" in name or name == TARGET else f"training/{name}": each for name, each in found.items()}
+    if TARGET in found and chance:
+        shown[OVER_CHANCE] = found[TARGET] / chance
+    beside = [curves[f"trait/{other}"] for other in others if other != trait and f"trait/{other}" in curves]
+    if TARGET in found and beside:
+        shown[OFF_DIAGONAL] = np.mean(beside, axis=0)
+    return shown
 
 
 # What training itself measures of every student.

@@ -19,6 +19,8 @@ class Ledger:
             return frozenset(self._ids)
 
     def add(self, run_id: str) -> None:
+        if run_id in self.ids():
+            return
         line = f"{run_id}\n".encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "r+b" if self._path.exists() else "wb") as file:

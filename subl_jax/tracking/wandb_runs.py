@@ -5,38 +5,41 @@ A fault of the tracker never stops or slows a sweep.
 
 import atexit
 import contextlib
-import hashlib
-import importlib
 import os
 import pathlib
 import queue
 import shlex
-import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from subl_jax.engine.observers import NoTracker, RunInfo, Tracker
 from subl_jax.errors import InputError
+from subl_jax.tracking import wandb_faults, wandb_place
 from subl_jax.tracking.ledger import Ledger
-
-STEP = "student/step"
+from subl_jax.tracking.wandb_client import Client, OpenRun, stop_client
+from subl_jax.tracking.wandb_place import Place, files_folder, local_folder
 
 # A client that stands still must not fill the memory of a long sweep.
 _BACKLOG_BYTES = 256 * 2**20
 _TASK_BYTES = 4096
 
-_MODES = {
-    "online": "online",
-    "run": "online",
-    "shared": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
+
+class Waits(NamedTuple):
+    """How long the tracker waits, in seconds, none of it in the sweep's own thread but `drain`.
+
+    init: for the server to take a run. finish: for a run's rows to arrive. again: before an unreachable server is
+    tried again. drain: at the end of the sweep, for all that is left.
+    """
+
+    init: float = 20.0
+    finish: float = 30.0
+    again: float = 60.0
+    drain: float = 60.0
 
 
 def make_tracker(
@@ -44,93 +47,82 @@ def make_tracker(
     *,
     workdir: str | os.PathLike[str],
     project: str,
-    entity: str | None = None,
     warn: Callable[[str], None],
 ) -> Tracker:
     """The tracker called `kind`: "none" or "wandb".
 
-    `warn` takes one line and may be called from another thread. WANDB_MODE is respected; without it, runs go
-    online exactly where a W&B login is found.
+    `project` is PROJECT or ENTITY/PROJECT; "" means WANDB_PROJECT, or else subl_jax. `warn` takes one line and may be
+    called from another thread. WANDB_MODE, WANDB_DISABLED, WANDB_ENTITY and WANDB_DIR are respected; without a mode,
+    runs go online exactly where a W&B login is found.
 
     Raises:
-      InputError: another kind, or a WANDB_MODE that W&B does not have.
+      InputError: another kind, a WANDB_MODE that W&B does not have, or a project's name that it refuses.
     """
     if kind not in ("none", "wandb"):
         raise InputError(f"tracker = {kind!r}: one of none, wandb")
-    mode = os.environ.get("WANDB_MODE", "")
-    if mode and mode not in _MODES:
-        raise InputError(f"WANDB_MODE = {mode!r}: one of {', '.join(_MODES)}")
-    if kind == "none" or _MODES.get(mode) == "disabled":
+    if kind == "none" or wandb_place.mode(os.environ) == "disabled":
         return NoTracker()
-    return WandbTracker(project=project, entity=entity, folder=local_folder(workdir), warn=warn)
-
-
-def local_folder(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """Where W&B may write: `workdir` itself, or for remote storage a folder of this machine that belongs to it."""
-    path = os.fspath(workdir)
-    if "://" not in path:
-        return pathlib.Path(path)
-    return pathlib.Path(tempfile.gettempdir()) / f"subl_jax-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
-
-
-def wandb_mode(environ: Mapping[str, str], logged_in: Callable[[], bool]) -> str:
-    """ "online" or "offline". Online always needs a login, since the client would otherwise stop to ask for one."""
-    if _MODES.get(environ.get("WANDB_MODE", ""), "online") == "offline":
-        return "offline"
-    return "online" if logged_in() else "offline"
-
-
-def _logged_in(wandb: Any) -> bool:
-    """Whether credentials lie ready: in the environment, in W&B's settings, or in netrc. Asks no server."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    settings = wandb.setup().settings
-    wbauth = importlib.import_module("wandb.sdk.lib.wbauth")
-    return bool(settings.api_key or wbauth.read_netrc_auth(host=settings.base_url))
+    place = wandb_place.place(project, os.environ, "config.project")
+    own, token = local_folder(workdir), wandb_place.workdir_token(workdir)
+    return WandbTracker(
+        place, files_folder(workdir, os.environ), token, ledger=own / "wandb" / "delivered.txt", warn=warn
+    )
 
 
 class WandbTracker(Tracker):
     """Hands every call to one background thread, the only place that touches the W&B client.
 
-    A run that meets a fault goes quiet, and so does all tracking when the client cannot start at all; the first
-    fault is said in one line, the rest are counted in `close`. A server out of reach turns the sweep offline.
+    A run that the server refuses is written offline and concerns no other. A server out of reach turns the runs
+    offline until it is back. A run that meets another fault goes quiet, and so does all tracking when the client
+    cannot start at all. The first fault is said in one line, the rest are counted in `close`.
+
+    Args:
+      folder: its folder `wandb` gets the client's files.
+      token: what ends the ids of runs, so that they are this workdir's own.
+      ledger: the file of runs that have been delivered.
+      clock: seconds that only grow.
     """
 
     def __init__(
         self,
-        *,
-        project: str,
-        entity: str | None,
+        place: Place,
         folder: pathlib.Path,
+        token: str,
+        *,
+        ledger: pathlib.Path,
         warn: Callable[[str], None],
-        drain_seconds: float = 60.0,
+        waits: Waits | None = None,
+        clock: Callable[[], float] = time.monotonic,
         backlog_bytes: int = _BACKLOG_BYTES,
     ):
-        self._project = project
-        self._entity = entity
+        self._place = place
         self._folder = folder
+        self._token = token
         self._warn = warn
-        self._drain_seconds = drain_seconds
+        self._waits = waits or Waits()
+        self._clock = clock
         self._backlog_bytes = backlog_bytes
         self._lock = threading.Lock()
-        self._warned = False
+        self._warned: set[str] = set()
         self._closed = False
         self._pending_bytes = 0
         self._asked: set[str] = set()
         self._lost: set[str] = set()
         self._off = False
-        # Only the worker uses the four below.
-        self._wandb: Any = None
-        self._mode = ""
-        self._runs: dict[str, Any] = {}
+        # Only the worker uses those below.
+        self._client: Client | None = None
+        self._runs: dict[str, OpenRun] = {}
+        self._late: dict[str, int] = {}  # ended while the server was out of reach, with their exit codes
+        self._down_since: float | None = None
         self._opened_any = False
+        self._stuck = False  # the client waits for a run that it could not open
         self._url: str | None = None
         try:
-            self._ledger = Ledger(folder / "wandb" / "delivered.txt")
+            self._ledger = Ledger(ledger)
         except OSError as error:
             self._ledger = None
             self._off = True
-            self._say_once(f"W&B tracking is off: {_line(error)}")
+            self._say_once("off", f"W&B tracking is off: {_line(error)}")
         self._tasks: queue.SimpleQueue[tuple[str, int, Callable[[], None]] | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._worker.start()
@@ -144,7 +136,13 @@ class WandbTracker(Tracker):
         columns = {name: np.array(values, dtype=float) for name, values in metrics.items()}
         rows = [int(step) for step in steps]
         size = _TASK_BYTES + 8 * len(rows) + sum(column.nbytes for column in columns.values())
-        self._submit(run_id, size, lambda: self._log(run_id, rows, columns))
+        self._submit(run_id, size, lambda: self._runs[run_id].log(rows, columns))
+
+    def show(self, run_id: str, tables: Mapping[str, pd.DataFrame], images: Mapping[str, bytes]) -> None:
+        tables, images = dict(tables), dict(images)
+        size = _TASK_BYTES + sum(map(len, images.values()))
+        size += sum(int(table.memory_usage(deep=True).sum()) for table in tables.values())
+        self._submit(run_id, size, lambda: self._show(run_id, tables, images))
 
     def finish(self, run_id: str, summary: Mapping[str, float | str], exit_code: int = 0) -> None:
         summary = dict(summary)
@@ -155,21 +153,25 @@ class WandbTracker(Tracker):
 
     def close(self) -> list[str]:
         self._tasks.put(None)
-        self._worker.join(self._drain_seconds)
+        self._worker.join(self._waits.drain)
         self._closed = True
         lines = [f"W&B: {self._url}"] if self._url else []
-        offline = self._folder / "wandb"
-        if any(offline.glob("offline-run-*")):
-            lines.append(f"wandb sync {shlex.quote(str(offline))}")
+        files = self._folder / "wandb"
+        if any(files.glob("offline-run-*")):
+            lines.append(f"wandb sync {shlex.quote(str(files))}")
         if self._worker.is_alive():
+            lines.append(f"W&B: still busy after {self._waits.drain:g} s, stopped waiting")
+        if self._worker.is_alive() or self._stuck or self._late or self._runs:
             # Registered after the client's own, so that it runs before it.
-            atexit.register(_stop_client)
-            lines.append(f"W&B: still busy after {self._drain_seconds:g} s, stopped waiting")
+            atexit.register(stop_client)
         missing = sorted(self._asked - self.delivered())
         if missing:
             some = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             lines.append(f"W&B: {len(missing)} of {len(self._asked)} runs are not complete there: {some}")
         return lines
+
+    def _id(self, run_id: str) -> str:
+        return f"{run_id}-{self._token}"
 
     def _submit(self, run_id: str, size: int, act: Callable[[], None]) -> None:
         with self._lock:
@@ -181,14 +183,15 @@ class WandbTracker(Tracker):
             else:
                 self._pending_bytes += size
         if full:
-            self._say_once("W&B does not keep up: what it cannot take is left out")
+            self._say_once("full", "W&B does not keep up: what it cannot take is left out")
         else:
             self._tasks.put((run_id, size, act))
 
-    def _say_once(self, line: str) -> None:
+    def _say_once(self, kind: str, line: str) -> None:
+        """Warns, unless there was a warning of this kind before."""
         with self._lock:
-            silent = self._warned or self._closed
-            self._warned = True
+            silent = kind in self._warned or self._closed
+            self._warned.add(kind)
         if not silent:
             self._warn(line)
 
@@ -204,104 +207,107 @@ class WandbTracker(Tracker):
                     self._lose(run_id, error)
             with self._lock:
                 self._pending_bytes -= size
-        for run in self._runs.values():
-            # Unfinished (the sweep was stopped): not in the ledger, so that a resumed sweep sends them whole.
-            with contextlib.suppress(Exception):
-                run.finish(exit_code=1)
+        if self._late:
+            # One more try to end a run whose server was out of reach, and where it succeeds the others.
+            self._down_since = None
+            self._end_late()
+        for run_id in list(self._runs):
+            if self._down_since is None or not self._runs[run_id].online:
+                # Unfinished (the sweep was stopped): not in the ledger, so that a resumed sweep sends them whole.
+                with contextlib.suppress(Exception):
+                    self._runs.pop(run_id).end(exit_code=1)
 
     def _lose(self, run_id: str, error: Exception) -> None:
         with self._lock:
             self._lost.add(run_id)
             self._off = not self._opened_any
-        what = "tracking is off" if self._off else f"lost run {run_id}"
-        self._say_once(f"W&B {what}: {_line(error)}")
-        run = self._runs.pop(run_id, None)
-        if run is not None:
+        if self._off:
+            self._say_once("off", f"W&B tracking is off: {_line(error)}")
+        else:
+            self._say_once("lost", f"W&B lost run {run_id}: {_line(error)}")
+        opened = self._runs.pop(run_id, None)
+        if opened is not None:
             with contextlib.suppress(Exception):
-                run.finish(exit_code=1)
+                opened.end(exit_code=1)
 
     def _start(self, info: RunInfo) -> None:
-        if self._wandb is None:
-            self._wandb = importlib.import_module("wandb")
-            # Set for the whole client, not only per run: it also prints when it finds a login.
-            self._wandb.setup(self._wandb.Settings(silent=True))
-            self._mode = wandb_mode(os.environ, lambda: _logged_in(self._wandb))
+        if self._client is None:
+            self._client = Client(self._place, self._folder, init=self._waits.init, finish=self._waits.finish)
+        waiting = self._down_since is not None and self._clock() - self._down_since < self._waits.again
+        online = self._client.online and not waiting
         try:
-            run = self._init(info)
+            opened = self._client.open(info, self._id(info.run_id), online)
         except Exception as error:
-            if self._mode == "offline":
+            if not online or wandb_faults.of_client(error):
                 raise
-            self._mode = "offline"
-            self._say_once(f"W&B is out of reach, runs are written offline: {_line(error)}")
-            run = self._init(info)
+            if wandb_faults.of_network(error):
+                self._down(error)
+            else:
+                self._say_once("refused", f"W&B refuses run {info.run_id}, it is written offline: {_line(error)}")
+            # The client still holds the name of the run that it could not open.
+            opened = self._client.open(info, f"{self._id(info.run_id)}-offline", online=False)
+            self._stuck = True
         self._opened_any = True
-        run.define_metric(STEP)
-        run.define_metric("*", step_metric=STEP)
-        self._runs[info.run_id] = run
-        if self._mode == "online":
-            self._url = run.project_url
+        self._runs[info.run_id] = opened
+        if opened.online:
+            self._url = opened.project_url
+            self._back()
 
-    def _init(self, info: RunInfo) -> Any:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return self._wandb.init(
-            project=self._project,
-            entity=self._entity,
-            id=info.run_id,
-            name=info.name,
-            group=info.sweep,
-            job_type=info.arm,
-            # W&B takes tags of 1 to 64 characters.
-            tags=[tag[:64] for tag in dict.fromkeys((info.world, info.trait)) if tag],
-            config=info.config,
-            dir=str(self._folder),
-            mode=self._mode,
-            reinit="create_new",
-            resume="allow" if self._mode == "online" else None,
-            settings=self._wandb.Settings(
-                console="off",
-                disable_git=True,
-                init_timeout=30,
-                save_code=False,
-                silent=True,
-                # The `latest-run` link would make `wandb sync` meet one run twice.
-                symlink=False,
-                use_dot_wandb=False,
-                x_disable_machine_info=True,
-                x_disable_meta=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-            ),
-        )
+    def _down(self, error: Exception) -> None:
+        if self._down_since is None:
+            self._warned.discard("back")
+            self._say_once("down", f"W&B is out of reach, runs are written offline until it is back: {_line(error)}")
+        self._down_since = self._clock()
 
-    def _log(self, run_id: str, steps: list[int], columns: dict[str, np.ndarray]) -> None:
-        for values in zip(steps, *columns.values(), strict=True):
-            step, *values = values
-            row = {name: float(value) for name, value in zip(columns, values, strict=True) if not np.isnan(value)}
-            if row:
-                self._runs[run_id].log({STEP: step, **row})
+    def _back(self) -> None:
+        """The server has answered: runs that ended meanwhile end there too."""
+        if self._down_since is None:
+            return
+        self._down_since = None
+        self._warned.discard("down")
+        self._say_once("back", "W&B is within reach again")
+        self._end_late()
+
+    def _end_late(self) -> None:
+        for run_id, exit_code in list(self._late.items()):
+            if self._down_since is None:
+                del self._late[run_id]
+                try:
+                    self._end(run_id, exit_code)
+                except Exception as error:
+                    self._lose(run_id, error)
+
+    def _show(self, run_id: str, tables: dict[str, pd.DataFrame], images: dict[str, bytes]) -> None:
+        for name, table in tables.items():
+            if self._url and "run_id" in table:
+                tables[name] = table.assign(link=[f"{self._url}/runs/{self._id(each)}" for each in table["run_id"]])
+        self._runs[run_id].show(tables, images)
 
     def _finish(self, run_id: str, summary: dict[str, float | str], exit_code: int) -> None:
-        run = self._runs[run_id]
-        for name, value in summary.items():
-            if isinstance(value, str):
-                run.summary[name] = value
-            elif not np.isnan(value):
-                run.summary[name] = float(value)
-        run.finish(exit_code=exit_code)
-        del self._runs[run_id]
-        self._ledger.add(run_id)
+        opened = self._runs[run_id]
+        opened.summarise(summary)
+        if opened.online and self._down_since is not None:
+            # The client keeps trying; nobody waits for it.
+            self._late[run_id] = exit_code
+        else:
+            self._end(run_id, exit_code)
+
+    def _end(self, run_id: str, exit_code: int) -> None:
+        opened = self._runs.pop(run_id)
+        try:
+            refused = opened.end(exit_code)
+        except TimeoutError as error:
+            self._down(error)
+            with self._lock:
+                self._lost.add(run_id)
+            return
+        if refused:
+            self._say_once("refused", f"W&B refuses run {run_id}, it is not complete there: {refused}")
+            with self._lock:
+                self._lost.add(run_id)
+        else:
+            self._ledger.add(run_id)
 
 
 def _line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
-def _stop_client() -> None:
-    """Ends the client's service process, which the interpreter would otherwise wait for when it exits.
-
-    W&B has no public call for this; where its inside differs, nothing happens and the exit may take longer.
-    """
-    with contextlib.suppress(Exception):
-        connection = sys.modules["wandb.sdk.wandb_setup"]._singleton._connection
-        connection._cleanup()
-        connection._proc._process.kill()

@@ -1,18 +1,22 @@
 """One sweep from specs to the results contract, and what it refuses."""
 
 import errno
+import io
 import json
 import math
 import os
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_world
+from computing import FakeTracker
 from etils import epath
+from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, written
 
 import subl_jax
@@ -22,6 +26,9 @@ from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import wide_summary
 from subl_jax.storage.store import lock
+from subl_jax.tracking import sweep_run
+from subl_jax.tracking.sweep_run import sweep_id
+from subl_jax.tracking.terminal import Progress
 
 FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "comparisons.parquet", "datasets.parquet")
 FILES += ("report.html", "sweep.json")
@@ -307,3 +314,43 @@ def test_a_report_that_fails_costs_a_line_and_no_result(sweep, outcome, monkeypa
     again = run(sweep, outcome.results.workdir, name="tiny")
     assert again.lines[-1] == "warning: report.html could not be written, the tables are: RuntimeError: no template"
     pd.testing.assert_frame_equal(again.results.runs, outcome.results.runs)
+
+
+@pytest.fixture
+def tracked(monkeypatch):
+    tracker = FakeTracker()
+    monkeypatch.setattr(running, "make_tracker", lambda kind, **options: tracker)
+    return tracker
+
+
+def test_the_sweeps_own_run_holds_the_report(sweep, outcome, tracked, tmp_path):
+    again = shutil.copytree(outcome.results.workdir, tmp_path / "copy")
+    run(sweep, again, name="tiny", config={"seeds": 3})
+    own = sweep_id("tiny")
+    assert next(iter(tracked.runs)) == own == list(tracked.finished)[-1]
+    assert tracked.runs[own].config["config"] == {"seeds": 3} and "versions" in tracked.runs[own].config
+    assert tracked.images.keys() == {f"figures/{path.stem}" for path in (again / "figures").iterdir()}
+    assert tracked.finished[own][0]["headline"]
+    # Once delivered, it is opened again only for something new.
+    opened = len(tracked.runs)
+    tracked.runs.clear()
+    run(sweep, again, name="tiny")
+    assert opened > 1 and not tracked.runs
+
+
+def test_a_fault_of_the_sweeps_own_run_costs_a_line_and_no_more(sweep, outcome, tracked, tmp_path, monkeypatch):
+    def broken(results):
+        raise ValueError("a table of an odd form")
+
+    monkeypatch.setattr(sweep_run, "tables_of", broken)
+    output = io.StringIO()
+    again = shutil.copytree(outcome.results.workdir, tmp_path / "copy")
+    found = run(sweep, again, name="tiny", progress=Progress(Console(file=output, width=200)))
+    assert len(found.results.runs) == len(sweep)
+    assert "the sweep's own run lacks its tables: ValueError: a table of an odd form" in output.getvalue()
+
+
+def test_a_project_that_wandb_refuses_is_told_before_anything_is_computed(sweep, tmp_path):
+    with pytest.raises(InputError, match="config.project = 'a:b': holds :"):
+        run(sweep, tmp_path, settings=SETTINGS.replace(tracker="wandb", project="a:b"))
+    assert not list(tmp_path.glob("artifacts/*"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import struct
 import subprocess
 import sys
@@ -15,14 +16,11 @@ import wandb
 
 from subl_jax.engine.observers import NoTracker, RunInfo
 from subl_jax.errors import InputError
-from subl_jax.tracking import wandb_runs
+from subl_jax.tracking import wandb_place
 from subl_jax.tracking.ledger import Ledger
-from subl_jax.tracking.wandb_runs import (
-    WandbTracker,
-    local_folder,
-    make_tracker,
-    wandb_mode,
-)
+from subl_jax.tracking.wandb_client import logged_in, wandb_mode
+from subl_jax.tracking.wandb_place import Place, fitting, local_folder, workdir_token
+from subl_jax.tracking.wandb_runs import Waits, WandbTracker, make_tracker
 
 CONFIG = {"train": {"lr": 1e-3, "steps": 20}, "base": {"seed": 3}}
 
@@ -45,7 +43,8 @@ def info(run_id: str, trait: str | None = "owl") -> RunInfo:
 
 
 def wandb_tracker(tmp_path, warn, **options) -> WandbTracker:
-    return WandbTracker(project="subl", entity=None, folder=tmp_path, warn=warn, **options)
+    ledger = tmp_path / "wandb" / "delivered.txt"
+    return WandbTracker(Place("subl"), tmp_path, "1a2b3c4d", ledger=ledger, warn=warn, **options)
 
 
 def records(path):
@@ -110,10 +109,11 @@ def test_many_open_runs_are_written_as_given(tmp_path):
     assert lines == [f"wandb sync {tmp_path / 'wandb'}"]
     assert tracker.delivered() == set(ids)
     wandb.teardown()  # the client does not wait for its process to close the files of finished runs
+    token = workdir_token(tmp_path)
     for i, run_id in enumerate(ids):
-        (path,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
+        (path,) = (tmp_path / "wandb").glob(f"offline-run-*-{run_id}-{token}/run-{run_id}-{token}.wandb")
         found = read_back(path)
-        assert (found.run.run_id, found.run.display_name) == (run_id, f"name of {run_id}")
+        assert (found.run.run_id, found.run.display_name) == (f"{run_id}-{token}", f"name of {run_id}")
         assert (found.run.project, found.run.run_group, found.run.job_type) == ("subl", "traits", "same_init")
         assert set(found.run.tags) == {"toy_language", "owl"}
         config = {item.key: json.loads(item.value_json) for item in found.run.config.update}
@@ -156,11 +156,11 @@ def test_an_unreachable_server_turns_the_sweep_offline(tmp_path, monkeypatch):
         tracker.start(info(run_id))
         tracker.finish(run_id, {})
     tracker.close()
-    assert warnings == ["W&B is out of reach, runs are written offline: no route"]
+    assert warnings == ["W&B is out of reach, runs are written offline until it is back: no route"]
     assert [(call["id"], call["mode"], call["resume"]) for call in fake.inits] == [
-        ("a", "online", "allow"),
-        ("a", "offline", None),
-        ("b", "offline", None),
+        ("a-1a2b3c4d", "online", "allow"),
+        ("a-1a2b3c4d-offline", "offline", None),
+        ("b-1a2b3c4d", "offline", None),
     ]
     assert tracker.delivered() == {"a", "b"}
 
@@ -170,10 +170,12 @@ def test_the_process_ends_though_the_client_stands_still(tmp_path):
         """
         import pathlib, signal, sys, threading
         from subl_jax.engine.observers import RunInfo
-        from subl_jax.tracking.wandb_runs import WandbTracker
+        from subl_jax.tracking.wandb_place import Place
+        from subl_jax.tracking.wandb_runs import Waits, WandbTracker
 
         folder = pathlib.Path(sys.argv[1])
-        tracker = WandbTracker(project="subl", entity=None, folder=folder, warn=print, drain_seconds=1.0)
+        ledger, waits = folder / "delivered.txt", Waits(drain=1.0)
+        tracker = WandbTracker(Place("subl"), folder, "token", ledger=ledger, warn=print, waits=waits)
         there = threading.Event()
 
         class Noticed(dict):
@@ -207,6 +209,8 @@ class FakeRun:
     def __init__(self, log):
         self.log = log
         self.summary: dict[str, object] = {}
+        self.resumed = False
+        self.settings = types.SimpleNamespace(log_internal="/nowhere")
         self.finished: list[int] = []
 
     def define_metric(self, *names, **options):
@@ -237,8 +241,8 @@ class FakeWandb(types.ModuleType):
         if self._fails_online and options["mode"] == "online":
             raise OSError("no route\nwith details")
         if self._init:
-            self._init(options["id"])
-        return self.runs.setdefault(options["id"], FakeRun(self._log))
+            self._init(options["id"].partition("-")[0])
+        return self.runs.setdefault(options["id"].partition("-")[0], FakeRun(self._log))
 
 
 def raises(*args):
@@ -309,7 +313,7 @@ def test_a_hanging_client_does_not_hold_the_sweep_or_its_memory(tmp_path, offlin
     release = threading.Event()
     offline(init=lambda run_id: release.wait(60))
     warnings: list[str] = []
-    tracker = wandb_tracker(tmp_path, warnings.append, drain_seconds=0.05, backlog_bytes=64 * 1024)
+    tracker = wandb_tracker(tmp_path, warnings.append, waits=Waits(drain=0.05), backlog_bytes=64 * 1024)
     ids = [f"r{i}" for i in range(100)]
     for run_id in ids:
         tracker.start(info(run_id))
@@ -368,6 +372,68 @@ def test_online_shows_the_address(tmp_path, monkeypatch):
     assert {call["reinit"] for call in fake.inits} == {"create_new"}
 
 
+def test_one_refused_run_is_written_offline_and_the_next_goes_online(tmp_path, monkeypatch):
+    def refuses(run_id):
+        if run_id == "a" and fake.inits[-1]["mode"] == "online":
+            raise RuntimeError("Timed out while retrying: HTTP 409: run was deleted")
+
+    fake = FakeWandb(init=refuses)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    warnings: list[str] = []
+    tracker = wandb_tracker(tmp_path, warnings.append)
+    whole_sweep(tracker, ("a", "b"))
+    assert [(call["id"][0], call["mode"]) for call in fake.inits] == [
+        ("a", "online"),
+        ("a", "offline"),
+        ("b", "online"),
+    ]
+    assert len(warnings) == 1 and warnings[0].startswith("W&B refuses run a, it is written offline: ")
+    assert tracker.delivered() == {"a", "b"}
+
+
+def test_a_client_that_has_ended_is_no_refusal(tmp_path, monkeypatch):
+    from wandb.sdk.mailbox import MailboxClosedError
+
+    def ended(run_id):
+        if run_id == "b":
+            raise MailboxClosedError
+
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(init=ended))
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    warnings: list[str] = []
+    tracker = wandb_tracker(tmp_path, warnings.append)
+    whole_sweep(tracker, ("a", "b"))
+    assert warnings == ["W&B lost run b: MailboxClosedError"] and tracker.delivered() == {"a"}
+
+
+def test_a_server_that_comes_back_is_used_again(tmp_path, monkeypatch):
+    now, opened = [0.0], queue.Queue()
+
+    def down_at_first(run_id):
+        if now[0] < 60.0 and fake.inits[-1]["mode"] == "online":
+            raise RuntimeError("POST: giving up after 1 attempt(s): connection refused")
+        opened.put(run_id)
+
+    fake = FakeWandb(init=down_at_first)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    warnings: list[str] = []
+    tracker = wandb_tracker(tmp_path, warnings.append, clock=lambda: now[0])
+    for run_id, at in (("a", 0.0), ("b", 59.0), ("c", 60.0)):
+        now[0] = at
+        tracker.start(info(run_id))
+        assert opened.get(timeout=60) == run_id
+        tracker.finish(run_id, {})
+    tracker.close()
+    assert [call["mode"] for call in fake.inits] == ["online", "offline", "offline", "online"]
+    assert [line.partition(":")[0] for line in warnings] == [
+        "W&B is out of reach, runs are written offline until it is back",
+        "W&B is within reach again",
+    ]
+    assert tracker.delivered() == {"a", "b", "c"}
+
+
 # --- which mode, where ---
 
 
@@ -389,12 +455,12 @@ def test_mode(mode, login, expected):
 def test_a_login_is_found_in_netrc_without_a_call(tmp_path):
     settings = types.SimpleNamespace(api_key=None, base_url="https://wandb.example.org")
     client = types.SimpleNamespace(setup=lambda: types.SimpleNamespace(settings=settings))
-    assert not wandb_runs._logged_in(client)
+    assert not logged_in(client)
     netrc = tmp_path / "home" / "netrc"
     netrc.parent.mkdir(parents=True, exist_ok=True)
     netrc.write_text(f"machine wandb.example.org\n  login user\n  password {'0' * 40}\n")
     netrc.chmod(0o600)
-    assert wandb_runs._logged_in(client)
+    assert logged_in(client)
 
 
 def test_kinds(tmp_path, monkeypatch):
@@ -416,6 +482,75 @@ def test_remote_workdirs_get_a_local_folder_each(tmp_path):
     one, two = local_folder("gs://bucket/a"), local_folder("gs://bucket/b")
     assert one != two and one == local_folder("gs://bucket/a")
     assert "://" not in str(one) and one.is_absolute()
+
+
+@pytest.mark.parametrize("said", ["1", "true", "True", "yes"])
+def test_wandb_disabled_is_heeded(tmp_path, monkeypatch, said):
+    monkeypatch.setenv("WANDB_DISABLED", said)
+    assert isinstance(make_tracker("wandb", workdir=tmp_path, project="", warn=pytest.fail), NoTracker)
+    monkeypatch.setenv("WANDB_DISABLED", "false")
+    tracker = make_tracker("wandb", workdir=tmp_path, project="", warn=pytest.fail)
+    assert isinstance(tracker, WandbTracker) and tracker.close() == []
+
+
+@pytest.mark.parametrize(
+    ("project", "environ", "expected"),
+    [
+        ("", {}, ("subl_jax", None)),
+        ("", {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "us"}, ("mine", "us")),
+        ("", {"WANDB_PROJECT": "us/mine", "WANDB_ENTITY": "them"}, ("mine", "us")),
+        ("own", {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "us"}, ("own", "us")),
+        ("we/own", {"WANDB_ENTITY": "us"}, ("own", "we")),
+    ],
+)
+def test_project_and_entity(project, environ, expected):
+    assert wandb_place.place(project, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("project", "environ", "said"),
+    [
+        ("a:b", {}, "config.project = 'a:b': holds :, which W&B refuses in names"),
+        ("we/ours/mine", {}, "holds /"),
+        ("x" * 129, {}, "longer than the 128 characters"),
+        ("we/", {}, "has no name behind the /"),
+        ("/mine", {}, "has no entity before the /"),
+        ("", {"WANDB_PROJECT": "50%"}, "WANDB_PROJECT = '50%': holds %"),
+        (" ", {}, "is empty"),
+    ],
+)
+def test_a_name_that_wandb_refuses_is_told_before_anything_is_computed(tmp_path, monkeypatch, project, environ, said):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as error:
+        make_tracker("wandb", workdir=tmp_path, project=project, warn=pytest.fail)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_wandb_dir_gets_the_files_and_the_workdir_keeps_the_ledger(tmp_path, monkeypatch, offline):
+    fake = offline()
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    whole_sweep(make_tracker("wandb", workdir=tmp_path / "work", project="", warn=pytest.fail), ("a",))
+    assert fake.inits[0]["dir"] == str(tmp_path / "elsewhere")
+    assert (tmp_path / "work" / "wandb" / "delivered.txt").read_text() == "a\n"
+
+
+def test_ids_belong_to_a_workdir_and_stay(tmp_path):
+    one, other = workdir_token(tmp_path / "one"), workdir_token(tmp_path / "other")
+    assert one != other and len(one) == 8
+    assert workdir_token(tmp_path / "one") == one
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path, offline):
+    fake = offline()
+    long = ["x" * 200 + "1", "x" * 200 + "2"]
+    assert fitting(long[0]) != fitting(long[1]) and len(fitting(long[0])) == 128 and fitting("short") == "short"
+    tracker = wandb_tracker(tmp_path, pytest.fail)
+    tracker.start(RunInfo("a", long[0], long[0], long[0], long[0], long[1], {}))
+    tracker.close()
+    (call,) = fake.inits
+    assert [len(call[name]) for name in ("name", "group", "job_type")] == [128, 128, 64]
+    assert [len(tag) for tag in call["tags"]] == [64, 64]
 
 
 # --- the ledger ---
