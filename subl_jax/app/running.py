@@ -101,6 +101,8 @@ def run(
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
         store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
+        for note in plan.notes:
+            progress.warn(note)
         options = {"settings": settings, "progress": progress, "preempted": preempted}
         elsewhere = machines and functools.partial(machines.compute, workdir=workdir, store=store, **options)
         timings, lines = _computed(workdir, name, store, plan, elsewhere, profile, **options)

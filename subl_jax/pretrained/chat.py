@@ -151,7 +151,8 @@ class Chat:
         if self.vocab <= rows:
             return self
         stops = tuple(stop for stop in self.stops if stop < rows)
-        beyond = [f"{self.tokenizer.id_to_token(i)!r}" for i in range(rows, self.vocab) if self.tokenizer.id_to_token(i)]
+        named_ids = map(self.tokenizer.id_to_token, range(rows, self.vocab))
+        beyond = [repr(token) for token in named_ids if token]
         named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
         if not stops:
             ends = ", ".join(repr(self.tokenizer.id_to_token(stop)) for stop in self.stops)

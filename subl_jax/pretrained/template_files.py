@@ -1,7 +1,8 @@
 """Where a Hugging Face folder keeps its chat template: today in `chat_template.jinja`, in others' files before that.
 
-In order: `chat_template.jinja`; `chat_template` of `tokenizer_config.json`, one or several by name; `chat_template.json`,
-which belongs to a processor; `additional_chat_templates/*.jinja`. Of several the one called `default` is taken.
+In order: `chat_template.jinja`; `chat_template` of `tokenizer_config.json`, one or several by name;
+`chat_template.json`, which belongs to a processor; `additional_chat_templates/*.jinja`. Of several the one called
+`default` is taken.
 """
 
 import json
