@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import tiny_world
 from etils import epath
+from rich.console import Console
 from tiny_world import FILTER, TRAIN, WORLD, written
 
 import subl_jax
@@ -22,6 +23,7 @@ from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import wide_summary
 from subl_jax.storage.store import lock
+from subl_jax.tracking.terminal import Progress
 
 FILES = ("runs.parquet", "curves.parquet", "summary.parquet", "comparisons.parquet", "datasets.parquet")
 FILES += ("report.html", "sweep.json")
@@ -154,6 +156,29 @@ def test_a_second_run_writes_the_same_tables(sweep, outcome):
     for name, content in before.items():
         assert outcome.results.workdir.joinpath(f"{name}.parquet").read_bytes() == content
     pd.testing.assert_frame_equal(again.results.summary, outcome.results.summary)
+
+
+class Remarked(tiny_world.TinyWorld):
+    notes = ("the model: has no chat template",)
+
+
+def test_what_worlds_have_to_say_is_said_before_anything_is_computed(tmp_path):
+    said = []
+
+    class Listening(Progress):
+        def warn(self, text):
+            said.append(text)
+
+    class Enough(Exception):
+        pass
+
+    def stop(*arguments, **options):
+        raise Enough
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(running, "_computed", stop)
+        run(list(tiny_world.students(world=Remarked())), tmp_path, progress=Listening(Console(quiet=True)))
+    assert said == ["the model: has no chat template"]
 
 
 def test_a_student_given_twice_is_one_run(tmp_path):

@@ -145,9 +145,7 @@ def test_where_templates_are_found(tmp_path):
 def test_what_is_no_template_is_one_line(tmp_path, given):
     _, config = without_template(tmp_path)
     config(chat_template=given)
-    with pytest.raises(
-        InputError, match="tokenizer_config.json: chat_template: must be a text, or several"
-    ):
+    with pytest.raises(InputError, match="tokenizer_config.json: chat_template: must be a text, or several"):
         open_chat(tmp_path)
 
 
