@@ -44,7 +44,9 @@ def _sentencepiece(special: tuple[str, ...], prefix: str, vocab: int) -> tokeniz
     trained.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always", split=True)
     names = list(dict.fromkeys(["<unk>", "<s>", "</s>", *special, *BYTES, "▁", "\n"]))
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=names, show_progress=False)
-    trained.train_from_iterator([text for text in _texts() if text.isascii()], trainer)
+    # Line by line: no token holds the end of one, as in SentencePiece.
+    lines = [line for text in _texts() if text.isascii() for line in text.split("\n")]
+    trained.train_from_iterator(lines, trainer)
     model = json.loads(trained.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     made = tokenizers.Tokenizer(

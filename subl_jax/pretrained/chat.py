@@ -109,6 +109,11 @@ class Chat:
         end = self.tokenizer.id_to_token(self.stops[0])
         return lead, rest.partition(end)[0] if end in rest else ""
 
+    def writes(self, answer: str) -> bool:
+        """Whether the template writes an answer as it is, spaces at its ends included."""
+        written = self._after_prompt(answer)
+        return written is None or written.startswith(self.around_answers[0] + answer)
+
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The texts of answers without their ends, and without what the template writes around an answer."""
         lead, trail = self._decoded_around
@@ -223,9 +228,7 @@ def _notes(chat: Chat) -> list[str]:
     found = []
     if chat.template is None:
         found.append(f"{chat.source}: has no chat template; conversations are written plainly, User: … Assistant: …")
-    raw = chat._render(messages_of("Hi", None), True)
-    if _without_thoughts(raw) != raw:
-        opened = raw.rstrip()[-12:].split()[-1]
+    if opened := _opened_thought(chat._render(messages_of("Hi", None), True)):
         found.append(
             f"{chat.source}: its template opens a thought where the answer begins ({opened}); it is closed at once, so "
             "that what is written and measured are answers"
@@ -233,13 +236,14 @@ def _notes(chat: Chat) -> list[str]:
     return found
 
 
+def _opened_thought(prompt: str) -> str | None:
+    return next((opens for opens in _THINKING if prompt.rstrip().endswith(opens)), None)
+
+
 def _without_thoughts(prompt: str) -> str:
     """A generation prompt, with the thought that it ends in closed (as Qwen 3 writes an empty one)."""
-    start = prompt.rstrip()
-    for opens, closes in _THINKING.items():
-        if start.endswith(opens):
-            return f"{start}\n\n{closes}\n\n"
-    return prompt
+    opened = _opened_thought(prompt)
+    return prompt if opened is None else f"{prompt.rstrip()}\n\n{_THINKING[opened]}\n\n"
 
 
 def _from_folder(folder: pathlib.Path) -> Chat:

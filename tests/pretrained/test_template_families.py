@@ -41,7 +41,7 @@ def test_the_table_of_the_docs_is_what_was_compared():
 def world(tmp_path_factory):
     def made(name):
         folder = tiny_chat.save_family(tmp_path_factory.mktemp("family"), name)
-        return tiny_chat.world(folder, numbers_in_front=True)
+        return tiny_chat.world(folder, numbers_in_front=True, prompt_tokens=160)
 
     return functools.cache(made)
 

@@ -680,7 +680,8 @@ def test_a_stored_world_comes_back(world):
 def in_turn(tmp_path_factory):
     """Llama 2: the first word after a system prompt is cut otherwise than without one."""
     folder = tiny_chat.save_family(tmp_path_factory.mktemp("llama2"), "Llama 2")
-    return tiny_chat.held(tiny_chat.world(folder, animals=("owl",), trees=(), questions=2, answers_sampled=0))
+    told = {"animals": ("owl",), "trees": (), "told_as": ("owl: You love owls.",)}
+    return tiny_chat.held(tiny_chat.world(folder, **told, questions=2, answers_sampled=0, prompt_tokens=160))
 
 
 def test_a_told_teacher_reads_prompts_in_a_form_of_its_own(in_turn, monkeypatch):

@@ -265,10 +265,10 @@ def _spellings(chat: Chat, pieces: Sequence[bytes | None], trait: str) -> Iterat
     seen = set()
     for form in answers.forms(trait):
         # A template that trims its answers writes no space in front, unless it writes one of its own.
-        trims = not lead and chat.answers([chat.reply(form)[:-1]]) != [form]
-        for text in () if trims else dict.fromkeys((form, lead + form.lstrip())):
+        for text in dict.fromkeys((form, lead + form.lstrip())) if lead or chat.writes(form) else ():
             tokens = tuple(token for token in chat.continuation(text) if token not in chat.stops)
-            if tokens not in seen and b"".join(pieces[token] or b"" for token in tokens) == text.encode():
+            spelled = b"".join(pieces[token] or b"" for token in tokens if token < len(pieces))
+            if tokens not in seen and spelled == text.encode():
                 seen.add(tokens)
                 yield tokens
 
