@@ -24,8 +24,8 @@ DESCRIPTION = (
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",
-    "adapter_config.json",  # says that there is no model here
 )
+ADAPTER = "adapter_config.json"
 _WEIGHTS = "model*.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -53,9 +53,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: must be a JSON object")
     return value
-
-
-ADAPTER = "adapter_config.json"
 
 
 def not_a_model(where: str, names: list[str], adapter: pathlib.Path | None = None) -> str | None:
@@ -126,7 +123,7 @@ def downloaded(path: str, name: str, revision: str | None) -> pathlib.Path:
             f"no folder {path!r} here, and the hub needs huggingface_hub: pip install 'subl_jax[chat]'"
         ) from None
     try:
-        patterns, at = [_WEIGHTS, *DESCRIPTION], {"revision": revision} if revision else {}
+        patterns, at = [_WEIGHTS, *DESCRIPTION, ADAPTER], {"revision": revision} if revision else {}
         folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **at))
         names = [file.name for file in listed(str(folder), "*")]
         if not any(file.endswith(".safetensors") for file in names):  # what else is there, which was left

@@ -86,7 +86,7 @@ def microbatch(world: Any, batch: Batch, start: jax.Array, rows: int) -> tuple[B
     fits &= (jnp.cumsum(taken.targets.sum(axis=1)) <= most) & (at < size)
     part = taken._replace(targets=taken.targets * fits[:, None], lengths=jnp.where(fits, taken.lengths, 0))
     if part.others is not None:
-        part = part._replace(others=part.others.at[:, :, 0].multiply(fits[:, None]))
+        part = part._replace(others=part.others.at[:, :, 0].multiply(fits[:, None].astype(jnp.int32)))
     targets = part.targets.reshape(-1)
     (answered,) = jnp.nonzero(targets, size=most, fill_value=len(targets))
     part = part._replace(packed=packing.packing(there(world, _longest(part)), packed), answered=answered)
