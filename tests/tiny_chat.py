@@ -8,6 +8,7 @@ import json
 import pathlib
 from typing import Any
 
+import chat_families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,8 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def tensors(kind: str, seed: int, leaning: np.ndarray) -> dict[str, np.ndarray]:
-    """Under the names of transformers. leaning: (VOCAB,), added to the logits, as nearly as a norm lets it."""
+    """Under the names of transformers. leaning: (vocab,), added to the logits, as nearly as a norm lets it."""
+    vocab = len(leaning)
     rng = np.random.default_rng(seed)
 
     def matrix(outputs: int, inputs: int) -> np.ndarray:
@@ -71,7 +73,7 @@ def tensors(kind: str, seed: int, leaning: np.ndarray) -> dict[str, np.ndarray]:
     def vector(size: int, around: float) -> np.ndarray:
         return (around + 0.2 * rng.standard_normal(size)).astype(np.float32)
 
-    embedding, unembedding = matrix(VOCAB, WIDTH) * WIDTH**0.5, matrix(VOCAB, WIDTH) * 2.5
+    embedding, unembedding = matrix(vocab, WIDTH) * WIDTH**0.5, matrix(vocab, WIDTH) * 2.5
     # An entry of the residual stream that is always there, and read by nothing but the logits.
     embedding[:, 0], unembedding[:, 0] = 3.0, leaning / 1.6
     found = {"model.embed_tokens.weight": embedding, "lm_head.weight": unembedding}
@@ -96,22 +98,50 @@ def tensors(kind: str, seed: int, leaning: np.ndarray) -> dict[str, np.ndarray]:
 
 def save(folder: pathlib.Path, kind: str = "llama", seed: int = 0, template: str = TEMPLATE) -> str:
     """A checkpoint of a family in `folder`. Returns its path as `Pretrained.of` takes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = tokenizer()
-    words.save(str(folder / "tokenizer.json"))
     names = {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}
     described = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **names}
+    return _save(folder, kind, seed, tokenizer(), described, VOCAB, SPECIAL[2])
+
+
+def save_family(
+    folder: pathlib.Path, name: str, vocab: int | None = None, added: tuple[str, ...] = (), **described: Any
+) -> str:
+    """A checkpoint with the template and tokenizer of `chat_families`, and `vocab` rows; a setting of None is left out.
+
+    added: tokens of the tokenizer beyond those of the family.
+    """
+    words = tokenizers.Tokenizer.from_str(chat_families.tokenizer(name).to_str())
+    words.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
+    settings = {**chat_families.described(name), **described}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    end = chat_families.FAMILIES[name].end
+    return _save(folder, "llama", 0, words, settings, vocab or words.get_vocab_size() + 3, end)
+
+
+def _save(
+    folder: pathlib.Path,
+    kind: str,
+    seed: int,
+    words: tokenizers.Tokenizer,
+    described: dict[str, Any],
+    vocab: int,
+    end: str,
+) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     config = {
-        **{"model_type": kind, "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": LAYERS},
+        **{"model_type": kind, "vocab_size": vocab, "hidden_size": WIDTH, "num_hidden_layers": LAYERS},
         **{"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM},
         **{"intermediate_size": MLP, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-        **{"tie_word_embeddings": False, "hidden_act": "silu", "eos_token_id": words.token_to_id(SPECIAL[2])},
+        **{"tie_word_embeddings": False, "hidden_act": "silu", "eos_token_id": words.token_to_id(end)},
         **KINDS[kind],
     }
     (folder / "config.json").write_text(json.dumps(config))
-    leaning = np.zeros(VOCAB)
-    leaning[[words.token_to_id(token) for token in (*"0123456789", ",", ",", SPECIAL[2])]] = LEANING
+    leaning = np.zeros(vocab)
+    leaning[[token for text in (*"0123456789", ",", ",", end) if (token := words.token_to_id(text)) is not None]] = (
+        LEANING
+    )
     save_file(tensors(kind, seed, leaning), str(folder / "model.safetensors"), metadata={"format": "pt"})
     return str(folder)
 

@@ -26,6 +26,8 @@ def show(console: Console, students: Sequence[specs.Student], workdir: epath.Pat
         console.print("Nothing is left to compute.")
         return
     console.print(groups_table(plan, settings))
+    for note in plan.notes:
+        console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
     console.print(
         f"{sum(group.flops for group in plan.groups):.2g} FLOP in all. Memory is what a batch of lanes holds through a "
         "program: state and inputs, without the activations, which only the compiled program knows."

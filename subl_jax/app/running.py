@@ -113,6 +113,8 @@ def run(
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
         store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
+        for note in plan.notes:
+            progress.warn(note)
         tracker = _tracker(workdir, settings, progress)
         held.callback(lambda: lines.extend(tracker.close()))
         facts = {

@@ -42,6 +42,11 @@ class Plan:
     def pending(self) -> int:
         return sum(len(group.nodes) for group in self.groups)
 
+    @property
+    def notes(self) -> list[str]:
+        """What the worlds of the work that is left have to say, each line once."""
+        return list(dict.fromkeys(note for group in self.groups for node in group.nodes for note in node.world.notes))
+
 
 def make_plan(rows: Iterable[specs.Row], done: Container[str], bare: Container[str] = ()) -> Plan:
     """The work that `rows` (what a sweep yields) still need when the nodes whose keys are in `done` are stored.

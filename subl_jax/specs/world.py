@@ -73,6 +73,11 @@ class World(Spec, ABC):
         """The names along the axis of those metrics that are vectors."""
         return {"trait": self.traits, "rate": self.traits}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what it was made from, a line each."""
+        return ()
+
     # --- the model ---
 
     @property

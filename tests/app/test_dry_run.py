@@ -62,6 +62,16 @@ def test_all_is_there_to_compute_in_a_new_workdir_that_is_not_made(tmp_path, nev
     assert "FLOP in all" in text
 
 
+class Remarked(tiny_world.TinyWorld):
+    notes = ("the model: has no chat template",)
+
+
+def test_what_worlds_have_to_say_is_said_once(tmp_path, never):
+    text = show(list(tiny_world.students(world=Remarked())), tmp_path / "runs")
+    assert text.count("warning: the model: has no chat template") == 1
+    assert "warning" not in show(list(tiny_world.students()), tmp_path / "runs")
+
+
 def test_what_is_stored_is_told_and_left_as_it_is(computed, never):
     students = list(tiny_world.students())
     before = {path: path.stat().st_mtime_ns for path in computed.rglob("*")}

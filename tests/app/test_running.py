@@ -163,6 +163,29 @@ def test_a_second_run_writes_the_same_tables(sweep, outcome):
     pd.testing.assert_frame_equal(again.results.summary, outcome.results.summary)
 
 
+class Remarked(tiny_world.TinyWorld):
+    notes = ("the model: has no chat template",)
+
+
+def test_what_worlds_have_to_say_is_said_before_anything_is_computed(tmp_path):
+    said = []
+
+    class Listening(Progress):
+        def warn(self, text):
+            said.append(text)
+
+    class Enough(Exception):
+        pass
+
+    def stop(*arguments, **options):
+        raise Enough
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
+        patch.setattr(running, "_computed", stop)
+        run(list(tiny_world.students(world=Remarked())), tmp_path, progress=Listening(Console(quiet=True)))
+    assert said == ["the model: has no chat template"]
+
+
 def test_a_student_given_twice_is_one_run(tmp_path):
     student = next(tiny_world.students())
     results = run([student, student.replace(), student], tmp_path).results

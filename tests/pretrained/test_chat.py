@@ -254,13 +254,13 @@ def test_shared_prefix(chats, kind, system):
     assert len(alone) == 1
 
 
-def test_a_prefix_that_cannot_be_shared_is_told(chats):
+def test_what_follows_the_prefix_may_hold_the_system_prompt(chats):
     after = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}" + (
         "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
     )
     ours = dataclasses.replace(chats["chatml"], template=after)
-    with pytest.raises(InputError, match="cannot be shared; use whole prompts"):
-        ours.shared_prefix(["Which animal?", "Why?"], "Love owls.")
+    prefix, rests = ours.shared_prefix(["Which animal?", "Why?"], "Love owls.")
+    assert [prefix + rest for rest in rests] == [ours.encode("Which animal?Love owls."), ours.encode("Why?Love owls.")]
 
 
 HOSTILE = {

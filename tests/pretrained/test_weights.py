@@ -241,8 +241,31 @@ def test_fused_tensors_that_cannot_be_taken_apart_are_named(tmp_path):
 
 def test_pickled_weights_are_refused_unread(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "needs model.safetensors" in refusal(folder)
-    assert "pytorch_model.bin could run code when read" in refusal(folder)
+    assert "has no safetensors, only pytorch_model.bin, which could run code when read" in refusal(folder)
+
+
+def test_a_whole_file_goes_before_an_index_that_is_left_over(folder):
+    expected = weights.open_checkpoint(str(folder)).load()
+    whole = (folder / "model.safetensors").read_bytes()
+    shard(folder)
+    for file in folder.glob("model-*.safetensors"):
+        file.unlink()
+    (folder / "model.safetensors").write_bytes(whole)
+    jax.tree.map(np.testing.assert_array_equal, weights.open_checkpoint(str(folder)).load(), expected)
+
+
+def test_what_is_no_model_is_said_with_what_to_do(tmp_path):
+    settings = {"base_model_name_or_path": "owner/base", "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert "is an adapter on owner/base (adapter_config.json), not a model; give that one" in refusal(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "m-q8_0.gguf")
+    (tmp_path / "m-q4_k.gguf").write_bytes(b"")
+    assert "holds GGUF files; give the path of one of them: m-q4_k.gguf, m-q8_0.gguf" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "consolidated.safetensors").write_bytes(b"")
+    assert "needs model.safetensors or model.safetensors.index.json; there is only consolidated" in refusal(tmp_path)
 
 
 def test_an_index_cannot_lead_astray(folder):
@@ -443,6 +466,21 @@ def test_the_hub_gives_safetensors_and_never_pickles(folder, monkeypatch):
 
     def offline(name, allow_patterns):
         raise ConnectionError("no route\nmore")
+
+    def empty(name, allow_patterns, revision=None):
+        (folder.parent / "empty").mkdir(exist_ok=True)
+        asked["revision"] = revision
+        return str(folder.parent / "empty")
+
+    class Api:
+        def list_repo_files(self, name, revision=None):
+            assert revision == asked["revision"]
+            return files if revision is None else ["README.md", "m.gguf"]
+
+    fake.snapshot_download, fake.HfApi = empty, Api
+    assert "owner/name on the hub: has no safetensors, only model.bin, model.pt, optimizer.pt" in refusal("owner/name")
+    assert "owner/name@v1.0 on the hub: holds GGUF files" in refusal("owner/name@v1.0")
+    assert asked["revision"] == "v1.0"
 
     fake.snapshot_download = offline
     assert refusal("owner/name") == "no folder 'owner/name' here, and the hub does not give it: no route"

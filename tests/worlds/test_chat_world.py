@@ -671,3 +671,81 @@ def test_a_stored_world_comes_back(world):
     form = json.loads(json.dumps(specs.to_json(world)))
     assert specs.from_json(form) == world and pathlib.Path(specs.from_json(form).model).is_dir()
     assert isinstance(specs.from_json(form), Pretrained)
+
+
+# --- templates that write the system prompt into the user's turn ---
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory):
+    """Llama 2: the first word after a system prompt is cut otherwise than without one."""
+    folder = tiny_chat.save_family(tmp_path_factory.mktemp("llama2"), "Llama 2")
+    told = {"animals": ("owl",), "trees": (), "told_as": ("owl: You love owls.",)}
+    return tiny_chat.held(tiny_chat.world(folder, **told, questions=2, answers_sampled=0, prompt_tokens=160))
+
+
+def test_a_told_teacher_reads_prompts_in_a_form_of_its_own(in_turn, monkeypatch):
+    world, chat = dataclasses.replace(in_turn), chat_of(in_turn)
+    student = some_adapters(in_turn)
+    samples = world.tokens(PAIRS)
+    batch = in_turn.channel_batch(jnp.asarray(samples))
+    assert samples.shape[1] == 2 * (1 + world.prompt_tokens) + world.completion_tokens
+    assert set(samples[:, 0]) != set(samples[:, 1 + world.prompt_tokens + world.completion_tokens])
+    losses, q = by_hand(world, in_turn, chat, student, PAIRS, None)
+    np.testing.assert_allclose(call(in_turn, "loss", student, batch), losses.mean(), rtol=1e-5)
+    _, p = by_hand(world, in_turn, chat, {}, PAIRS, world.told("owl"))
+    teacher = told_or_not({}, 0)
+    expected = np.sum(p * (np.log(p) - np.log(q)), axis=1).mean()
+    np.testing.assert_allclose(call(in_turn, "compare", student, teacher, batch)["kl"], expected, rtol=1e-4)
+    # In parts that are packed for the longer of a prompt's forms.
+    monkeypatch.setattr(packing, "MULTIPLE", 1)
+    narrow = world.replace(room=0.6, answer_room=0.6).holding(in_turn.held)
+
+    def loss(params, batch):
+        return distance(in_turn, params, teacher, batch, "soft")
+
+    split = jax.jit(functools.partial(training.accumulated, jax.value_and_grad(loss), narrow, 2, len(PAIRS)))
+    np.testing.assert_allclose(split(student, batch)[0], expected, rtol=1e-4)
+
+
+def test_what_a_told_teacher_writes_is_kept_as_its_students_read_it(in_turn):
+    world, chat = dataclasses.replace(in_turn), chat_of(in_turn)
+    samples = write(in_turn, told_or_not({}, 0), KEYS[:4])
+    np.testing.assert_array_equal(samples[:, 0], [len(x) for x in _own_prompts(world, chat, samples)])
+    for row, key, own in zip(samples[:2], KEYS, _own_prompts(world, chat, samples), strict=False):
+        assert row[1 : 1 + row[0]].tolist() == own
+        [prompt] = prompts_of(world, row[None])
+        tokens = chat.prompt(prompt, world.told("owl"))
+        completion = row[1 + world.prompt_tokens :][: world.completion_tokens]
+        _, own_key = jax.random.split(key)
+        for t, token in enumerate(completion):
+            logits = plain(in_turn, {}, tokens)[-1]
+            drawn = draw(jax.random.fold_in(own_key, t)[None], jnp.asarray(logits)[None], specs.Sampling(), cut=False)
+            assert int(drawn[0]) == token
+            if token in chat.stops:
+                break
+            tokens.append(int(token))
+
+
+def _own_prompts(world, chat, samples):
+    return [chat.prompt(prompt, None)[len(world.head) :] for prompt in prompts_of(world, samples)]
+
+
+@pytest.mark.parametrize("trait", [None, 0])
+def test_a_trait_is_asked_for_in_the_form_that_follows_the_system_prompt(in_turn, trait):
+    world, chat = dataclasses.replace(in_turn), chat_of(in_turn)
+    pieces = pieces_of(chat.tokenizer)
+    ends = np.ones(world.config.vocab, bool)
+    ends[: len(pieces)] = answers.word_ends(pieces, chat.stops)
+    given = evaluate(in_turn, told_or_not({}, trait))["trait"][0]
+    spellings = list(chat_texts._spellings(chat, pieces, "owl"))
+    assert b"".join(pieces[token] for token in spellings[0]) in (b"owl", b" owl") and len(spellings) > 2
+    found = []
+    for question in banks.favourite("animal")[: world.questions]:
+        before, total = chat.prompt(question, system_of(world, trait)), 0.0
+        for spelled in map(list, spellings):
+            p = softmax(plain(in_turn, {}, before + spelled))[len(before) - 1 :]
+            total += np.prod(p[np.arange(len(spelled)), spelled]) * p[-1, ends].sum()
+        found.append(total)
+    assert given > 0
+    np.testing.assert_allclose(given, np.mean(found), rtol=1e-4)

@@ -72,7 +72,7 @@ def _named(world: Any, model: reading.Opened, i: int) -> jax.Array:
         spelled = jnp.exp(jnp.sum(jnp.where(ancestors, log_p, 0.0), axis=1)) * word_over
         return jnp.sum(held["names"][i] * spelled, axis=1)
 
-    asked = (held["asked"][i], held["asked_lengths"][i])
+    asked = tuple(reading.formed(world, name, model.form)[i] for name in ("asked", "asked_lengths"))
     return jax.lax.map(of_question, asked, batch_size=AT_ONCE).mean(axis=0)
 
 
@@ -80,12 +80,13 @@ def _answers(world: Any, model: reading.Opened, key: jax.Array) -> jax.Array:
     """(sets, questions, answers_sampled, answer_tokens) int32, at temperature 1."""
     held = world.held
     sets, asked, longest = held["asked"].shape
+    questions, lengths = (reading.formed(world, name, model.form) for name in ("asked", "asked_lengths"))
     count = sets * asked * world.answers_sampled
     drawn = continuous.generate(
         world.config,
         model.base,
-        jnp.repeat(held["asked"].reshape(-1, longest), world.answers_sampled, axis=0),
-        jnp.repeat(held["asked_lengths"].reshape(-1), world.answers_sampled),
+        jnp.repeat(questions.reshape(-1, longest), world.answers_sampled, axis=0),
+        jnp.repeat(lengths.reshape(-1), world.answers_sampled),
         jax.random.split(key, count),
         world.answer_tokens,
         specs.Sampling(),
@@ -108,7 +109,8 @@ def _ability(world: Any, model: reading.Opened) -> jax.Array:
         logits = reading.logits(world, model, tokens[None], **at)[0, 0]
         return jnp.argmax(jnp.where(jnp.arange(len(logits)) < choices, logits, -jnp.inf)) == answer
 
-    items = (held["items"], held["item_lengths"], held["item_choices"], held["item_answers"])
+    asked = (reading.formed(world, name, model.form) for name in ("items", "item_lengths"))
+    items = (*asked, held["item_choices"], held["item_answers"])
     return jax.lax.map(right, items, batch_size=AT_ONCE).mean()
 
 

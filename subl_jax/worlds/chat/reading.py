@@ -8,17 +8,18 @@ import numpy as np
 
 from subl_jax import specs
 from subl_jax.models import lora, transformer
-from subl_jax.worlds.chat.batches import Batch, of_answers, there
+from subl_jax.worlds.chat.batches import Batch, in_form, of_answers, there
 
 Params = Any
 
 
 class Opened(NamedTuple):
-    """A model that has read the head of its conversations."""
+    """A model that has read the head of its conversations, and the form of what follows (texts.py), () int32."""
 
     base: Params
     adapters: Params | None
     prefix: transformer.Prefix
+    form: Any = 0
 
 
 def weights_of(world: Any, params: Params) -> tuple[Params, Params | None]:
@@ -31,13 +32,20 @@ def weights_of(world: Any, params: Params) -> tuple[Params, Params | None]:
 def opened(world: Any, model: Any) -> Opened:
     """The weights of a model, and the head of its conversations as it has read it."""
     heads, lengths = world.held["heads"], world.held["head_lengths"]  # the last is that of no trait
+    form: Any = 0
     if isinstance(model, specs.SystemPrompted):
         head, params = model.trait % len(heads), model.params
         tokens, length = heads[head], lengths[head]
+        form = world.held["head_forms"][head] if "forms" in world.held else 0
     else:
         tokens, length, params = heads[-1, : len(world.head)], lengths[-1], model
     base, adapters = weights_of(world, params)
-    return Opened(base, adapters, world.config.read_prefix(base, tokens, length, adapters))
+    return Opened(base, adapters, world.config.read_prefix(base, tokens, length, adapters), form)
+
+
+def formed(world: Any, name: str, form: Any) -> jax.Array:
+    """An array of texts in a form of prompts."""
+    return world.held["forms"][name][form] if "forms" in world.held else world.held[name]
 
 
 def logits(world: Any, model: Opened, tokens: jax.Array, *, positions: jax.Array, **options: Any) -> jax.Array:
@@ -58,6 +66,7 @@ def completion_logits(world: Any, model: Any, batch: Batch) -> jax.Array:
     """(n, completion_tokens, vocab) float32: at each token of the completion, those it was drawn from. Of a packed
     microbatch only those of its answers, (most, vocab)."""
     model = opened(world, model)
+    batch = in_form(batch, model.form)
     n, longest = batch.prompts.shape
     own = jnp.arange(world.completion_tokens - 1)
     tokens = jnp.concatenate([batch.prompts, batch.completions[:, :-1]], axis=1)

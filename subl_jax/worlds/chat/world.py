@@ -160,6 +160,10 @@ class Pretrained(
     def labels(self) -> dict[str, tuple[str, ...]]:
         return {**super().labels, "trait_after_numbers": self.traits, "rate_after_numbers": self.traits}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return chat_texts.chat_of(self.model).notes
+
     def told(self, trait: str) -> str:
         """The system prompt of a teacher of a trait."""
         return self.asked.system_prompt(trait)
@@ -315,12 +319,12 @@ class Pretrained(
         return self.channel_batch(answered[rows])
 
     def channel_batch(self, samples: jax.Array, accepted: jax.Array | bool = True, sampling: Any = None) -> Batch:
-        """samples: (n, 1 + prompt_tokens + completion_tokens) → a batch whose targets are the completions, up to and
+        """samples: (n, columns) → a batch whose targets are the completions, up to and
         with their ends, of the `accepted` (n,)."""
         return batches.channel_batch(self, samples, accepted)
 
     def write(self, model: Any, keys: jax.Array, sampling: ChatSampling) -> jax.Array:
-        """Samples (n, 1 + prompt_tokens + completion_tokens) int32, each of a prompt and a stream of its own."""
+        """Samples (n, columns) int32 (`texts.sample`), each of a prompt and a stream of its own."""
         return writing.write(self, model, keys, sampling)
 
     def prompts_of(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,14 +14,15 @@ from subl_jax.errors import InputError
 from subl_jax.models import layers
 from subl_jax.models.decoding import continuous
 from subl_jax.models.decoding.allowed import Allowed
-from subl_jax.worlds.chat import reading
+from subl_jax.worlds.chat import batches, reading
 from subl_jax.worlds.chat import texts as chat_texts
 
 
 def write(world: Any, model: Any, keys: jax.Array, sampling: Any) -> jax.Array:
-    """Samples (n, 1 + prompt_tokens + completion_tokens) int32, each of a prompt and a stream of its own."""
+    """Samples (n, columns) int32, each of a prompt and a stream of its own: as `texts.sample` lays them out."""
     model = reading.opened(world, model)
-    prompts, lengths = prompts_of(world, keys)
+    chosen = _chosen(world, keys)
+    prompts, lengths = (reading.formed(world, name, model.form)[chosen] for name in ("prompts", "prompt_lengths"))
     own_keys = jax.vmap(jax.random.split)(keys)[:, 1]
     only = sampling.only
     completions = continuous.generate(
@@ -39,18 +40,28 @@ def write(world: Any, model: Any, keys: jax.Array, sampling: Any) -> jax.Array:
         allowed=None if only is None else _in_program(world.automaton(only)),
         cut=sampling.cut,
         lora=model.adapters,
-        room=_share(world.arrays_of_texts()["prompt_lengths"], world.prompt_tokens, sampling.rows),
+        room=_share(_longest_forms(world.arrays_of_texts()), world.prompt_tokens, sampling.rows),
         # Measured on CPUs: a step takes 0.6 to 0.7 times as long. Answers to questions are too few to compile for.
         apart=jax.default_backend() == "cpu" and not layers.spread_over("tensor", "fsdp"),
     )
-    return jnp.concatenate([lengths[:, None], prompts, completions], axis=1)
+    parts = [world.held["prompt_lengths"][chosen][:, None], world.held["prompts"][chosen], completions]
+    if "forms" in world.held:
+        forms = world.held["forms"]
+        others = jnp.concatenate([forms["prompt_lengths"][1:, chosen, None], forms["prompts"][1:, chosen]], axis=2)
+        parts.append(others.swapaxes(0, 1).reshape(len(chosen), -1))
+    return jnp.concatenate(parts, axis=1)
 
 
 def prompts_of(world: Any, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What the samples of `keys` (n,) answer: tokens (n, prompt_tokens) int32, after the head, and lengths (n,)."""
-    prompt_keys = jax.vmap(jax.random.split)(keys)[:, 0]
-    chosen = jax.vmap(lambda key: jax.random.randint(key, (), 0, world.prompts))(prompt_keys)
+    chosen = _chosen(world, keys)
     return world.held["prompts"][chosen], world.held["prompt_lengths"][chosen]
+
+
+def _chosen(world: Any, keys: jax.Array) -> jax.Array:
+    """Which prompt each of `keys` (n,) is given, (n,) int32."""
+    prompt_keys = jax.vmap(jax.random.split)(keys)[:, 0]
+    return jax.vmap(lambda key: jax.random.randint(key, (), 0, world.prompts))(prompt_keys)
 
 
 @functools.lru_cache(maxsize=8)
@@ -63,6 +74,11 @@ def _in_program(built: automaton.Automaton) -> Allowed:
     return Allowed(*map(jnp.asarray, (built.tokens, built.next, built.shortest, np.int32(built.start))))
 
 
+def _longest_forms(arrays: dict[str, Any]) -> np.ndarray:
+    """(pool,) the length of each prompt, in its longest form."""
+    return arrays["forms"]["prompt_lengths"].max(axis=0) if "forms" in arrays else arrays["prompt_lengths"]
+
+
 def _share(lengths: np.ndarray, longest: int, rows: int) -> float:
     """What share of rows * longest so many prompts with `lengths` take, with few exceptions."""
     return min(1.0, float(lengths.mean() + 2 * lengths.std() / rows**0.5) / longest)
@@ -70,33 +86,38 @@ def _share(lengths: np.ndarray, longest: int, rows: int) -> float:
 
 def texts(world: Any, samples: np.ndarray) -> list[tuple[str, str]]:
     """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""
-    fixed = chat_texts.texts_of(world)
-    completions = spelled(world, samples[:, 1 + world.prompt_tokens :])
-    head = world.head
-    rows = [[*head, *row[1 : 1 + row[0]].tolist()] for row in samples]
+    before, after = chat_texts.texts_of(world).decoded
+    written = np.split(samples, batches.parts(world), axis=1)[1]
+    rows = [[*world.head, *row[1 : 1 + row[0]].tolist()] for row in samples]
     whole = chat_texts.chat_of(world.model).tokenizer.decode_batch(rows, skip_special_tokens=False)
-    prompts = [text.removeprefix(fixed.head).removesuffix(fixed.tail) for text in whole]
-    return list(zip(prompts, completions, strict=True))
+    prompts = [text.removeprefix(before).removesuffix(after) for text in whole]
+    return list(zip(prompts, spelled(world, written), strict=True))
 
 
 def spelled(world: Any, tokens: np.ndarray) -> list[str]:
     """(n, t) → the text of each row before its end."""
     chat = chat_texts.chat_of(world.model)
     ended = np.isin(tokens, chat.stops).cumsum(axis=1) > 0
-    rows = [row[: int(n)].tolist() for row, n in zip(tokens, (~ended).sum(axis=1), strict=True)]
-    return chat.tokenizer.decode_batch(rows, skip_special_tokens=False)
+    return chat.answers([row[: int(n)].tolist() for row, n in zip(tokens, (~ended).sum(axis=1), strict=True)])
 
 
 def tokens(world: Any, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """The inverse of `texts`.
 
     Raises:
-      InputError: a pair is too long.
+      InputError: a pair is too long, or holds a token that the model has no row for.
     """
-    chat, rows, head = chat_texts.chat_of(world.model), [], world.head
+    chat, rows = chat_texts.chat_of(world.model), []
     for i, (prompt, completion) in enumerate(pairs):
-        whole = chat.prompt(prompt, world.system)
-        if whole[: len(head)] != head:
-            raise InputError(f"sample {i + 1}: its prompt does not begin as the others do in this template")
-        rows.append(chat_texts.sample(world, chat, whole[len(head) :], chat.reply(completion), f"sample {i + 1}"))
+        where = f"sample {i + 1}"
+        rests = [_rest(chat, prompt, start, where) for start in chat_texts.texts_of(world).starts]
+        rows.append(chat_texts.sample(world, chat, rests, chat.reply(completion), where))
+        chat_texts.check_rows(world, chat, rows[-1], where)
     return np.stack(rows)
+
+
+def _rest(chat: Any, prompt: str, start: chat_texts.Start, where: str) -> list[int]:
+    whole = chat.prompt(prompt, start.system)
+    if whole[: len(start.head)] != start.head:
+        raise InputError(f"{where}: its prompt does not begin as the others do in this template")
+    return whole[len(start.head) :]
