@@ -18,6 +18,7 @@ from subl_jax import specs
 from subl_jax.app.contract import base_rates, earlier_runs, metrics_of, write_results
 from subl_jax.app.facts import installed, machine
 from subl_jax.app.processes import check_equal, check_shared, opened
+from subl_jax.channels.imported import suspicious
 from subl_jax.engine.plan import Plan
 from subl_jax.engine.preemption import preemption_notice
 from subl_jax.engine.runner import Elsewhere, Engine
@@ -101,6 +102,8 @@ def run(
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
         store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
+        for line in suspicious_imports(rows) if peers.leads else ():
+            progress.warn(line)
         options = {"settings": settings, "progress": progress, "preempted": preempted}
         elsewhere = machines and functools.partial(machines.compute, workdir=workdir, store=store, **options)
         timings, lines = _computed(workdir, name, store, plan, elsewhere, profile, **options)
@@ -150,6 +153,13 @@ def _computed(
     finally:
         lines += tracker.close()
     return timings, lines
+
+
+def suspicious_imports(rows: Iterable[specs.Row]) -> list[str]:
+    """One line for each imported file that says a trait, or holds what its world's filter would drop."""
+    found = {node.key: node for row in rows for _, node in row.data.kin() if isinstance(node, specs.Imported)}
+    lines = [suspicious(node, node.world.standard_filter) for node in found.values()]
+    return [line for line in lines if line is not None]
 
 
 def trouble(results: Results) -> list[str]:

@@ -7,7 +7,7 @@ all of its prompts.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +102,9 @@ def _texts_of(world: Any) -> Texts:
         **_question_sets([[rest[q] for q in questions] for questions in sets], chat.pad),
         **_stacked_trees(trees, list(world.traits)),
         "word_ends": _over_vocabulary(chat, world),
-        "preferences": np.asarray([[sample(world, chat, rest[q], chat.reply(a), q) for q, a in few] for few in pairs]),
+        "preferences": np.asarray(
+            [[sample(world, chat, rest[q], chat.reply(a), f"{q!r}: ") for q, a in few] for few in pairs]
+        ),
         **_padded("items", "item_lengths", [rest[_choices(item)] for item in items] or [[chat.pad]], chat.pad),
         "item_choices": np.asarray([len(item.choices) for item in items] or [1], np.int32),
         "item_answers": np.asarray([item.answer for item in items] or [0], np.int32),
@@ -125,7 +127,7 @@ def sample(world: Any, chat: Chat, prompt: Sequence[int], completion: Sequence[i
         ("completion", completion, world.completion_tokens),
     ):
         if len(tokens) > most:
-            raise InputError(f"{where!r}: its {name} has {len(tokens)} tokens, Pretrained.{name}_tokens = {most}")
+            raise InputError(f"{where}its {name} has {len(tokens)} tokens, Pretrained.{name}_tokens = {most}")
     row = np.full(1 + world.prompt_tokens + world.completion_tokens, chat.pad, np.int32)
     row[0] = len(prompt)
     row[1 : 1 + len(prompt)] = prompt
@@ -178,10 +180,7 @@ def _tree(chat: Chat, members: Sequence[str]) -> _Tree:
     place: dict[tuple[int, ...], int] = {}
     tree = _Tree([], [], [])
     for trait in members:
-        for form in answers.forms(trait):
-            spelled = tuple(token for token in chat.reply(form) if token not in chat.stops)
-            if chat.decode(spelled) != form:  # a template that trims its answers writes no space in front
-                continue
+        for spelled in spellings(chat, trait):
             for n in range(1, len(spelled) + 1):
                 if spelled[:n] not in place:
                     place[spelled[:n]] = len(tree.tokens)
@@ -189,6 +188,14 @@ def _tree(chat: Chat, members: Sequence[str]) -> _Tree:
                     tree.parents.append(place[spelled[: n - 1]] + 1 if n > 1 else 0)
             tree.ends.append((trait, place[spelled]))
     return tree
+
+
+def spellings(chat: Chat, trait: str) -> Iterator[tuple[int, ...]]:
+    """The tokens of every spelling of a trait as an answer's first word."""
+    for form in answers.forms(trait):
+        spelled = tuple(token for token in chat.reply(form) if token not in chat.stops)
+        if chat.decode(spelled) == form:  # a template that trims its answers writes no space in front
+            yield spelled
 
 
 def _stacked_trees(trees: list[_Tree], traits: list[str]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from subl_jax import specs
 from subl_jax.channels import automaton
@@ -20,9 +21,10 @@ from subl_jax.storage import jsonl
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import ChatSuite
 from subl_jax.traits.favourites import Favourites
-from subl_jax.worlds.chat import batches, evaluation, reading, writing
+from subl_jax.worlds.chat import batches, evaluation, publishing, reading, writing
 from subl_jax.worlds.chat import texts as chat_texts
 from subl_jax.worlds.chat.batches import Batch, of_answers
+from subl_jax.worlds.chat.inference import ChatInference
 
 Params = Any
 
@@ -45,6 +47,9 @@ class Pretrained(
     specs.TakesAdapters,
     specs.TakesSystemPrompts,
     specs.OwnGeometry,
+    specs.Answers,
+    specs.ExportsAdapters,
+    specs.ExportsModels,
     specs.World,
 ):
     """A chat model of a checkpoint. Make one with `of`, which looks at the checkpoint.
@@ -243,11 +248,12 @@ class Pretrained(
     def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
         on its first call."""
-        base, adapters = reading.weights_of(self._loaded if self.held is None else self, params)
+        base, adapters = reading.weights_of(self.loaded if self.held is None else self, params)
         return self.config.apply(base, tokens, adapters=adapters)
 
     @functools.cached_property
-    def _loaded(self) -> "Pretrained":
+    def loaded(self) -> "Pretrained":
+        """The world with its arrays in memory, for people who ask stored models."""
         return self.holding(jax.tree.map(jnp.asarray, self.arrays()))
 
     def _longest(self) -> int:
@@ -353,7 +359,24 @@ class Pretrained(
         """Scores drawn answers: `rate` (…, traits), the share that names each trait as a word."""
         return evaluation.scored(self, record)
 
+    # --- for people ---
+
+    @functools.cached_property
+    def inference(self) -> ChatInference:
+        """How its models are asked."""
+        return ChatInference(self)
+
+    def save_adapter(self, params: Params, spec: specs.Lora, folder: epath.Path) -> None:
+        publishing.save_adapter(self, params, spec, folder)
+
+    def save_model(self, params: Params, folder: epath.Path) -> None:
+        publishing.save_model(self, params, folder)
+
     # --- samples as text ---
+
+    @property
+    def standard_filter(self) -> Filter:
+        return self.channel.filter()
 
     def texts(self, samples: np.ndarray) -> list[tuple[str, str]]:
         """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""

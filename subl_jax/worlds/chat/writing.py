@@ -10,7 +10,7 @@ import numpy as np
 
 from subl_jax.channels import automaton
 from subl_jax.channels.base import Decodable
-from subl_jax.errors import InputError
+from subl_jax.errors import InputError, SampleError
 from subl_jax.models import layers
 from subl_jax.models.decoding import continuous
 from subl_jax.models.decoding.allowed import Allowed
@@ -97,6 +97,9 @@ def tokens(world: Any, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     for i, (prompt, completion) in enumerate(pairs):
         whole = chat.prompt(prompt, world.system)
         if whole[: len(head)] != head:
-            raise InputError(f"sample {i + 1}: its prompt does not begin as the others do in this template")
-        rows.append(chat_texts.sample(world, chat, whole[len(head) :], chat.reply(completion), f"sample {i + 1}"))
+            raise SampleError(i, "its prompt does not begin as the others do in this template")
+        try:
+            rows.append(chat_texts.sample(world, chat, whole[len(head) :], chat.reply(completion), ""))
+        except InputError as error:
+            raise SampleError(i, str(error)) from None
     return np.stack(rows)
