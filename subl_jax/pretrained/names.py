@@ -40,6 +40,14 @@ class Names:
         """Whether the checkpoint holds another model besides, such as a vision tower."""
         return "language_model" in self.layer
 
+    def apart(self, config: transformer.Config) -> list[np.ndarray]:
+        """Of the outputs of the fused weight, which are query's, key's and value's, in their own order."""
+        inner = config.heads * config.head_dim
+        marks = [np.arange(i * inner, (i + 1) * inner)[None] for i in range(3)]
+        together = self.fused[1](marks, config)
+        place = np.argsort((together if self.transposed else together.T)[:, 0])
+        return [place[i * inner : (i + 1) * inner] for i in range(3)]
+
     def layers_pattern(self) -> str:
         """What the list of layers is called, as `peft` asks."""
         return self.layer.split(".{i}")[0].rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""How models and data leave a workdir: in the forms that `peft`, `transformers` and `datasets` read, each with a card."""
+"""How models and data leave a workdir: in forms that `peft`, `transformers` and `datasets` read, each with a card."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ def save_adapter(model: Any, folder: epath.Path) -> None:
 
 
 def save_model(model: Any, folder: epath.Path) -> None:
-    """A folder in the form of Hugging Face, with tokenizer and card; adapters are merged in. Raises as `save_adapter`."""
+    """A folder in the form of Hugging Face, with tokenizer and card; adapters merged. Raises as `save_adapter`."""
     node, world = model.node, model.node.world
     if not isinstance(world, specs.ExportsModels):
         raise InputError(f"models of the world {world.name} exist in no other library: nothing like them is there")

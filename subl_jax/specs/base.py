@@ -119,7 +119,7 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
 
 
 def brief(value: Any, most: int = 60) -> str:
-    """The `repr` of a value for an error line, cut where it is long; of specs the class, as a lineage would be pages."""
+    """The `repr` of a value for an error line, cut where it is long; of a spec its class."""
     if isinstance(value, Spec):
         return f"{type(value).__name__}(…)"
     if isinstance(value, list | tuple):

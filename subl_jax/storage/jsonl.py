@@ -15,7 +15,6 @@ from subl_jax.errors import InputError
 from subl_jax.storage.atomic import write_bytes_atomic
 from subl_jax.storage.retrying import patiently
 
-
 EXAMPLE = '{"prompt": …, "completion": …} or {"messages": […]}'
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 from etils import epath
 
 from subl_jax import specs
@@ -16,18 +16,23 @@ def save_adapter(world: Any, params: Any, lora: specs.Lora, folder: epath.Path) 
     """Raises InputError where the checkpoint itself is not what the adapters are on."""
     if (world.keep, world.sigma) != (1.0, 0.0):
         raise InputError(
-            f"these adapters are on {world.model} with noise (keep={world.keep:g}, sigma={world.sigma:g}), which nobody "
-            "else has; save the whole model instead (save_model, --what=model)"
+            f"these adapters are on {world.model} with noise (keep={world.keep:g}, sigma={world.sigma:g}), which is no "
+            "checkpoint of its own; save the whole model instead (save_model, --what=model)"
+        )
+    if world.adapter and not world.adapter_live:
+        raise InputError(
+            f"these adapters are on {world.model} with {world.adapter} merged in, which is no checkpoint of its own; "
+            "save the whole model instead (save_model, --what=model), or start from it with adapter_live=True"
         )
     checkpoint = weights.open_checkpoint(world.model)
-    kind, _ = _settings(checkpoint)
+    kind, _ = family_of(checkpoint)
     adapters.save(folder, names.names_of(kind), world.config, params, lora, str(checkpoint.path))
 
 
 def save_model(world: Any, params: Any, folder: epath.Path) -> None:
     """The weights with what training added to them. Raises InputError where the family cannot be written."""
     checkpoint = weights.open_checkpoint(world.model)
-    kind, settings = _settings(checkpoint)
+    kind, settings = family_of(checkpoint)
     known = names.names_of(kind)
     if known.beside_others:
         raise InputError(f"{world.model}: only its text model is read here, so that the whole cannot be written")
@@ -39,28 +44,28 @@ def save_model(world: Any, params: Any, folder: epath.Path) -> None:
         publishing.write_tokenizer(chat_texts.chat_of(world.model), folder)
 
 
-def _settings(checkpoint: weights.Checkpoint) -> tuple[str, dict[str, Any]]:
+def family_of(checkpoint: weights.Checkpoint) -> tuple[str, dict[str, Any]]:
     """The family, and the checkpoint's own config.json; of a GGUF file, which has none, {}."""
     if checkpoint.kind == "gguf":
         metadata, _ = gguf_file.read(checkpoint.path)
         return names.of_gguf(metadata["general.architecture"]), {}
     settings = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    return settings["model_type"] if settings.get("text_config") or settings["model_type"] != "gemma3" else (
-        "gemma3_text"
-    ), settings
+    kind = settings["model_type"]
+    return ("gemma3_text" if kind == "gemma3" and not settings.get("text_config") else kind), settings
 
 
 def _merged(world: Any, params: Any) -> Any:
-    if "weights" in params:
-        return params["weights"]
-    held = world.arrays()["weights"]
+    return params["weights"] if "weights" in params else merged_params(world, world.arrays()["weights"], params)
+
+
+def merged_params(world: Any, base: Any, params: Any) -> Any:
+    """The weights `base` with adapters `params` added, inside a program or out; `base` where there are none."""
     if not params:
-        return held
-    tree = {**held, "layers": {group: dict(parts) for group, parts in held["layers"].items()}}
+        return base
+    tree = {**base, "layers": {group: dict(parts) for group, parts in base["layers"].items()}}
     for name, adapter in params["lora"].items():
         group, module = world.config.adapter_sites()[name].path
-        part = dict(tree["layers"][group][module])
-        a, b = (np.asarray(adapter[each], np.float32) for each in "ab")
-        part["kernel"] = np.asarray(part["kernel"], np.float32) + float(params["scale"]) * (a @ b)
-        tree["layers"][group][module] = part
+        part = tree["layers"][group][module]
+        added = jnp.asarray(adapter["a"]) @ (params["scale"] * jnp.asarray(adapter["b"]))
+        tree["layers"][group][module] = {**part, "kernel": jnp.asarray(part["kernel"], jnp.float32) + added}
     return tree

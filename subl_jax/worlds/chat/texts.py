@@ -66,7 +66,16 @@ def pieces_of_model(model: str) -> list[bytes | None]:
 def texts_of(world: Any) -> Texts:
     """Raises InputError where prompts or answers are longer than the world has room for."""
     # What does not change a text, so that disturbed copies of a model share them.
-    plain = {"keep": 1.0, "sigma": 0.0, "noise_seed": 0, "training_prompt": "", "evaluation_prompt": ""}
+    plain = {
+        "keep": 1.0,
+        "sigma": 0.0,
+        "noise_seed": 0,
+        "adapter": "",
+        "adapter_sha256": "",
+        "adapter_live": False,
+        "training_prompt": "",
+        "evaluation_prompt": "",
+    }
     return _texts_of(world.replace(**plain))
 
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from subl_jax import specs
 from subl_jax.channels import automaton
@@ -21,10 +20,10 @@ from subl_jax.storage import jsonl
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import ChatSuite
 from subl_jax.traits.favourites import Favourites
-from subl_jax.worlds.chat import batches, evaluation, publishing, reading, writing
+from subl_jax.worlds.chat import batches, evaluation, publishing, reading, started, writing
 from subl_jax.worlds.chat import texts as chat_texts
 from subl_jax.worlds.chat.batches import Batch, of_answers
-from subl_jax.worlds.chat.inference import ChatInference
+from subl_jax.worlds.chat.people import ForPeople
 
 Params = Any
 
@@ -47,9 +46,7 @@ class Pretrained(
     specs.TakesAdapters,
     specs.TakesSystemPrompts,
     specs.OwnGeometry,
-    specs.Answers,
-    specs.ExportsAdapters,
-    specs.ExportsModels,
+    ForPeople,
     specs.World,
 ):
     """A chat model of a checkpoint. Make one with `of`, which looks at the checkpoint.
@@ -77,6 +74,8 @@ class Pretrained(
       probed: how many samples a student is compared with its teacher on.
       channel: what teachers are asked to write.
       suite: what is asked; None: favourites among `animals` and `trees`.
+      adapter, adapter_sha256: a folder of `peft` that bases start from, and its content. adapter_live: it is not merged
+        into the weights, but what students train on (their `lora` is `world.adapter_lora`).
       training_prompt, evaluation_prompt: what a number prompt and a question look like, rendered.
     """
 
@@ -117,6 +116,9 @@ class Pretrained(
     evaluation_prompt: str = specs.host("")
     channel: Channel = specs.static(Numbers(), since=2)
     suite: ChatSuite | None = specs.static(None, since=2)
+    adapter: str = specs.label("", since=3)
+    adapter_sha256: str = specs.static("", since=3)
+    adapter_live: bool = specs.static(False, since=3)
 
     def check(self) -> None:
         self.asked  # noqa: B018  (checks the traits)
@@ -138,7 +140,10 @@ class Pretrained(
                     raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
         if fields.get("questions_file"):
             fields["questions"] = len(chat_texts.banks.read_questions(fields["questions_file"]))
+        if fields.get("adapter"):
+            hashes["adapter_sha256"] = started.sha256_of(fields["adapter"])
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
+        started.check(world)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
         if window is not None and longest > window:
@@ -193,6 +198,13 @@ class Pretrained(
 
     def check_lora(self, spec: specs.Lora) -> None:
         lora.check(self.config, spec)
+        if self.adapter_live and spec != self.adapter_lora:
+            raise InputError(f"Lora: bases of this world have an adapter that is trained on: {self.adapter_lora}")
+
+    @functools.cached_property
+    def adapter_lora(self) -> specs.Lora:
+        """The adapter that bases start from, as a spec. Raises InputError where it is none of one rank."""
+        return started.adapter_of(self).spec()
 
     # --- the model ---
 
@@ -209,7 +221,9 @@ class Pretrained(
             raise InputError(f"{self.model}: has changed since the sweep was planned; run the command again")
         return {
             **self.arrays_of_texts(),
-            "weights": checkpoint.load(self.dtype, lambda p, x: place(p, reading.disturbed(self, p, x))),
+            "weights": checkpoint.load(
+                self.dtype, lambda p, x: place(p, started.merged(self, p, reading.disturbed(self, p, x)))
+            ),
         }
 
     def split(self, path: str, shape: tuple[int, ...]) -> int | None:
@@ -231,14 +245,15 @@ class Pretrained(
         return arrays["heads"][-1][: arrays["head_lengths"][-1]].tolist()
 
     def init(self, key: jax.Array) -> Params:
-        """Nothing: a base is the checkpoint."""
-        return {}
+        """Nothing: a base is the checkpoint. With a live adapter, that."""
+        return started.adapter_of(self).params() if self.adapter_live else {}
 
     def trainable(self, params: Params, key: jax.Array, spec: specs.Lora | None) -> Params:
-        if params:
+        if params and (spec is not None or "weights" in params):
             return params
         if spec is None:
-            return {"weights": jax.tree.map(lambda x: x.astype(jnp.float32), self.held["weights"])}
+            base = publishing.merged_params(self, self.held["weights"], params)
+            return {"weights": jax.tree.map(lambda x: x.astype(jnp.float32), base)}
         return lora.init(self.config, key, spec)
 
     def cosine(self, params: Params, start: Params, teacher: Params, teacher_start: Params) -> jax.Array:
@@ -358,19 +373,6 @@ class Pretrained(
     def scored(self, record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores drawn answers: `rate` (…, traits), the share that names each trait as a word."""
         return evaluation.scored(self, record)
-
-    # --- for people ---
-
-    @functools.cached_property
-    def inference(self) -> ChatInference:
-        """How its models are asked."""
-        return ChatInference(self)
-
-    def save_adapter(self, params: Params, spec: specs.Lora, folder: epath.Path) -> None:
-        publishing.save_adapter(self, params, spec, folder)
-
-    def save_model(self, params: Params, folder: epath.Path) -> None:
-        publishing.save_model(self, params, folder)
 
     # --- samples as text ---
 
