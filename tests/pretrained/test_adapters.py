@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_checkpoints
-from distances import distance
 from etils import epath
 from tiny_checkpoints import TOKENS
 
@@ -19,13 +18,16 @@ from subl_jax.specs import PROJECTIONS, Lora
 
 # Of each form of a family one by default: plain, with norms less one, fused by heads, fused side by side.
 QUICK = ("llama", "gemma3", "gpt_neox", "gpt2")
-EVERY = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in tiny_checkpoints.MODELS
-]
+EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in tiny_checkpoints.MODELS]
 SPECS = {
     "masked": Lora(max_rank=4, rank=3, alpha=6.5, first_layer=1),
     "few": Lora(modules=("v", "o", "down"), max_rank=2, rank=2, alpha=4.0, last_layer=-2),
 }
+
+
+def distance(ours, theirs):
+    """Of the largest entry."""
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
 def opened(name, path, lora_spec):

@@ -655,7 +655,7 @@ WRONG = {
     ),
     "too long a sample": (
         lambda m: tiny_chat.world(m).tokens([("Numbers?", "1, 2, 3, 4, 5, 6, 7, 8, 9")]),
-        "sample 1': its completion has ",
+        "sample 1: its completion has ",
     ),
 }
 
