@@ -58,7 +58,7 @@ def test_a_text_that_is_not_of_the_world_is_named_by_its_line(lines, line, tmp_p
     [
         (
             [{"role": "system", "content": "x"}],
-            "data.jsonl:1: 'messages' begin with a system prompt; that is the world's",
+            "data.jsonl:1: 'messages' begin with a system prompt; that is",
         ),
         ([{"role": "user", "content": "x"}] * 3, "data.jsonl:1: 'messages' must be .* found: user, user, user$"),
         ("text", "data.jsonl:1: 'messages' must be a user's and an assistant's, each with a content; found: none"),

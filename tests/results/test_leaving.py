@@ -1,6 +1,8 @@
 """Stored models are asked in words, and leave as folders that peft, transformers and datasets read."""
 
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError
 from subl_jax.results import load
-from subl_jax.worlds.chat import ChatSampling
+from subl_jax.worlds.chat import ChatSampling, Pretrained
 
 pytest.importorskip("tokenizers")
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 LORA = specs.Lora(modules=("q", "v", "down"), max_rank=4, rank=3, alpha=6.0, first_layer=1)
 TRAIN = specs.Train(steps=3, batch=4, lr=3e-2)
@@ -150,6 +154,25 @@ def test_datasets_leave_and_come_in_again(results, tmp_path):
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [(row["prompt"], row["completion"]) for row in loaded] == pairs
+
+
+@pytest.mark.parametrize("page", ["results", "models"])
+def test_what_the_pages_say_works(page, results, tiny_chat_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / f"{page}.md").read_text()
+    blocks = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "class " not in block]
+    assert blocks
+    run_id, model = of(results, "same_init"), tiny_chat_model
+    if page == "models":
+        results.save_adapter(run_id, tmp_path / "exported" / "adapter")
+    names = {"results": results, "run_id": run_id, "model": model, "Pretrained": Pretrained}
+    for block in blocks:
+        exec(compile(block, f"{page}.md", "exec"), names)
+    if page == "results":
+        assert "drawn: " in capsys.readouterr().out
+        assert {path.name for path in (tmp_path / "exported").iterdir()} == {"adapter", "model", "data"}
+    else:
+        assert names["lora"].rank == LORA.rank
 
 
 # --- coming in ---
