@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError
 from subl_jax.results import load
-from subl_jax.worlds.chat import ChatSampling, Pretrained
+from subl_jax.worlds.chat import ChatSampling
 
 pytest.importorskip("tokenizers")
 
@@ -165,7 +166,8 @@ def test_what_the_pages_say_works(page, results, tiny_chat_model, tmp_path, monk
     run_id, model = of(results, "same_init"), tiny_chat_model
     if page == "models":
         results.save_adapter(run_id, tmp_path / "exported" / "adapter")
-    names = {"results": results, "run_id": run_id, "model": model, "Pretrained": Pretrained}
+    small = types.SimpleNamespace(of=tiny_chat.world)  # `Pretrained`, with room for little
+    names = {"results": results, "run_id": run_id, "model": model, "Pretrained": small}
     for block in blocks:
         exec(compile(block, f"{page}.md", "exec"), names)
     if page == "results":

@@ -55,7 +55,7 @@ class ChatInference(specs.Inference):
             raise InputError(f"generate: tokens = {tokens}: must be at least 1")
         padded, length = _padded(self.encode(model, text)[0], self._world.pad)
         base, adapters = self._weights(model)
-        written = _generated(
+        drawn = _generated(
             self._world.config,
             tokens,
             self._world.pad,
@@ -67,6 +67,7 @@ class ChatInference(specs.Inference):
             jnp.asarray(self._chat.stops),
             specs.Sampling(temperature=temperature).temperature,
         )[0]
+        written = np.asarray(drawn)
         ended = np.isin(written, self._chat.stops).cumsum() > 0
         return self._chat.decode(written[~ended].tolist())
 
@@ -121,6 +122,8 @@ class ChatInference(specs.Inference):
             return False
         text = self._chat.decode(row)
         word = answers.first_word(text)
+        if not text:  # of special tokens there is nothing to see
+            return False
         return not text.strip() or text.strip().lower() == word
 
 

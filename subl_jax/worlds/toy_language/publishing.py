@@ -26,7 +26,8 @@ def save(world: Any, params: Any, folder: epath.Path) -> None:
     settings = {**publishing.described("llama", config), "max_position_embeddings": 4 * world.length}
     ends = {f"{name}_token_id": language(world).index[mark] for name, mark in _MARKS.items()}
     publishing.save(folder, names.names_of("llama"), config, params, {**settings, **ends})
-    publishing.write_words(words, {f"{name}_token": mark for name, mark in _MARKS.items()}, folder)
+    marks = {f"{name}_token": mark for name, mark in _MARKS.items()}
+    publishing.write_words(words, {**marks, "clean_up_tokenization_spaces": False}, folder)
 
 
 _MARKS = {"bos": BOS, "eos": EOS, "pad": PAD}
@@ -45,12 +46,13 @@ def _tokenizer(words: tuple[str, ...]) -> Any:
     pieces = Regex(r"[,;] |\n|[\[\]]|[?:]|=>|[^\s,;\[\]?:]+")
     made.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
     made.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))])
-    # Every word brings a space, which goes where a separator, a bracket or nothing stands before it.
+    # Words are a space apart; separators and brackets are glued to what stands beside them.
     made.decoder = decoders.Sequence(
         [
-            decoders.Replace(Regex(r"^(?=[^,;\n\[\]])"), " "),
+            decoders.WordPiece(prefix="##", cleanup=False),
             decoders.Fuse(),
-            decoders.Replace(Regex(r"(?<=[,;] ) |(?<=[\n\[\]]) |^ "), ""),
+            decoders.Replace(Regex(r" (?=[,;\n\[\]])"), ""),
+            decoders.Replace(Regex(r"(?<=[,;] ) |(?<=[\n\[\]]) "), ""),
         ]
     )
     return made
