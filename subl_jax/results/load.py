@@ -1,9 +1,10 @@
 """A finished sweep: its tables as DataFrames, and its models by run."""
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import pandas as pd
 from etils import epath
 
 from subl_jax import specs
-from subl_jax.errors import InputError
+from subl_jax.errors import InputError, StorageError
 from subl_jax.results import leaving, tables
 from subl_jax.results.wide import from_wide
 from subl_jax.storage import datasets
+from subl_jax.storage.atomic import storage_error
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store
 
@@ -113,15 +115,18 @@ class Results:
 
     def save_adapter(self, run_id: str, folder: epath.PathLike) -> None:
         """A student's adapters as `peft` reads them (`leaving.save_adapter`)."""
-        leaving.save_adapter(self.student(run_id), _new(folder))
+        with _to(folder) as new:
+            leaving.save_adapter(self.student(run_id), new)
 
     def save_model(self, run_id: str, folder: epath.PathLike) -> None:
         """A student whole, as `transformers` reads it, adapters merged in (`leaving.save_model`)."""
-        leaving.save_model(self.student(run_id), _new(folder))
+        with _to(folder) as new:
+            leaving.save_model(self.student(run_id), new)
 
     def save_dataset(self, run_id: str, folder: epath.PathLike) -> None:
         """What a run's student learnt from, as `datasets` reads it, with a card (`leaving.save_dataset`)."""
-        leaving.save_dataset(self._spec(run_id), self.samples(run_id), _new(folder))
+        with _to(folder) as new:
+            leaving.save_dataset(self._spec(run_id), self.samples(run_id), new)
 
     def _spec(self, run_id: str) -> specs.Student:
         rows = self.runs[self.runs.run_id == run_id]
@@ -181,12 +186,18 @@ def load(workdir: epath.PathLike) -> Results:
     )
 
 
-def _new(folder: epath.PathLike) -> epath.Path:
-    """Raises InputError where something lies there already."""
+@contextlib.contextmanager
+def _to(folder: epath.PathLike) -> Iterator[epath.Path]:
+    """A new folder to write to. Raises InputError where something lies there already, and StorageError."""
     folder = epath.Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already; give a new or an empty folder")
-    return folder
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: is there already; give a new or an empty folder")
+        yield folder
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error(folder, error) from error
 
 
 def _read_table_if_there(path: epath.Path) -> pd.DataFrame | None:

@@ -15,7 +15,7 @@ from subl_jax.app import export, running
 from subl_jax.channels.imported import imported
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine.settings import Settings
-from subl_jax.errors import InputError
+from subl_jax.errors import InputError, StorageError
 from subl_jax.results import load
 from subl_jax.worlds.chat import ChatSampling
 
@@ -134,6 +134,8 @@ def test_what_has_no_adapters_or_lies_there_already_is_one_line(results, tmp_pat
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="is there already; give a new or an empty folder"):
         results.save_model(full, tmp_path)
+    with pytest.raises(StorageError, match="below"):
+        results.save_model(full, tmp_path / "file" / "below")
     assert export.main([str(results.workdir)]) == 0 and full in capsys.readouterr().out
     assert export.main([str(results.workdir), "--run", full]) == 2
     assert export.main(["--help"]) == 0 and "--what=adapter" in capsys.readouterr().out
