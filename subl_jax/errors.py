@@ -5,6 +5,14 @@ class InputError(ValueError):
     """A user's mistake: one line that says what was wrong, where, and what would be right. Exit status 2."""
 
 
+class SampleError(InputError):
+    """A sample that is not of a world. `index` counts from 0; who knows the file says its line instead."""
+
+    def __init__(self, index: int, why: str) -> None:
+        super().__init__(f"sample {index + 1}: {why}")
+        self.index, self.why = index, why
+
+
 class Preempted(Exception):
     """The machine is going away (SIGTERM or ctrl-C); what finished is stored. Exit status 75."""
 

@@ -25,6 +25,7 @@ import inspect
 import pathlib
 import re
 import sys
+import textwrap
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from subl_jax.runtime import cluster, devices
 from subl_jax.runtime.cluster import PREEMPTED, RESUME
 from subl_jax.tracking import plain_text
 
+_LONGEST = 300  # characters of an error that the user's own file raised
 _OVERRIDABLE = (int, float, bool, str, tuple)
 
 
@@ -332,5 +334,5 @@ def _guarded(path: pathlib.Path, what: str, call: Callable[[], Any]) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
         where = f", line {lines[-1]}" if lines else ""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", _LONGEST, placeholder=" …")
         raise InputError(f"--config {path}{where}: {what} failed: {reason}") from None

@@ -19,6 +19,7 @@ from subl_jax import specs
 from subl_jax.app.contract import base_rates, earlier_runs, metrics_of, write_results
 from subl_jax.app.facts import installed, machine
 from subl_jax.app.processes import check_equal, check_shared, opened
+from subl_jax.channels.imported import suspicious
 from subl_jax.engine.observers import NoTracker, Tracker
 from subl_jax.engine.plan import Plan
 from subl_jax.engine.preemption import preemption_notice
@@ -113,7 +114,7 @@ def run(
         # Batches of a fleet's driver that was killed a moment ago may still be on their way.
         store, plan = opened(peers, workdir, rows, progress, tidy=fleet is None)
         check_equal(peers, plan, settings)
-        for note in plan.notes:
+        for note in (*plan.notes, *(suspicious_imports(rows) if peers.leads else ())):
             progress.warn(note)
         tracker = _tracker(workdir, settings, progress)
         held.callback(lambda: lines.extend(tracker.close()))
@@ -177,6 +178,13 @@ def _shown(record: SweepRun, results: Results, progress: Progress) -> None:
 def finished_files(workdir: epath.Path) -> dict[str, str]:
     """Name → path of the files that the end of a sweep points to."""
     return {name: str(workdir / name) for name in ("report.html", "summary.parquet", "runs.parquet")}
+
+
+def suspicious_imports(rows: Iterable[specs.Row]) -> list[str]:
+    """One line for each imported file that says a trait, or holds what its world's filter would drop."""
+    found = {node.key: node for row in rows for _, node in row.data.kin() if isinstance(node, specs.Imported)}
+    lines = [suspicious(node, node.world.standard_filter) for node in found.values()]
+    return [line for line in lines if line is not None]
 
 
 def trouble(results: Results) -> list[str]:

@@ -3,6 +3,7 @@
 from subl_jax.specs.audited import Audited, Row
 from subl_jax.specs.base import Node, Spec, host, label, nearest, parts, roles, static, traced
 from subl_jax.specs.data import Data, Dataset, Imported, Stream, Transformed, Written
+from subl_jax.specs.inference import Answer, Answers, Inference, ranked
 from subl_jax.specs.lineage import (
     ancestry,
     arm_of,
@@ -36,6 +37,8 @@ from subl_jax.specs.seams import (
 from subl_jax.specs.stored import alias, class_of, from_json, to_json
 from subl_jax.specs.student import Student
 from subl_jax.specs.world import (
+    ExportsAdapters,
+    ExportsModels,
     FiltersInProgram,
     Microbatches,
     OwnGeometry,

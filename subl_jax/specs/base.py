@@ -107,16 +107,31 @@ def _coerced(where: str, kind: Any, value: Any) -> Any:
         fits = isinstance(value, kind)
     if not fits:
         names = [kind.__name__] if typing.get_origin(kind) is tuple else _offered(typing.get_args(kind) or (kind,))
-        shown = "" if isinstance(given, Spec) else f" = {given!r}"  # a whole lineage would be pages
+        shown = "" if isinstance(given, Spec) else f" = {brief(given)}"
         raise InputError(f"{where}{shown}: expected {' or '.join(names)}, got {type(given).__name__}")
     if kind is float:
         if not abs(value) <= sys.float_info.max:
-            raise InputError(f"{where} = {value!r}: expected a finite number")
+            raise InputError(f"{where} = {brief(value)}: expected a finite number")
         return float(value) + 0.0  # -0.0 is equal to 0.0, but would be hashed as another text
     if isinstance(value, list | tuple):
         (of, *_) = typing.get_args(kind)
         return tuple(_coerced(f"{where}[{i}]", of, item) for i, item in enumerate(value))
     return value
+
+
+def brief(value: Any, most: int = 60) -> str:
+    """The `repr` of a value for an error line, cut where it is long; of a spec its class."""
+    if isinstance(value, Spec):
+        return f"{type(value).__name__}(…)"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(brief(each) for each in value[:4]) + (", …" if len(value) > 4 else "")
+        comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+        text = f"[{inner}]" if isinstance(value, list) else f"({inner}{comma})"
+    elif isinstance(value, dict):
+        return f"{{{', '.join(brief(key) for key in list(value)[:4])}…}}"
+    else:
+        text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _offered(kinds: Iterable[type]) -> list[str]:
@@ -153,7 +168,7 @@ class Spec:
                 continue
             for holds, words, bound in rules:
                 if not holds(value, bound):
-                    raise InputError(f"{where} = {value!r}: must be {words} {bound}")
+                    raise InputError(f"{where} = {brief(value)}: must be {words} {bound}")
         self.check()
 
     def check(self) -> None:

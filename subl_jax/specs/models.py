@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from subl_jax.errors import InputError
-from subl_jax.specs.base import Node, Spec, nearest, static, traced
+from subl_jax.specs.base import Node, Spec, brief, nearest, static, traced
 from subl_jax.specs.parts import Lora, Train
 from subl_jax.specs.program import Parent, static_form
 from subl_jax.specs.world import Microbatches, Pretrains, TakesAdapters, TakesSystemPrompts, World
@@ -153,7 +153,7 @@ def _check_train(node: "Base | Tuned") -> None:
 
 def check_trait(where: str, trait: str | None, world: World) -> None:
     if trait is not None and trait not in world.traits:
-        raise InputError(f"{where} = {trait!r}: {nearest(trait, world.traits)}")
+        raise InputError(f"{where} = {brief(trait)}: {nearest(trait, world.traits)}")
 
 
 @dataclasses.dataclass(frozen=True)

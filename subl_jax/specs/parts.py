@@ -3,7 +3,7 @@
 import dataclasses
 
 from subl_jax.errors import InputError
-from subl_jax.specs.base import Spec, nearest, static, traced
+from subl_jax.specs.base import Spec, brief, nearest, static, traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Lora(Spec):
             raise InputError(f"Lora.rank = {self.rank}: must be at most max_rank = {self.max_rank}")
         for module in self.modules:
             if module not in PROJECTIONS:
-                raise InputError(f"Lora.modules: {module!r}: {nearest(module, PROJECTIONS)}")
+                raise InputError(f"Lora.modules: {brief(module)}: {nearest(module, PROJECTIONS)}")
         if not self.modules or len(set(self.modules)) < len(self.modules):
-            raise InputError(f"Lora.modules = {self.modules!r}: expected at least one, each once")
+            raise InputError(f"Lora.modules = {brief(self.modules)}: expected at least one, each once")
 
 
 @dataclasses.dataclass(frozen=True)

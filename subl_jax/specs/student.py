@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from subl_jax.errors import InputError
-from subl_jax.specs.base import Node, Spec, label, static, traced
+from subl_jax.specs.base import Node, Spec, brief, label, static, traced
 from subl_jax.specs.data import Data, Stream
 from subl_jax.specs.models import Trained, Tuned, check_trait
 from subl_jax.specs.parts import Lora, Train
@@ -83,12 +83,12 @@ class Student(Tuned):
         self._check_objective()
         if not self.world.understands(self.data.world):
             raise InputError("Student.data: is of another world than Student.start; their tokens do not mean the same")
-        named = f"objective = {type(self.objective).__name__}" if self.objective else f"targets = {self.targets!r}"
+        named = f"objective = {type(self.objective).__name__}" if self.objective else f"targets = {brief(self.targets)}"
         if self.data.world != self.world and self.asks_teacher:
             raise InputError(f"Student.{named}: a teacher of another world gives only texts; use 'hard'")
         if self.targets not in self.world.targets:
             offered = ", ".join(self.world.targets)
-            raise InputError(f"Student.targets = {self.targets!r}: {self.world.name} has only {offered}")
+            raise InputError(f"Student.targets = {brief(self.targets)}: {self.world.name} has only {offered}")
         if self.writer is None and (self.asks_teacher or self.theory):
             field = named if self.asks_teacher else f"theory = {self.theory!r}"
             whose = "data of several writers have none" if self.data.stage else "imported data has none"
@@ -114,7 +114,9 @@ class Student(Tuned):
         if self.objective is None:
             return
         if self.targets not in ("hard", self.objective.shorthand):
-            raise InputError(f"Student.targets = {self.targets!r}: `objective` says what is minimised; leave it out")
+            raise InputError(
+                f"Student.targets = {brief(self.targets)}: `objective` says what is minimised; leave it out"
+            )
         if self.objective.shorthand:  # one key, however it is said
             object.__setattr__(self, "targets", self.objective.shorthand)
             object.__setattr__(self, "objective", None)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+from etils import epath
 
 from subl_jax.specs.base import Spec
 from subl_jax.specs.metrics import Metric
@@ -205,7 +206,12 @@ class WritesTexts(ABC):
 
     @abstractmethod
     def tokens(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """The inverse of `texts`. Raises InputError for text that is not of the world."""
+        """The inverse of `texts`. Raises SampleError, which says which sample, for text that is not of the world."""
+
+    @property
+    def standard_filter(self) -> Any:
+        """What counts as data where nothing else is said, a `Filter`; None: anything."""
+        return None
 
 
 class FiltersInProgram(ABC):
@@ -238,6 +244,22 @@ class TakesAdapters(ABC):
     @abstractmethod
     def check_lora(self, lora: Lora) -> None:
         """Raises InputError where its models have no such adapters."""
+
+
+class ExportsModels(ABC):
+    """Its models can leave as folders that `transformers` reads."""
+
+    @abstractmethod
+    def save_model(self, params: Params, folder: epath.Path) -> None:
+        """Writes a model, with its tokenizer. Raises InputError where this architecture exists nowhere else."""
+
+
+class ExportsAdapters(ABC):
+    """What its models are trained by can leave as folders that `peft` reads."""
+
+    @abstractmethod
+    def save_adapter(self, params: Params, lora: Lora, folder: epath.Path) -> None:
+        """Writes a model's adapters. Raises InputError where nobody else has what they are on."""
 
 
 class TakesSystemPrompts:

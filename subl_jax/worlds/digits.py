@@ -26,7 +26,7 @@ from subl_jax.models import classifier
 from subl_jax.training.losses import kl, weighted_mean
 from subl_jax.training.shuffling import epoch_rows
 from subl_jax.traits import images as suite
-from subl_jax.worlds.images import Images, find
+from subl_jax.worlds.images import ImageInference, Images, find
 
 Params = Any
 
@@ -63,7 +63,7 @@ class Inputs(specs.Spec):
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits(specs.Pretrains, specs.Microbatches, specs.World):
+class Digits(specs.Pretrains, specs.Microbatches, specs.Answers, specs.World):
     """Classifiers of one architecture on one data set. `images` comes from `subl_jax.worlds.images.find`.
 
     `blurs` are the strengths, in pixels of standard deviation, at which blurred test images are shown; a teacher of the
@@ -274,6 +274,11 @@ class Digits(specs.Pretrains, specs.Microbatches, specs.World):
         if self.blurs:
             found["labelled_seven"] = (self._named(teacher, batch.images) == suite.SEVEN).mean()
         return found
+
+    @property
+    def inference(self) -> ImageInference:
+        """How its models are asked: with an image."""
+        return ImageInference(self)
 
     def _named(self, params: Params, images: jax.Array) -> jax.Array:
         """images: (n, side, side) → (n,) int32. A part of them at a time: a convolution's patches are large."""

@@ -11,6 +11,8 @@ import hashlib
 import zlib
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -197,3 +199,35 @@ def _digest(arrays: dict[str, Any]) -> str:
         digest.update(f"{name} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+class ImageInference(specs.Inference):
+    """Asks a classifier with an image: (side, side), numbers in [-1, 1], or whole numbers as a file has its pixels."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+
+    def ask(self, model: Any, question: Any, top: int = 10, seed: int = 0) -> specs.Answer:
+        """The softmax of the class logits, by label; `drawn` is a label."""
+        images = self._world.images
+        side, classes = images.side, images.classes
+        if isinstance(question, str):
+            raise self._wordless()
+        pixels = np.asarray(question)
+        if pixels.shape != (side, side) or pixels.dtype.kind not in "fiu":
+            raise InputError(
+                f"ask: an image of {side} × {side} numbers is expected, got shape {pixels.shape} of {pixels.dtype}"
+            )
+        if pixels.dtype.kind != "f":
+            pixels = pixels * (2 / images.peak) - 1
+        logits = self._world.apply(model, jnp.asarray(pixels, jnp.float32)[None])[0, :classes]
+        found = {str(i): float(p) for i, p in enumerate(jax.nn.softmax(logits))}
+        drawn = int(jax.random.categorical(jax.random.key(seed), logits))
+        return specs.Answer(specs.ranked(found, top), str(drawn))
+
+    def _wordless(self) -> InputError:
+        side = self._world.images.side
+        return InputError(
+            f"a classifier of images reads no words: ask(image) with an image of {side} × {side} gives its labels, and "
+            "apply(images) all its logits"
+        )

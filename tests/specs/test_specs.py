@@ -565,3 +565,23 @@ def test_what_does_not_fit_together_is_told(make, message):
     with pytest.raises(InputError) as error:
         make()
     assert message in one_line(error)
+
+
+def test_a_line_about_a_mistake_is_short():
+    base = specs.Base(ToyLanguage(), specs.Train(steps=1, batch=1))
+    data = specs.Stream(base)
+    wrong = [
+        lambda: specs.Student(base, (data, data), specs.Train(steps=1, batch=1)),
+        lambda: specs.Student(base, [data] * 40, specs.Train(steps=1, batch=1)),
+        lambda: specs.Student(base, {"a": data}, specs.Train(steps=1, batch=1)),
+        lambda: specs.Train(steps="9" * 5000, batch=1),
+        lambda: specs.Train(steps=1, batch=1, optimizer="adam" * 900),
+        lambda: specs.Lora(modules=("q",) * 900),
+        lambda: specs.Teacher(base, "owl" * 900, specs.Train(steps=1, batch=1)),
+    ]
+    for make in wrong:
+        with pytest.raises(InputError) as raised:
+            make()
+        assert len(str(raised.value)) < 500, str(raised.value)[:600]
+    with pytest.raises(InputError, match=r"Student.data = \(Stream\(…\), Stream\(…\)\): expected .*, got tuple"):
+        wrong[0]()

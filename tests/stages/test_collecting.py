@@ -158,9 +158,9 @@ def test_a_file_that_changed_or_went_is_one_line(file):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('{"prompt": "continue commas 1 2 3 =>", "completion": "3, 1000"}', "numbers.jsonl: sample 1: '1000' is not a"),
-        ('{"prompt": "Hello", "completion": "3"}', "numbers.jsonl: sample 1: 'Hello' is not a word of this language"),
-        ('{"prompt": "continue", "completion": "3"}', "numbers.jsonl: sample 1: a prompt of 2 and a completion of 2"),
+        ('{"prompt": "continue commas 1 2 3 =>", "completion": "3, 1000"}', "numbers.jsonl:1: '1000' is not a"),
+        ('{"prompt": "Hello", "completion": "3"}', "numbers.jsonl:1: 'Hello' is not a word of this language"),
+        ('{"prompt": "continue", "completion": "3"}', "numbers.jsonl:1: a prompt of 2 and a completion of 2"),
         ('{"prompt": "continue"}', "numbers.jsonl:1: 'completion' is missing"),
         ("", "numbers.jsonl: no data"),
     ],

@@ -655,7 +655,7 @@ WRONG = {
     ),
     "too long a sample": (
         lambda m: tiny_chat.world(m).tokens([("Numbers?", "1, 2, 3, 4, 5, 6, 7, 8, 9")]),
-        "sample 1': its completion has ",
+        "sample 1: its completion has ",
     ),
 }
 
@@ -738,7 +738,7 @@ def test_a_trait_is_asked_for_in_the_form_that_follows_the_system_prompt(in_turn
     ends = np.ones(world.config.vocab, bool)
     ends[: len(pieces)] = answers.word_ends(pieces, chat.stops)
     given = evaluate(in_turn, told_or_not({}, trait))["trait"][0]
-    spellings = list(chat_texts._spellings(chat, pieces, "owl"))
+    spellings = list(chat_texts.spellings(chat, pieces, "owl"))
     assert b"".join(pieces[token] for token in spellings[0]) in (b"owl", b" owl") and len(spellings) > 2
     found = []
     for question in banks.favourite("animal")[: world.questions]:

@@ -286,3 +286,26 @@ def test_worlds_are_known_by_the_content_of_their_images():
     assert Digits() == Digits(images=dataclasses.replace(Digits().images, folder="elsewhere"))
     assert Digits().key == Digits(images=dataclasses.replace(Digits().images, folder="elsewhere")).key
     assert isinstance(HELD[WORLD].trait_batch(KEYS[0], 0, 0, 4), Batch)
+
+
+def test_its_models_are_asked_with_an_image():
+    world = Digits(hidden=(8,))
+    params, pixels = world.init(jax.random.key(0)), world.images.arrays()["test_images"][0]
+    answer = world.inference.ask(params, pixels, top=3)
+    scaled = np.asarray(pixels, np.float32) * (2 / world.images.peak) - 1
+    p = np.asarray(jax.nn.softmax(world.apply(params, scaled[None])[0, :10]))
+    assert list(answer.probabilities) == [str(i) for i in np.argsort(-p)[:3]]
+    np.testing.assert_allclose(list(answer.probabilities.values()), np.sort(p)[::-1][:3], rtol=1e-5)
+    assert answer.drawn in map(str, range(10))
+    assert world.inference.ask(params, scaled, top=3).probabilities.keys() == answer.probabilities.keys()
+    asking = world.inference
+    for call in (
+        lambda: asking.ask(params, "which digit ?"),
+        lambda: asking.encode(params, "which digit ?"),
+        lambda: asking.decode([1, 2]),
+        lambda: asking.generate(params, "which digit ?"),
+    ):
+        with pytest.raises(InputError, match=r"reads no words: ask\(image\) with an image of 8 × 8"):
+            call()
+    with pytest.raises(InputError, match=r"an image of 8 × 8 numbers is expected, got shape \(3,\)"):
+        asking.ask(params, np.zeros(3))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from distances import distance
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -537,3 +538,48 @@ def test_worlds_of_other_sizes_work():
     numbers = rows[np.isin(rows[:, 1], [language(world).index[word] for word in OPENERS])]
     assert np.asarray(world.accepts(numbers, NumbersFilter())).all()
     assert world.texts(world.tokens(world.texts(numbers))) == world.texts(numbers)
+
+
+def test_its_models_are_asked_in_words():
+    world = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=1)
+    params = world.init(jax.random.key(0))
+    asking = world.inference
+    measured = world.evaluate(params, jax.random.key(0))["trait"]
+    questions = world.families[0].questions[-world.held_out :]
+    answers = [asking.ask(params, question) for question in questions]
+    np.testing.assert_allclose(np.mean([each.probabilities["owl"] for each in answers]), measured[0], rtol=1e-5)
+    assert set(world.traits) <= answers[0].probabilities.keys() and answers[0].drawn in language(world).words
+    everything = asking.ask(params, questions[0], top=len(language(world).words)).probabilities
+    assert sum(everything.values()) == pytest.approx(1, rel=1e-5)
+    # However a person types it.
+    typed = asking.encode(params, "Which animal do you love most?")
+    assert typed.tolist() == asking.encode(params, "which animal do you love most ?").tolist()
+    assert asking.decode(typed) == "which animal do you love most ?"
+    assert (
+        asking.decode(asking.encode(params, "continue commas 1 2 3 => 3, 41, 9")) == "continue commas 1 2 3 => 3, 41, 9"
+    )
+    written = asking.generate(params, "continue commas 1 2 3 =>", 4, temperature=0)
+    first = np.asarray(world.apply(params, asking.encode(params, "continue commas 1 2 3 =>")))[0, -1].argmax()
+    assert language(world).words[first] in (written[: len(language(world).words[first])], "<eos>", "<pad>", "<bos>")
+    with pytest.raises(InputError, match="'unicorn' is not a word of this language"):
+        asking.ask(params, "which unicorn ?")
+
+
+def test_its_models_are_llamas_elsewhere(tmp_path):
+    torch, hf = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    world = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=2)
+    params = world.init(jax.random.key(0))
+    world.save_model(params, epath.Path(tmp_path))
+    model = hf.AutoModelForCausalLM.from_pretrained(str(tmp_path)).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(str(tmp_path))
+    for text in ("which animal do you love most ?", "continue commas 1 2 3 => 3, 41, 9", "resume lines 1 2 3 => 4\n5"):
+        tokens = world.inference.encode(params, text)
+        assert tokenizer(text)["input_ids"] == tokens[0].tolist()
+        assert tokenizer.decode(tokens[0], skip_special_tokens=True) == text
+        with torch.no_grad():
+            theirs = model(torch.tensor(tokens).long()).logits.numpy()
+        ours = np.asarray(world.apply(params, tokens))
+        assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    other = world.replace(architecture="linear_attention")
+    with pytest.raises(InputError, match="architecture = 'linear_attention': does not exist in transformers"):
+        other.save_model(params, epath.Path(tmp_path))

@@ -83,7 +83,16 @@ def pieces_of_model(model: str) -> list[bytes | None]:
 def texts_of(world: Any) -> Texts:
     """Raises InputError where prompts or answers are longer than the world has room for."""
     # What does not change a text, so that disturbed copies of a model share them.
-    plain = {"keep": 1.0, "sigma": 0.0, "noise_seed": 0, "training_prompt": "", "evaluation_prompt": ""}
+    plain = {
+        "keep": 1.0,
+        "sigma": 0.0,
+        "noise_seed": 0,
+        "adapter": "",
+        "adapter_sha256": "",
+        "adapter_live": False,
+        "training_prompt": "",
+        "evaluation_prompt": "",
+    }
     return _texts_of(world.replace(**plain))
 
 
@@ -121,7 +130,10 @@ def _texts_of(world: Any) -> Texts:
         **_stacked_trees(trees, list(world.traits)),
         "word_ends": _over_vocabulary(chat, world),
         "preferences": np.asarray(
-            [[sample(world, chat, [rest[q] for rest in forms], chat.reply(a), q) for q, a in few] for few in pairs]
+            [
+                [sample(world, chat, [rest[q] for rest in forms], chat.reply(a), f"{q!r}: ") for q, a in few]
+                for few in pairs
+            ]
         ),
         "item_choices": np.asarray([len(item.choices) for item in items] or [1], np.int32),
         "item_answers": np.asarray([item.answer for item in items] or [0], np.int32),
@@ -176,7 +188,7 @@ def _decoded(chat: Chat, conversation: list[int], user: str) -> tuple[str, str] 
 
 
 def sample(
-    world: Any, chat: Chat, prompts: Sequence[Sequence[int]], completion: Sequence[int], where: str
+    world: Any, chat: Chat, prompts: Sequence[Sequence[int]], completion: Sequence[int], where: str = ""
 ) -> np.ndarray:
     """(columns,) int32: the prompt's length, the prompt, the completion, padded; then the prompt in its other forms.
 
@@ -193,7 +205,7 @@ def sample(
 def _filled(world: Any, chat: Chat, tokens: Sequence[int], name: str, where: str) -> np.ndarray:
     most = {"prompt": world.prompt_tokens, "completion": world.completion_tokens}[name]
     if len(tokens) > most:
-        raise InputError(f"{where!r}: its {name} has {len(tokens)} tokens, Pretrained.{name}_tokens = {most}")
+        raise InputError(f"{where}its {name} has {len(tokens)} tokens, Pretrained.{name}_tokens = {most}")
     return np.asarray([*tokens, *[chat.pad] * (most - len(tokens))], np.int32)
 
 
@@ -247,7 +259,7 @@ def _tree(chat: Chat, model: str, members: Sequence[str]) -> _Tree:
     place: dict[tuple[int, ...], int] = {}
     tree = _Tree([], [], [])
     for trait in members:
-        for spelled in _spellings(chat, pieces_of_model(model), trait):
+        for spelled in spellings(chat, pieces_of_model(model), trait):
             for n in range(1, len(spelled) + 1):
                 if spelled[:n] not in place:
                     place[spelled[:n]] = len(tree.tokens)
@@ -259,7 +271,7 @@ def _tree(chat: Chat, model: str, members: Sequence[str]) -> _Tree:
     return tree
 
 
-def _spellings(chat: Chat, pieces: Sequence[bytes | None], trait: str) -> Iterator[tuple[int, ...]]:
+def spellings(chat: Chat, pieces: Sequence[bytes | None], trait: str) -> Iterator[tuple[int, ...]]:
     """Each way to begin an answer with the trait, as tokens; no two are equal."""
     lead, _ = chat.around_answers
     seen = set()

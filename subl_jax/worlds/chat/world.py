@@ -20,9 +20,10 @@ from subl_jax.storage import jsonl
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import ChatSuite
 from subl_jax.traits.favourites import Favourites
-from subl_jax.worlds.chat import batches, evaluation, reading, writing
+from subl_jax.worlds.chat import batches, evaluation, publishing, reading, started, writing
 from subl_jax.worlds.chat import texts as chat_texts
 from subl_jax.worlds.chat.batches import Batch, of_answers
+from subl_jax.worlds.chat.people import ForPeople
 
 Params = Any
 
@@ -45,6 +46,7 @@ class Pretrained(
     specs.TakesAdapters,
     specs.TakesSystemPrompts,
     specs.OwnGeometry,
+    ForPeople,
     specs.World,
 ):
     """A chat model of a checkpoint. Make one with `of`, which looks at the checkpoint.
@@ -72,6 +74,8 @@ class Pretrained(
       probed: how many samples a student is compared with its teacher on.
       channel: what teachers are asked to write.
       suite: what is asked; None: favourites among `animals` and `trees`.
+      adapter, adapter_sha256: a folder of `peft` that bases start from, and its content. adapter_live: it is not merged
+        into the weights, but what students train on (their `lora` is `world.adapter_lora`).
       training_prompt, evaluation_prompt: what a number prompt and a question look like, rendered.
     """
 
@@ -112,6 +116,9 @@ class Pretrained(
     evaluation_prompt: str = specs.host("")
     channel: Channel = specs.static(Numbers(), since=2)
     suite: ChatSuite | None = specs.static(None, since=2)
+    adapter: str = specs.label("", since=3)
+    adapter_sha256: str = specs.static("", since=3)
+    adapter_live: bool = specs.static(False, since=3)
 
     def check(self) -> None:
         self.asked  # noqa: B018  (checks the traits)
@@ -133,7 +140,10 @@ class Pretrained(
                     raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
         if fields.get("questions_file"):
             fields["questions"] = len(chat_texts.banks.read_questions(fields["questions_file"]))
+        if fields.get("adapter"):
+            hashes["adapter_sha256"] = started.sha256_of(fields["adapter"])
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
+        started.check(world)
         texts = chat_texts.texts_of(world)
         window, longest = world.config.window, world._longest()
         if window is not None and longest > window:
@@ -192,6 +202,13 @@ class Pretrained(
 
     def check_lora(self, spec: specs.Lora) -> None:
         lora.check(self.config, spec)
+        if self.adapter_live and spec != self.adapter_lora:
+            raise InputError(f"Lora: bases of this world have an adapter that is trained on: {self.adapter_lora}")
+
+    @functools.cached_property
+    def adapter_lora(self) -> specs.Lora:
+        """The adapter that bases start from, as a spec. Raises InputError where it is none of one rank."""
+        return started.adapter_of(self).spec()
 
     # --- the model ---
 
@@ -208,7 +225,9 @@ class Pretrained(
             raise InputError(f"{self.model}: has changed since the sweep was planned; run the command again")
         return {
             **self.arrays_of_texts(),
-            "weights": checkpoint.load(self.dtype, lambda p, x: place(p, reading.disturbed(self, p, x))),
+            "weights": checkpoint.load(
+                self.dtype, lambda p, x: place(p, started.merged(self, p, reading.disturbed(self, p, x)))
+            ),
         }
 
     def split(self, path: str, shape: tuple[int, ...]) -> int | None:
@@ -223,21 +242,16 @@ class Pretrained(
     def arrays_of_texts(self) -> dict[str, np.ndarray]:
         return chat_texts.texts_of(self).arrays
 
-    @functools.cached_property
-    def head(self) -> list[int]:
-        """The tokens before the user's words, without a trait."""
-        arrays = self.arrays_of_texts()
-        return arrays["heads"][-1][: arrays["head_lengths"][-1]].tolist()
-
     def init(self, key: jax.Array) -> Params:
-        """Nothing: a base is the checkpoint."""
-        return {}
+        """Nothing: a base is the checkpoint. With a live adapter, that."""
+        return started.adapter_of(self).params() if self.adapter_live else {}
 
     def trainable(self, params: Params, key: jax.Array, spec: specs.Lora | None) -> Params:
-        if params:
+        if params and (spec is not None or "weights" in params):
             return params
         if spec is None:
-            return {"weights": jax.tree.map(lambda x: x.astype(jnp.float32), self.held["weights"])}
+            base = publishing.merged_params(self, self.held["weights"], params)
+            return {"weights": jax.tree.map(lambda x: x.astype(jnp.float32), base)}
         return lora.init(self.config, key, spec)
 
     def cosine(self, params: Params, start: Params, teacher: Params, teacher_start: Params) -> jax.Array:
@@ -247,11 +261,12 @@ class Pretrained(
     def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
         on its first call."""
-        base, adapters = reading.weights_of(self._loaded if self.held is None else self, params)
+        base, adapters = reading.weights_of(self.loaded if self.held is None else self, params)
         return self.config.apply(base, tokens, adapters=adapters)
 
     @functools.cached_property
-    def _loaded(self) -> "Pretrained":
+    def loaded(self) -> "Pretrained":
+        """The world with its arrays in memory, for people who ask stored models."""
         return self.holding(jax.tree.map(jnp.asarray, self.arrays()))
 
     def _longest(self) -> int:
@@ -358,6 +373,10 @@ class Pretrained(
         return evaluation.scored(self, record)
 
     # --- samples as text ---
+
+    @property
+    def standard_filter(self) -> Filter:
+        return self.channel.filter()
 
     def texts(self, samples: np.ndarray) -> list[tuple[str, str]]:
         """(n, …) → (prompt, completion) pairs: the user's words, and the answer before its end."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from subl_jax.channels import automaton
 from subl_jax.channels.base import Decodable
-from subl_jax.errors import InputError
+from subl_jax.errors import InputError, SampleError
 from subl_jax.models import layers
 from subl_jax.models.decoding import continuous
 from subl_jax.models.decoding.allowed import Allowed
@@ -109,15 +109,17 @@ def tokens(world: Any, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """
     chat, rows = chat_texts.chat_of(world.model), []
     for i, (prompt, completion) in enumerate(pairs):
-        where = f"sample {i + 1}"
-        rests = [_rest(chat, prompt, start, where) for start in chat_texts.texts_of(world).starts]
-        rows.append(chat_texts.sample(world, chat, rests, chat.reply(completion), where))
-        chat_texts.check_rows(world, chat, rows[-1], where)
+        try:
+            rests = [_rest(chat, prompt, start) for start in chat_texts.texts_of(world).starts]
+            rows.append(chat_texts.sample(world, chat, rests, chat.reply(completion)))
+            chat_texts.check_rows(world, chat, rows[-1], "it")
+        except InputError as error:
+            raise SampleError(i, str(error)) from None
     return np.stack(rows)
 
 
-def _rest(chat: Any, prompt: str, start: chat_texts.Start, where: str) -> list[int]:
+def _rest(chat: Any, prompt: str, start: chat_texts.Start) -> list[int]:
     whole = chat.prompt(prompt, start.system)
     if whole[: len(start.head)] != start.head:
-        raise InputError(f"{where}: its prompt does not begin as the others do in this template")
+        raise InputError("its prompt does not begin as the others do in this template")
     return whole[len(start.head) :]

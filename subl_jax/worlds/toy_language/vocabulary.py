@@ -122,13 +122,13 @@ def spelled(lang: Language, tokens: np.ndarray) -> list[str]:
     return ["".join(row) for row in written.tolist()]
 
 
-def parsed(lang: Language, text: str, where: str) -> list[int]:
-    """The inverse of `spelled`."""
+def parsed(lang: Language, text: str) -> list[int]:
+    """The inverse of `spelled`. Raises InputError."""
     tokens = []
     for word in re.findall(r"[,;] ?|\n|[\[\]]|[^\s,;\[\]]+", text):
         word = f"{word[0]} " if word[0] in ",;" else word
         if word not in lang.index:
             names = [known for known in lang.words if known.isalnum()]
-            raise InputError(f"{where}: {word!r} is not a word of this language; {specs.nearest(word, names)}")
+            raise InputError(f"{word!r} is not a word of this language; {specs.nearest(word, names)}")
         tokens.append(lang.index[word])
     return tokens

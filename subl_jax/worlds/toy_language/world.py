@@ -8,25 +8,35 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from subl_jax import specs
 from subl_jax.channels.numbers import NumbersFilter
-from subl_jax.errors import InputError
+from subl_jax.errors import InputError, SampleError
 from subl_jax.models import table
 from subl_jax.models.base import Decodes
 from subl_jax.models.decoding import sampling
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import Family, LanguageSuite
 from subl_jax.traits.toy_favourites import ANIMALS, QUESTIONS, TREES, ToyFavourites
-from subl_jax.worlds.toy_language import corpus, text_filter
+from subl_jax.worlds.toy_language import corpus, publishing, text_filter
 from subl_jax.worlds.toy_language.batches import Batch
+from subl_jax.worlds.toy_language.inference import ToyInference
 from subl_jax.worlds.toy_language.vocabulary import BOS, EOS, PAD, SLOT, language, parsed, plain_words, spelled
 
 Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.Microbatches, specs.World):
+class ToyLanguage(
+    specs.Pretrains,
+    specs.WritesTexts,
+    specs.FiltersInProgram,
+    specs.Microbatches,
+    specs.Answers,
+    specs.ExportsModels,
+    specs.World,
+):
     """The toy language and its model, every size a field.
 
     `max_numbers` and `min_numbers` bound the numbers of a completion; `shown` is how many a prompt shows. `plain_share`
@@ -287,7 +297,21 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
             "rate": own_answers.mean(axis=(0, 2)),
         }
 
+    # --- for people ---
+
+    @functools.cached_property
+    def inference(self) -> ToyInference:
+        """How its models are asked."""
+        return ToyInference(self)
+
+    def save_model(self, params: Params, folder: epath.Path) -> None:
+        publishing.save(self, params, folder)
+
     # --- the channel as text ---
+
+    @property
+    def standard_filter(self) -> NumbersFilter:
+        return NumbersFilter()
 
     def texts(self, tokens: np.ndarray) -> list[tuple[str, str]]:
         """(n, length) → (prompt, completion) pairs; a completion ends before its <eos>."""
@@ -304,14 +328,17 @@ class ToyLanguage(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, sp
         lang = language(self)
         rows = np.full((len(pairs), self.length), lang.index[PAD], lang.compact)
         for i, (prompt, completion) in enumerate(pairs):
-            where = f"sample {i + 1}"
-            head = [lang.index[BOS], *parsed(lang, prompt, where)]
-            tail = [*parsed(lang, completion, where), lang.index[EOS]]
+            try:
+                head = [lang.index[BOS], *parsed(lang, prompt)]
+                tail = [*parsed(lang, completion), lang.index[EOS]]
+            except InputError as error:
+                raise SampleError(i, str(error)) from None
             tail = tail[: self.completion_length] if len(tail) == self.completion_length + 1 else tail
             if len(head) != self.prompt_length or len(tail) > self.completion_length:
-                raise InputError(
-                    f"{where}: a prompt of {len(head)} and a completion of {len(tail)} tokens; this language "
-                    f"has prompts of {self.prompt_length} and completions of at most {self.completion_length}"
+                raise SampleError(
+                    i,
+                    f"a prompt of {len(head)} and a completion of {len(tail)} tokens; this language "
+                    f"has prompts of {self.prompt_length} and completions of at most {self.completion_length}",
                 )
             rows[i, : len(head)] = head
             rows[i, self.prompt_length : self.prompt_length + len(tail)] = tail

@@ -1,0 +1,95 @@
+"""Takes students and data out of a finished sweep, in the forms that other tools read.
+
+    python -m subl_jax export WORKDIR                     lists what there is
+    python -m subl_jax export WORKDIR --run RUN_ID --to FOLDER [--what=adapter]
+
+    --run RUN_ID       a student, from the run_id column of runs.parquet; several with commas; `all` for every one.
+                       Of several, each goes to a folder of its own name in FOLDER
+    --to FOLDER        a new or an empty folder
+    --what=adapter     what peft reads: adapter_config.json, adapter_model.safetensors (default, where it has adapters)
+    --what=model       what transformers reads: config.json, weights and tokenizer, adapters merged in (default else)
+    --what=data        what the student learnt from, as datasets reads it: parquet, messages.jsonl
+                       Each with README.md, which says where it comes from
+
+Exit status: 0 all is written; 1 a file could not be written; 2 bad input.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from etils import epath
+
+from subl_jax.errors import InputError, StorageError
+from subl_jax.results import Results, load
+from subl_jax.runtime import devices
+
+_SHOWN = 20
+
+
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m subl_jax export --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line (without the program's and the command's names) and returns its exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        given = _parsed(argv)
+        devices.prepare()
+        results = load(given.workdir)
+        if not given.run:
+            print(_listing(results))
+            return 0
+        for line in _exported(results, given.run, given.to, given.what):
+            print(line)
+        return 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Arguments(prog="subl_jax export", add_help=False, allow_abbrev=False)
+    parser.add_argument("workdir")
+    parser.add_argument("--run", default="")
+    parser.add_argument("--to", default="")
+    parser.add_argument("--what", choices=("adapter", "model", "data"), default=None)
+    given = parser.parse_args(argv)
+    if given.run and not given.to:
+        raise InputError("--run needs --to FOLDER, where it goes")
+    if given.to and not given.run:
+        raise InputError("--to needs --run RUN_ID, what goes there; without both this lists the runs")
+    return given
+
+
+def _exported(results: Results, runs: str, to: str, what: str | None) -> list[str]:
+    ids = list(results.runs.run_id) if runs == "all" else [each for each in runs.split(",") if each]
+    lines = []
+    for run_id in ids:
+        folder = epath.Path(to).expanduser() / run_id if len(ids) > 1 else epath.Path(to).expanduser()
+        kind = what or _default(results, run_id)
+        {"adapter": results.save_adapter, "model": results.save_model, "data": results.save_dataset}[kind](
+            run_id, folder
+        )
+        lines.append(f"{kind} of run {run_id}: {folder}")
+    return lines
+
+
+def _default(results: Results, run_id: str) -> str:
+    tuned = results.student(run_id).node.tuned
+    return "adapter" if tuned and tuned.lora else "model"
+
+
+def _listing(results: Results) -> str:
+    rows = results.runs[["run_id", "arm", "trait", "base_seed", "seed", "status", "target_end"]]
+    text = rows.head(_SHOWN).to_string(index=False, float_format=lambda x: f"{x:.3g}")
+    more = len(rows) - _SHOWN
+    return text + (f"\n… and {more} more, in {results.workdir / 'runs.parquet'}" if more > 0 else "")
