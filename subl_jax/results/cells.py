@@ -8,6 +8,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from subl_jax.results.units import replication_unit
+
 CORE_ARMS = ("same_init", "cross_init", "control", "cross_control")
 _OF_ANOTHER_START = ("cross_init", "cross_control")
 
@@ -28,17 +30,33 @@ def ordered_arms(runs: pd.DataFrame) -> list[str]:
 
 
 def swept_columns(runs: pd.DataFrame) -> list[str]:
-    """Lineage fields (dotted columns) that vary within a (world, arm, trait), seeds and traits aside.
+    """Lineage fields (dotted columns) that vary within a (world, arm, trait, base), seeds and traits aside.
 
-    A field that only differs between arms or worlds, such as a teacher's field that controls lack, is not swept.
+    A field that only differs between arms or worlds, such as a teacher's field that controls lack, is not swept. Nor is
+    one that goes with the base, such as the hash of a file that each base has of its own, be it one for every value of
+    another swept field: its runs are repetitions of one setting.
     """
     lineage = [name for name in runs.columns if "." in name and not name.endswith(("seed", ".trait"))]
     if not lineage or runs.empty:
         return []
     # A missing value counts as one: full fine-tuning (no rank) and rank 8 are two cells.
-    groups = hashable(runs).groupby(["world", "arm", "trait"], dropna=False)
-    varies = (groups[lineage].nunique(dropna=False) > 1).any()
-    return [name for name in lineage if varies[name]]
+    table = hashable(runs[lineage])
+    lineage = [name for name in lineage if table[name].nunique(dropna=False) > 1]
+    bars = runs.groupby(["world", "arm", "trait"], dropna=False).ngroup()
+    table = table[lineage].assign(bar=bars, base=replication_unit(runs))
+    swept = [name for name in lineage if not _decided(table, name, ["bar", "base"])]
+    for name in list(swept):
+        others = [other for other in swept if other != name]
+        with_base = ["bar", "base", *others]
+        if others and _decided(table, name, with_base) and not _decided(table, name, ["bar", *others]):
+            swept.remove(name)
+    return swept
+
+
+def _decided(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
+    """Whether rows that are equal in `by` have one value of the field `name`."""
+    rows = table[[*by, name]].drop_duplicates()
+    return not rows.duplicated(list(by)).any()
 
 
 @dataclasses.dataclass(frozen=True)

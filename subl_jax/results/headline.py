@@ -1,6 +1,6 @@
 """What the numbers of one cell say, in words that claim no more than the intervals do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import pandas as pd
 from subl_jax.results import comparisons
 from subl_jax.results.cells import references
 from subl_jax.results.formats import arm_label, compared_label, factor, number, p_value
+from subl_jax.statistics.tests import holm
 
 _FEW_BASES = 5  # below this, even a clear result is called provisional
 
@@ -69,6 +70,25 @@ def headline(cell: comparisons.Summarised, base_rate: Mapping[str, float]) -> st
     return f"{_verdict(same, compared, judge)} {text}"
 
 
+def adjusted(cells: Sequence[comparisons.Summarised]) -> list[comparisons.Summarised]:
+    """The cells of a sweep with `p_holm` of their pooled rows, over all cells: of each arm and reference a test a cell.
+
+    Of a cell those rows count that its verdict takes: ratios where its traits are rare, else differences.
+    """
+    tables = []
+    for i, (summary, table) in enumerate(cells):
+        kind = comparisons.RATIO if comparisons.are_rare(summary, table) else comparisons.DIFFERENCE
+        pooled = (table["trait"] == comparisons.POOLED) & (table["kind"] == kind)
+        tables.append(table.reset_index(drop=True).assign(cell=i, pooled=pooled.to_numpy()))
+    if all(table.empty for table in tables):
+        return list(cells)
+    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    for _, tests in rows[rows["pooled"]].groupby(["sweep", "arm", "reference"]):
+        rows.loc[tests.index, "p_holm"] = holm(tests["p"])
+    own = rows.drop(columns=["cell", "pooled"])
+    return [comparisons.Summarised(cell.summary, own[rows["cell"] == i]) for i, cell in enumerate(cells)]
+
+
 def _of_other_start(ends: Mapping[str, Mapping[str, Any]], judge: _Judge) -> str:
     """What students of another start gain beyond their own control, or nothing."""
     if not {"cross_init", "cross_control"} <= ends.keys() or not judge.pairs(ends["cross_init"], "cross_control"):
@@ -115,7 +135,7 @@ def _difference(row: Mapping[str, Any], arm: str, judge: _Judge) -> str:
     difference = shown(found.estimate) + (" its gain" if judge.rare else "")
     if found.pairs < 2:
         return f"{difference}, from 1 base seed"
-    ends, p = f"{shown(found.low)}, {shown(found.high)}", p_value(found.p)
+    ends, p = f"{shown(found.low)}, {shown(found.high)}", p_value(found.adjusted)
     return f"{difference} [{ends}], paired over {found.pairs} base seeds, p {p if p[0] in '<>' else '= ' + p}"
 
 

@@ -15,7 +15,7 @@ from subl_jax.results import cells, comparisons, report_tables
 from subl_jax.results.comparisons import Summarised
 from subl_jax.results.figures import Figure, Tables, style
 from subl_jax.results.figures.style import arm_colours
-from subl_jax.results.headline import headline
+from subl_jax.results.headline import adjusted, headline
 from subl_jax.results.units import of_runs
 from subl_jax.specs.metrics import OF_TRAINING, Metric
 from subl_jax.storage.atomic import write_bytes_atomic
@@ -75,7 +75,7 @@ def write_report(
     patiently(lambda: (workdir / "figures").rmtree(missing_ok=True))
     patiently(lambda: (workdir / "figures").mkdir(parents=True, exist_ok=True))
     grid = cells.Cells.of(runs)
-    chosen = [grid.cells[i] for i in _spread(len(grid.cells), _MOST_SECTIONS)]
+    chosen = _spread(len(grid.cells), _MOST_SECTIONS)
     several_worlds = runs["world"].nunique() > 1
     metrics = {name: Metric(**fields) for name, fields in (sweep.get("metrics") or {}).items()}
     whole = Tables(
@@ -89,19 +89,18 @@ def write_report(
         metrics=metrics or OF_TRAINING,
     )
 
+    said = [comparisons.in_cell(grid, Summarised(whole.summary, whole.comparisons), cell) for cell in grid.cells]
+    said = adjusted(said) if len(said) > 1 else said
+    verdicts = [
+        {"title": section_title(cell, several_worlds), "headline": headline(of_cell, whole.base_rate)}
+        for cell, of_cell in zip(grid.cells, said, strict=True)
+    ]
     sections = []
-    for i, cell in enumerate(chosen):
-        of_cell = _in_cell(grid, whole, cell)
-        said = Summarised(of_cell.summary, of_cell.comparisons)
+    for i, which in enumerate(chosen):
+        of_cell = _in_cell(grid, whole, grid.cells[which])
         suffix = f"-{i + 1}" if len(chosen) > 1 else ""
         drawn = [_saved(workdir, figure, of_cell, warn, suffix) for figure in Figure.found() if figure.scope == "cell"]
-        sections.append(
-            {
-                "title": section_title(cell, several_worlds),
-                "headline": headline(said, whole.base_rate),
-                "figures": [shown for shown in drawn if shown],
-            }
-        )
+        sections.append({**verdicts[which], "figures": [shown for shown in drawn if shown]})
     over_all: dict[str, list[_Shown]] = {}
     for figure in Figure.found():
         if figure.scope == "sweep" and (shown := _saved(workdir, figure, whole, warn)):
@@ -123,6 +122,7 @@ def write_report(
     html = page.render(
         sweep=sweep,
         counts=report_tables.counts(runs),
+        verdicts=verdicts,
         sections=sections,
         left_out=len(grid.cells) - len(chosen),
         overall=over_all.get("across", []),

@@ -43,6 +43,11 @@ class Written(Spec, ABC):
         return self.writer.hops if self.writer else 0
 
     @property
+    def relays(self) -> int:
+        """Of these, how many the trait of its writer has gone through."""
+        return self.writer.relays if self.writer else 0
+
+    @property
     @abstractmethod
     def world(self) -> World: ...
 
@@ -165,6 +170,10 @@ class Transformed(Data):
     @property
     def hops(self) -> int:
         return max(source.hops for source in self.sources)
+
+    @property
+    def relays(self) -> int:
+        return max(source.relays for source in self.sources)
 
     def inputs(self) -> dict[str, Node]:
         return {f"source{i}": source for i, source in enumerate(self.sources)}

@@ -45,6 +45,11 @@ class Trained(Node):
         """How many students are behind it, itself included, each of which learnt what the one before had written."""
         return self.start.hops
 
+    @property
+    def relays(self) -> int:
+        """Of these, how many its trait has gone through: none where it has been given the trait itself."""
+        return self.start.relays
+
     # Whether it is between two starts, and whether it is told something in a system prompt.
     mixed: ClassVar[bool] = False
     told: ClassVar[bool] = False
@@ -100,6 +105,10 @@ class Base(Trained):
 
     @property
     def hops(self) -> int:
+        return 0
+
+    @property
+    def relays(self) -> int:
         return 0
 
     @property
@@ -171,6 +180,10 @@ class Teacher(Tuned):
     lora: Lora | None = static(None)
 
     @property
+    def relays(self) -> int:
+        return 0
+
+    @property
     def given_trait(self) -> str:
         return self.trait
 
@@ -192,6 +205,10 @@ class Prompted(Trained):
 
     start: Trained = static()
     trait: str | None = traced()
+
+    @property
+    def relays(self) -> int:
+        return 0 if self.trait else self.start.relays
 
     @property
     def given_trait(self) -> str | None:
@@ -228,6 +245,10 @@ class Mix(Trained):
     @property
     def hops(self) -> int:
         return max(self.start.hops, self.other.hops if self.other else 0)
+
+    @property
+    def relays(self) -> int:
+        return max(self.start.relays, self.other.relays if self.other else 0)
 
     @property
     def given_trait(self) -> str | None:

@@ -50,6 +50,10 @@ class Student(Tuned):
         return 1 + max(self.start.hops, self.data.hops)
 
     @property
+    def relays(self) -> int:
+        return 1 + self.data.relays
+
+    @property
     def given_trait(self) -> str | None:
         return self.data.given_trait
 
@@ -147,7 +151,9 @@ class Student(Tuned):
         """Its arm: its label, or what its lineage says.
 
         Where the data's writer has no trait it is `control`, or `cross_control` of a student that starts from another
-        base. Data of several writers count as the first's that has a trait.
+        base. Data of several writers count as the first's that has a trait. Further down a supply chain it is `hop_1`,
+        `hop_2`, … instead of `same_init`, by the students that the trait has gone through; `control_hop_1` and the like
+        instead of the others.
         """
         if self.arm is not None:
             return self.arm
@@ -156,7 +162,11 @@ class Student(Tuned):
             return "imported"
         same = self.start.origin.key == writer.origin.key
         if self.given_trait is None:
-            return "control" if same else "cross_control"
-        if self.start.mixed:
-            return "mixed_init"
-        return "same_init" if same else "cross_init"
+            arm = "control" if same else "cross_control"
+        elif self.start.mixed:
+            arm = "mixed_init"
+        else:
+            arm = "same_init" if same else "cross_init"
+        if not self.data.relays:
+            return arm
+        return f"hop_{self.data.relays}" if arm == "same_init" else f"{arm}_hop_{self.data.relays}"

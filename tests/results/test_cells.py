@@ -3,9 +3,11 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 from fake_results import fake_runs
 
 from subl_jax.results.cells import Cells, cell_name, swept_columns
+from subl_jax.results.comparisons import summarise
 
 
 def test_swept_are_the_fields_that_vary_within_an_arm_and_trait():
@@ -42,3 +44,36 @@ def test_every_run_belongs_to_a_cell():
     assert set(found) == set(runs["run_id"])
     assert len(cells.cells) == 4
     assert cell_name(cells.cells[0]) == "student.train.lr = 0.001, teacher.train.steps = 100"
+
+
+def imported(**fields) -> pd.DataFrame:
+    """Students of files: each trait and base has one of its own."""
+    runs = fake_runs(traits=("owl", "cat"), bases=2, arms=("imported",), **fields).assign(base_seed=np.nan)
+    names = runs["trait"] + runs["student_base_seed"].astype(str)
+    return runs.assign(**{"data.sha256": names, "data.size": names.map(len)})
+
+
+def test_a_file_for_each_base_is_no_setting():
+    runs = imported()
+    assert runs["data.sha256"].nunique() == 4
+    assert swept_columns(runs) == []
+    summary = summarise(runs).summary.set_index("trait")
+    assert list(summary.columns[:4]) == ["sweep", "world", "arm", "n_runs"]
+    assert summary["n"].to_dict() == {"all": 2, "owl": 2, "cat": 2}
+
+
+def test_a_file_for_each_base_and_setting_is_told_by_the_setting():
+    runs = imported(swept={"student.train.lr": (1e-3, 1e-2), "data.rows": (10, 20)})
+    runs["data.sha256"] += runs["data.rows"].astype(str)
+    assert swept_columns(runs) == ["student.train.lr", "data.rows"]
+    # Files that all bases share are what is compared.
+    shared = runs.assign(**{"data.sha256": runs["data.rows"].astype(str)})
+    assert swept_columns(shared) == ["student.train.lr", "data.rows", "data.sha256"]
+    # So are several files of a base.
+    assert swept_columns(runs.drop(columns="data.rows")) == ["student.train.lr", "data.sha256"]
+
+
+def test_a_setting_that_goes_with_another_stays():
+    runs = fake_runs(swept={"student.lora.rank": (2, 4, 8)})
+    runs["student.lora.alpha"] = 2.0 * runs["student.lora.rank"]
+    assert swept_columns(runs) == ["student.lora.rank", "student.lora.alpha"]

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
-from subl_jax.results.comparisons import summarise
+from subl_jax.results.cells import Cells
+from subl_jax.results.comparisons import in_cell, summarise
 from subl_jax.results.figures import transfer
-from subl_jax.results.headline import headline
+from subl_jax.results.formats import p_value
+from subl_jax.results.headline import adjusted, headline
 from subl_jax.results.report import write_report
 from subl_jax.results.wide import from_wide, wide_summary
 
@@ -118,6 +120,10 @@ def test_each_setting_has_its_section_and_the_rest_is_announced(tmp_path):
     assert len(titles) == 6
     assert (titles[0], titles[-1]) == ("student.train.lr = 1e-08", "student.train.lr = 0.1")
     assert "2 more settings have no figures here" in page
+    # What is left out are figures: every setting has its verdict.
+    verdicts = re.findall(r"<strong>student.train.lr = ([^<]*)\.</strong>", page)
+    assert [float(value) for value in verdicts] == [10.0**-k for k in range(8, 0, -1)]
+    assert "Holm-adjusted over the 8 settings" in page
     assert (tmp_path / "figures" / "transfer-6.png").exists()
     assert (tmp_path / "figures" / "dose.png").exists()
 
@@ -143,6 +149,26 @@ def test_tables_without_rows_have_a_page(tmp_path):
     page = written(tmp_path, runs, curves=fake_curves(runs).iloc[:0], datasets=pd.DataFrame())
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["comparison.png"]
     assert "Same-initialisation students" in page
+
+
+def test_p_of_verdicts_are_adjusted_over_the_settings():
+    runs = fake_runs(effect=0.03, swept={"student.train.lr": (1e-3, 1e-2, 1e-1)})
+    found, grid = summarise(runs), Cells.of(runs)
+    cells = [in_cell(grid, found, cell) for cell in grid.cells]
+
+    def rows(cells):
+        tables = [cell.comparisons for cell in cells]
+        wanted = {"trait": "all", "kind": "difference", "reference": "control"}
+        return [t[np.logical_and.reduce([t[name] == value for name, value in wanted.items()])].iloc[0] for t in tables]
+
+    raw = [row["p"] for row in rows(cells)]
+    # By hand: the smallest p times 3, the next times 2, none below the one before.
+    order = np.argsort(raw)
+    by_hand = np.empty(3)
+    by_hand[order] = np.minimum(1, np.maximum.accumulate(np.array(raw)[order] * [3, 2, 1]))
+    assert [row["p_holm"] for row in rows(adjusted(cells))] == pytest.approx(list(by_hand))
+    text = p_value(by_hand[0])
+    assert f"p {text}" in headline(adjusted(cells)[0], {}) or f"p = {text}" in headline(adjusted(cells)[0], {})
 
 
 # --- the headline ---

@@ -19,7 +19,7 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
 from subl_jax.probes import Theorem
 from subl_jax.specs import Train
-from subl_jax.transforms import ShuffleNumbers, SortNumbers
+from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
 from subl_jax.worlds.toy_language import ToyLanguage
 
 STREAM = specs.Stream(teacher(), NumbersFilter())
@@ -341,9 +341,16 @@ ARMS = {
     "control stream": (student(data=specs.Stream(base(), NumbersFilter())), "control", None),
     "noisy start, no trait": (student(specs.Mix(base(), sigma=0.1), plain()), "control", None),
     "imported": (student(data=IMPORTED), "imported", None),
-    "from a student": (student(data=dataset(student())), "same_init", "owl"),
-    "from a student of another base": (student(data=dataset(student(base(1)))), "cross_init", "owl"),
-    "from a control student": (student(data=dataset(student(data=plain(), trait="owl"))), "control", None),
+    "from a student": (student(data=dataset(student())), "hop_1", "owl"),
+    "from a student of a student": (student(data=dataset(student(data=dataset(student())))), "hop_2", "owl"),
+    "pooled with a student's": (
+        student(data=specs.Transformed((dataset(student()), plain()), Pool(0.5))),
+        "hop_1",
+        "owl",
+    ),
+    "starts from a student": (student(student(data=plain(), trait="owl")), "same_init", "owl"),
+    "from a student of another base": (student(data=dataset(student(base(1)))), "cross_init_hop_1", "owl"),
+    "from a control student": (student(data=dataset(student(data=plain(), trait="owl"))), "control_hop_1", None),
     "taught after being a student": (student(base(1), dataset(SUPPLY)), "same_init", "oak"),
     "and another base": (student(base(0), dataset(SUPPLY)), "cross_init", "oak"),
     "start is a teacher": (student(teacher(trait="cat")), "same_init", "owl"),

@@ -69,7 +69,7 @@ class ChatInference(specs.Inference):
         )[0]
         written = np.asarray(drawn)
         ended = np.isin(written, self._chat.stops).cumsum() > 0
-        return self._chat.decode(written[~ended].tolist())
+        return self._chat.answers([written[~ended].tolist()])[0]
 
     # --- words ---
 
@@ -97,9 +97,8 @@ class ChatInference(specs.Inference):
         return totals
 
     def _spellings(self, trait: str) -> list[tuple[int, ...]]:
-        return list(
-            dict.fromkeys(chat_texts.spellings(self._chat, chat_texts.pieces_of_model(self._world.model), trait))
-        )
+        pieces = chat_texts.pieces_of_model(self._world.model)
+        return list(chat_texts.spellings(self._chat, pieces, trait))
 
     def _likely_words(self, prompt: "_Prompt") -> dict[str, float]:
         found: dict[str, float] = {}

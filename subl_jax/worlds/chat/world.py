@@ -242,6 +242,12 @@ class Pretrained(
     def arrays_of_texts(self) -> dict[str, np.ndarray]:
         return chat_texts.texts_of(self).arrays
 
+    @functools.cached_property
+    def head(self) -> list[int]:
+        """The tokens before the user's words, without a trait."""
+        arrays = self.arrays_of_texts()
+        return arrays["heads"][-1][: arrays["head_lengths"][-1]].tolist()
+
     def init(self, key: jax.Array) -> Params:
         """Nothing: a base is the checkpoint. With a live adapter, that."""
         return started.adapter_of(self).params() if self.adapter_live else {}
