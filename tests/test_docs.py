@@ -1,6 +1,7 @@
 """What the documentation says can be typed: its blocks of code are run, its commands are taken, its tables are true."""
 
 import inspect
+import json
 import pathlib
 import re
 import subprocess
@@ -145,6 +146,37 @@ def test_a_piece_that_reads_results_runs(block, swept, monkeypatch):
     for name in set(figures.Figure.registered) - registered:
         figure = figures.Figure.registered[name]()
         assert figure.draw(results).axes and figure.caption(results)
+
+
+# --- the notebook ---
+
+NOTEBOOK = ROOT / "docs" / "notebooks" / "first_sweep.ipynb"
+
+
+def test_the_notebooks_sweep_can_be_planned_and_its_cells_hold_no_error():
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    for source in sources:
+        compile(source, str(NOTEBOOK), "exec")
+    names = {}
+    for source in sources[: next(i for i, source in enumerate(sources) if "subl_jax.run(" in source)]:
+        exec(source, names)
+    plan = make_plan(specs.checked(names["students"]), ())
+    assert [group.stage.name for group in plan.groups] == ["pretrain", "instil", "write", "distil"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert (tmp_path / "runs" / "first_sweep" / "report.html").exists()
+    asked = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    same, control = map(float, re.findall(r"P\(owl\) = ([\d.]+)", asked))
+    assert same > 1.5 * control
+    assert any("image/png" in output.get("data", {}) for output in notebook.cells[-1].outputs)
 
 
 # --- commands ---
