@@ -42,7 +42,7 @@ def prose(page: pathlib.Path) -> str:
 def commands(text: str) -> Iterator[list[str]]:
     """The simple commands of a block of shell, as words; those inside a quoted word, too."""
     for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+        lexer = shlex.shlex(re.sub(r"\d>&\d", "", line), posix=True, punctuation_chars=";&|")
         lexer.whitespace_split, lexer.commenters = True, "#"
         command: list[str] = []
         for word in [*lexer, ";"]:

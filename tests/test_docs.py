@@ -36,7 +36,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # What a reader puts in place of such words.
 PLACES = {"DIR": "runs/mine", "FILE": "sweeps/traits.py", "AXIS": "m", "N": "4", "HOST0:8476": "localhost:8476"}
 # Other people's programs: what these do with our files is not tried here.
-FOREIGN = {"gcloud", "pip", "ray", "for", "wait"}
+FOREIGN = {"gcloud", "pip", "ray", "cd", "tee", "for", "done", "wait"}
 
 
 # --- whole files ---
@@ -233,7 +233,7 @@ def tried(words, request):
 def planned(arguments, request):
     """Takes the arguments of `launch/sweep.py` as it does, up to the plan."""
     arguments = [re.sub(r"[A-Z][A-Z0-9:]*$", lambda word: PLACES.get(word[0], word[0]), each) for each in arguments]
-    arguments = ["0" if each == "$i" else each for each in arguments if each not in ("2>&1", "~/sweep.log'")]
+    arguments = ["0" if each == "$i" else each for each in arguments]
     arguments = [
         f"--config.data_dir={folder(request.getfixturevalue('tmp_path'))}" if each.endswith("=FOLDER") else each
         for each in arguments
@@ -355,7 +355,7 @@ def test_links_lead_somewhere(page):
 def test_files_that_pages_name_are_there():
     for page in pages.PAGES:
         for name in pages.names(pages.prose(page)):
-            if re.fullmatch(r"(subl_jax|sweeps|launch|bench|docs|tests)/[\w/.-]+(:\w+)?", name):
+            if re.fullmatch(r"(subl_jax|sweeps|launch|bench|docs|tests)/[\w/-]+\.\w+(:\w+)?", name):
                 assert (ROOT / name.partition(":")[0]).exists(), f"{page}: {name}"
     for row in pages.rows("docs/models.md", "| what | where |"):
         for name in pages.names(row[1]):
