@@ -148,6 +148,21 @@ def test_a_piece_that_reads_results_runs(block, swept, monkeypatch):
         assert figure.draw(results).axes and figure.caption(results)
 
 
+def test_the_readmes_picture_is_drawn_from_a_sweep(swept, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "figures"))
+    import readme
+
+    folder, _ = swept
+    results = subl_jax.load(folder / "runs" / "traits")
+    scheme, curves = readme.draw(results).axes
+    labels = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert labels == ["same init", "cross init", "control", "chance"]
+    ends = results.summary.query("trait == 'all'").set_index("arm")["mean"]
+    assert [line.get_ydata()[-1] for line in curves.lines[:3]] == pytest.approx(list(ends[list(readme.ARMS)]))
+    sample = results.samples(results.runs.run_id[0]).query("kept").completion.iloc[0]
+    assert any(sample in text.get_text() for text in scheme.texts)
+
+
 # --- the notebook ---
 
 NOTEBOOK = ROOT / "docs" / "notebooks" / "first_sweep.ipynb"
