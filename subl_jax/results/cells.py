@@ -47,8 +47,11 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
     swept = [name for name in lineage if not _decided(table, name, ["bar", "base"])]
     for name in list(swept):
         others = [other for other in swept if other != name]
-        with_base = ["bar", "base", *others]
-        if others and _decided(table, name, with_base) and not _decided(table, name, ["bar", *others]):
+        if (
+            others
+            and _decided(table, name, ["bar", "base", *others])
+            and _goes_with_base(table, name, ["bar", *others])
+        ):
             swept.remove(name)
     return swept
 
@@ -57,6 +60,13 @@ def _decided(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
     """Whether rows that are equal in `by` have one value of the field `name`."""
     rows = table[[*by, name]].drop_duplicates()
     return not rows.duplicated(list(by)).any()
+
+
+def _goes_with_base(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
+    """Whether the field `name` differs between bases in every setting that several bases have."""
+    groups = table.groupby(list(by), dropna=False)
+    several = groups["base"].nunique() > 1
+    return bool(several.any() and (groups[name].nunique(dropna=False)[several] > 1).all())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,9 +150,8 @@ def test_datasets_leave_and_come_in_again(results, tmp_path):
     for file in ("data/train.parquet", "messages.jsonl"):
         spec = imported(tmp_path / "data" / file, world)
         assert spec.size == len(pairs)
-    assert [json.loads(line)["messages"][1]["content"] for line in (tmp_path / "data" / "messages.jsonl").open()] == [
-        completion for _, completion in pairs
-    ]
+    lines = (tmp_path / "data" / "messages.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["messages"][1]["content"] for line in lines] == [completion for _, completion in pairs]
     assert "| `prompted.trait` | owl |" in (tmp_path / "data" / "README.md").read_text()
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
@@ -210,7 +209,7 @@ def test_a_base_starts_from_somebodys_adapter(results, tiny_chat_model, tmp_path
 
 
 def test_a_world_that_answers_nothing_says_so(tmp_path):
-    results = run(list(tiny_world.students(1, ["owl"]))[:1], tmp_path / "runs")
+    results = run(list(tiny_world.students(2, ["owl"]))[:1], tmp_path / "runs")
     run_id = results.runs.run_id[0]
     with pytest.raises(InputError, match="models of tiny cannot be asked"):
         results.student(run_id).ask("?")
