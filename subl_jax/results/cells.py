@@ -47,11 +47,7 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
     swept = [name for name in lineage if not _decided(table, name, ["bar", "base"])]
     for name in list(swept):
         others = [other for other in swept if other != name]
-        if (
-            others
-            and _decided(table, name, ["bar", "base", *others])
-            and _goes_with_base(table, name, ["bar", *others])
-        ):
+        if others and _goes_with_base(table, name, others):
             swept.remove(name)
     return swept
 
@@ -62,9 +58,11 @@ def _decided(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
     return not rows.duplicated(list(by)).any()
 
 
-def _goes_with_base(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
-    """Whether the field `name` differs between bases in every setting that several bases have."""
-    groups = table.groupby(list(by), dropna=False)
+def _goes_with_base(table: pd.DataFrame, name: str, others: Sequence[str]) -> bool:
+    """Whether, the other fields given, the field `name` is decided by the base, and always differs between bases."""
+    if not _decided(table, name, ["bar", "base", *others]):
+        return False
+    groups = table.groupby(["bar", *others], dropna=False)
     several = groups["base"].nunique() > 1
     return bool(several.any() and (groups[name].nunique(dropna=False)[several] > 1).all())
 
