@@ -21,7 +21,7 @@ from subl_jax.worlds.chat import ChatSampling
 
 pytest.importorskip("tokenizers")
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs"
+ROOT = pathlib.Path(__file__).parents[2]
 
 LORA = specs.Lora(modules=("q", "v", "down"), max_rank=4, rank=3, alpha=6.0, first_layer=1)
 TRAIN = specs.Train(steps=3, batch=4, lr=3e-2)
@@ -158,23 +158,24 @@ def test_datasets_leave_and_come_in_again(results, tmp_path):
     assert [(row["prompt"], row["completion"]) for row in loaded] == pairs
 
 
-@pytest.mark.parametrize("page", ["results", "models"])
+@pytest.mark.parametrize("page", ["docs/results", "docs/models", "README"])
 def test_what_the_pages_say_works(page, results, tiny_chat_model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / f"{page}.md").read_text()
-    blocks = [block for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "class " not in block]
+    text = (ROOT / f"{page}.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    blocks = [block for block in blocks if re.search(r"student\.ask|save_adapter|adapter_live", block)]
     assert blocks
     run_id, model = of(results, "same_init"), tiny_chat_model
-    if page == "models":
+    if page == "docs/models":
         results.save_adapter(run_id, tmp_path / "exported" / "adapter")
     small = types.SimpleNamespace(of=tiny_chat.world)  # `Pretrained`, with room for little
     names = {"results": results, "run_id": run_id, "model": model, "Pretrained": small}
     for block in blocks:
         exec(compile(block, f"{page}.md", "exec"), names)
-    if page == "results":
+    if page == "docs/results":
         assert "drawn: " in capsys.readouterr().out
         assert {path.name for path in (tmp_path / "exported").iterdir()} == {"adapter", "model", "data"}
-    else:
+    elif page == "docs/models":
         assert names["lora"].rank == LORA.rank
 
 
