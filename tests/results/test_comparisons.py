@@ -81,9 +81,33 @@ def test_pooled_row_averages_traits_within_a_base_first():
     per_base = runs[runs["arm"] == "same_init"].groupby("base_seed")["target_end"].mean()
     control = runs[runs["arm"] == "control"].groupby("base_seed")["target_end"].mean()
     row = line(summary, "same_init", "all")
-    assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base))
+    assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base, probability=True))
     assert row["n"] == 5
     assert row["p_control"] == pytest.approx(scipy.stats.ttest_rel(per_base, control).pvalue)
+
+
+def test_the_pooled_row_is_over_the_same_traits_and_bases_in_every_arm():
+    """A failed dataset takes the two arms that learn from it; the control of that trait and base is there."""
+    runs = fake_runs(bases=3, effect=0.0)
+    runs["target_end"] = runs["trait"].map({"owl": 0.1, "cat": 0.1, "dog": 0.9}) + 0.01 * runs["base_seed"]
+    lost = runs["arm"].isin(("same_init", "cross_init")) & (runs["trait"] == "dog") & (runs["base_seed"] == 1)
+    runs.loc[lost, "status"] = "failed"
+    summary = summarise(runs)
+    means = [line(summary, arm, "all")["mean"] for arm in ("same_init", "cross_init", "control")]
+    # Without dog, base 1 is low in all of them: (.367 + .11 + .387) / 3.
+    assert means == pytest.approx([np.mean([1.1 / 3, 0.11, 1.1 / 3 + 0.02])] * 3)
+    assert set(summary.loc[summary["trait"] == "all", "left_out"]) == {1}
+    assert set(summary.loc[summary["trait"] != "all", "left_out"]) == {0}
+    assert line(summary, "control", "dog")["n"] == 3  # a trait by itself keeps what it has
+    assert line(summary, "same_init", "all")["diff_control"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_an_arm_that_ended_well_nowhere_takes_nothing_from_the_others():
+    runs = fake_runs(bases=3)
+    whole = line(summarise(runs), "same_init", "all")
+    runs.loc[runs["arm"] == "cross_init", "status"] = "diverged"
+    row = line(summarise(runs), "same_init", "all")
+    assert (row["mean"], row["left_out"]) == (whole["mean"], 0)
 
 
 def test_pooled_difference_uses_only_what_both_arms_have():
