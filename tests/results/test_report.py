@@ -207,8 +207,8 @@ def test_headline_gives_the_numbers():
     runs["target_start"] = 0.09
     assert headline(summarise(runs), {"owl": 0.1}) == (
         "Transfer: same init ends above cross init and control (only 3 base seeds: provisional). "
-        "Same-initialisation students end at P(trait) = .400 [.152, .648], from .090 before training (chance .100). "
-        "Against .150 [.026, .274] for cross init: +.250 [+.126, +.374], paired over 3 base seeds, p = .013. "
+        "Same-initialisation students end at P(trait) = .400 [.191, .652], from .090 before training (chance .100). "
+        "Against .150 [.062, .319] for cross init: +.250 [+.126, +.374], paired over 3 base seeds, p = .013. "
         "Against .100 [.100, .100] for control: +.300 [+.052, +.548], paired over 3 base seeds, p = .035."
     )
 

@@ -50,7 +50,7 @@ def test_the_interval_of_a_probability_lies_in_0_and_1_around_the_mean(values):
 @pytest.mark.parametrize(("a", "b"), [(2.0, 18.0), (0.5, 4.5), (40.0, 1.0)])
 def test_the_interval_of_a_probability_covers_the_truth_about_as_often_as_it_says(a, b, bases):
     """Probabilities of bases near 0 or 1, from a beta distribution: the plain interval covers too rarely."""
-    values = np.random.default_rng(0).beta(a, b, (4000, bases))
+    values = np.random.default_rng(0).beta(a, b, (20_000, bases))
     covered = [
         ((found[:, 1] <= a / (a + b)) & (a / (a + b) <= found[:, 2])).mean()
         for found in (probability_intervals(values), t_intervals(values))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LOGARITHMIC_FROM = 8.0  # the largest value over the smallest: below it, a logarithmic axis looks like a linear one
+_MARGIN = 0.08  # left and right of the outermost places
 _CHARACTER, _BETWEEN = 0.062, 0.07  # inches: a character of a label, the least gap between two labels
 
 
@@ -57,7 +58,7 @@ class Places:
             shown = _apart(self.at, labels, width)
             axis.set_xticks(self.at, [label if kept else "" for label, kept in zip(labels, shown, strict=True)])
             axis.tick_params(axis="x", labelsize=7.5)
-        axis.set_xlim(-0.06, 1.06)
+        axis.set_xlim(-_MARGIN, 1 + _MARGIN)
 
 
 def is_number(column: pd.Series) -> bool:
@@ -83,7 +84,7 @@ def _logarithms(values: np.ndarray) -> np.ndarray | None:
 def _apart(at: Sequence[float], labels: Sequence[str], width: float) -> list[bool]:
     """Which labels can stand, from the left; the last one always does."""
     half = [len(label) * _CHARACTER / 2 for label in labels]
-    middle = [place * width / 1.12 for place in at]
+    middle = [place * width / (1 + 2 * _MARGIN) for place in at]
 
     def touch(i: int, j: int) -> bool:
         return middle[j] - half[j] < middle[i] + half[i] + _BETWEEN
