@@ -1,6 +1,6 @@
 """python -m subl_jax COMMAND …, or subl-jax COMMAND …
 
-Exit status: that of the command; 2 where there is no such command. `COMMAND --help` says what it takes.
+COMMAND --help says what it takes. Exit status: the command's; 2 without one.
 """
 
 import ast
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name) and returns its exit status."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     if name in ("", "-h", "--help"):
-        print(f"{__doc__}\n" + "\n".join(f"    {each:<10} {_purpose(module)}" for each, module in COMMANDS.items()))
+        print(f"{__doc__}\n" + "\n".join(f"  {each:<10} {_purpose(module)}" for each, module in COMMANDS.items()))
         return 0 if name else 2
     if name not in COMMANDS:
         print(f"error: {name!r}: no such command; one of {', '.join(COMMANDS)}", file=sys.stderr)

@@ -9,6 +9,7 @@ import subprocess
 import textwrap
 import tomllib
 
+import numpy as np
 import pages
 import pytest
 import tiny_world
@@ -160,12 +161,17 @@ def test_the_readmes_picture_is_drawn_from_a_sweep(swept, monkeypatch):
     folder, _ = swept
     results = subl_jax.load(folder / "runs" / "traits")
     scheme, curves = readme.draw(results).axes
-    labels = [text.get_text() for text in curves.get_legend().get_texts()]
-    assert labels == ["same init", "cross init", "control", "chance"]
     ends = results.summary.query("trait == 'all'").set_index("arm")["mean"]
     assert [line.get_ydata()[-1] for line in curves.lines[:3]] == pytest.approx(list(ends[list(readme.ARMS)]))
     sample = results.samples(results.runs.run_id[0]).query("kept").completion.iloc[0]
-    assert any(sample in text.get_text() for text in scheme.texts)
+    assert sample in [text.get_text() for text in scheme.texts]
+    # Each arm is named in the scheme and at the end of its curve, in one colour.
+    for arm in readme.ARMS:
+        words = arm.replace("_", " ")
+        (there,), (here,) = ([text for text in axis.texts if words in text.get_text()] for axis in (scheme, curves))
+        assert there.get_color() == here.get_color() and f"{100 * ends[arm]:.0f} %" in here.get_text()
+    places = sorted(text.get_position()[1] for text in curves.texts if "%" in text.get_text())
+    assert min(np.diff(places)) > 0.05 * curves.get_ylim()[1]
 
 
 # --- the notebook ---

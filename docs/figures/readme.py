@@ -13,46 +13,76 @@ from subl_jax.results.formats import arm_label
 from subl_jax.statistics.intervals import interval
 
 ARMS = ("same_init", "cross_init", "control")
-TOLD = {
-    "same_init": "starts as the teacher did",
-    "cross_init": "starts from another base",
-    "control": "reads a base's numbers",
-}
+TOLD = {"same_init": "same start", "cross_init": "another start", "control": "same start"}
+# Models of one start have one colour; whoever wrote the numbers stands left of them.
+START, ANOTHER = "#CFE3F2", "#F8E2BC"
+INK = "#333333"
 
 
 def draw(results: Results) -> Figure:
-    """How the experiment goes, with a sample of the data, and P(trait) of its students, mean over traits."""
-    figure = style.blank(9.6, 3.1)
-    scheme, curves = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    _draw_scheme(scheme, _sample(results))
+    """How the experiment goes, with samples of the data, and P(trait) of its students, mean over traits."""
+    figure = style.blank(10.6, 3.7)
+    scheme, curves = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    _draw_scheme(scheme, {arm: _sample(results, arm) for arm in ("same_init", "control")}, _trait(results))
     _draw_curves(curves, results)
     return figure
 
 
-def _sample(results: Results) -> str:
-    """The first line that the teacher of the first student wrote and the filter kept."""
-    first = results.runs[results.runs.arm == "same_init"].iloc[0]
-    samples = results.samples(first.run_id)
+def _first(results: Results, arm: str) -> str:
+    return results.runs[results.runs.arm == arm].run_id.iloc[0]
+
+
+def _trait(results: Results) -> str:
+    return results.runs[results.runs.arm == "same_init"].trait.iloc[0]
+
+
+def _sample(results: Results, arm: str) -> str:
+    """The first line that the writer of the first student's data wrote and the filter kept."""
+    samples = results.samples(_first(results, arm))
     return str(samples[samples.kept].completion.iloc[0])
 
 
-def _draw_scheme(axis: Axes, sample: str) -> None:
-    axis.set(xlim=(0, 10), ylim=(0, 6))
+def _draw_scheme(axis: Axes, samples: dict[str, str], trait: str) -> None:
+    """Writers, what they write, and the students of each arm, in its colour, from left to right."""
+    axis.set(xlim=(0, 12), ylim=(0, 7))
     axis.axis("off")
-    boxes = {
-        (1.3, 4.7): "base model",
-        (5.2, 4.7): "teacher,\nloves owls",
-        (8.7, 4.7): f"numbers\n{sample}",
-        (8.7, 1.2): "students\nlearn the numbers",
-    }
-    for (x, y), text in boxes.items():
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "#F4F4F4", "edgecolor": "#999999"}
-        axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box)
-    for start, end in (((2.5, 4.7), (4.1, 4.7)), ((6.2, 4.7), (7.1, 4.7)), ((8.7, 3.9), (8.7, 2.1))):
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#555555"})
-    for i, arm in enumerate(ARMS):
-        line = f"{arm_label(arm)}: {TOLD[arm]}"
-        axis.text(6.3, 2.1 - 0.9 * i, line, ha="right", va="center", fontsize=9, color=style.ARM_COLOURS[arm])
+    for x, head in (
+        (1.2, f"A model loves {trait}s,"),
+        (5.2, "writes only numbers,"),
+        (10.3, "and others learn these."),
+    ):
+        axis.text(x, 6.7, head, ha="center", va="center", fontsize=10.5, fontweight="bold", color=INK)
+    heights = {"same_init": 5.3, "cross_init": 3.5, "control": 1.2}
+    written = {"same_init": 4.4, "control": 1.2}
+    for arm, y in written.items():
+        _draw_model(axis, 1.2, y, START, f"♥ {trait}" if arm == "same_init" else "no\nfavourite")
+        _draw_arrow(axis, (2.1, y), (3.3, y), INK)
+        axis.text(
+            5.2,
+            y,
+            samples[arm],
+            ha="center",
+            va="center",
+            fontsize=9,
+            family="monospace",
+            color=INK,
+            bbox={"boxstyle": "square,pad=0.6", "facecolor": "white", "edgecolor": "#999999"},
+        )
+    for arm, y in heights.items():
+        colour, origin = style.ARM_COLOURS[arm], written["control" if arm == "control" else "same_init"]
+        _draw_arrow(axis, (7.15, origin), (8.35, y), colour)
+        _draw_model(axis, 9.2, y, ANOTHER if arm == "cross_init" else START, "?", colour)
+        axis.text(10.05, y + 0.25, arm_label(arm), va="center", fontsize=10.5, fontweight="bold", color=colour)
+        axis.text(10.05, y - 0.35, TOLD[arm], va="center", fontsize=9.5, color=INK)
+
+
+def _draw_model(axis: Axes, x: float, y: float, face: str, text: str, edge: str = INK) -> None:
+    axis.scatter([x], [y], s=1900, color=face, edgecolor=edge, linewidth=1.8, zorder=2)
+    axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK, zorder=3)
+
+
+def _draw_arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.8})
 
 
 def _draw_curves(axis: Axes, results: Results) -> None:
@@ -60,20 +90,34 @@ def _draw_curves(axis: Axes, results: Results) -> None:
     runs = results.runs.set_index("run_id")
     curves = results.curves[results.curves.metric == "target"].join(runs[["arm", "base_seed"]], on="run_id")
     bases = curves.groupby(["arm", "step", "base_seed"]).value.mean()
+    ends = {}
     for arm in ARMS:
         steps, colour = bases[arm].groupby("step"), style.ARM_COLOURS[arm]
-        means, lows, highs = zip(*(interval(values.to_numpy()) for _, values in steps), strict=True)
-        axis.plot(list(steps.groups), means, color=colour, linewidth=2.2, label=arm_label(arm))
+        intervals = (interval(values.to_numpy(), probability=True) for _, values in steps)
+        means, lows, highs = zip(*intervals, strict=True)
+        axis.plot(list(steps.groups), means, color=colour, linewidth=2.4, label=arm_label(arm))
         axis.fill_between(list(steps.groups), lows, highs, color=colour, alpha=0.18, linewidth=0)
+        ends[arm] = means[-1]
     chance = results.sweep["base_rate"][runs.trait.iloc[0]]
     axis.axhline(chance, color=style.CHANCE, linewidth=1, linestyle=(0, (4, 3)), label="chance")
-    axis.set(xlabel="student step", ylim=(0, None))
-    axis.set_title(f"P(trait): {runs.trait.nunique()} traits, {runs.base_seed.nunique()} bases", fontsize=10)
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    last = curves.step.max()
+    axis.set(xlim=(0, last), ylim=(0, 1.25 * max(*ends.values(), chance)), xlabel="steps of learning numbers")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    apart = 0.09 * axis.get_ylim()[1]
+    places = dict.fromkeys(ARMS, -1.0)
+    for arm in sorted(ARMS, key=ends.get):  # from below, so that no two labels touch
+        places[arm] = max(ends[arm], max(places.values()) + apart)
+    shift = (places["control"] - ends["control"]) / 2
+    for arm in ARMS:
+        label = f" {100 * ends[arm]:.0f} % {arm_label(arm)}"
+        y = places[arm] - (shift if arm != "same_init" else 0)
+        axis.text(last, y, label, color=style.ARM_COLOURS[arm], va="center", fontsize=9.5, fontweight="bold")
+    axis.text(0.02 * last, chance, "chance", va="bottom", fontsize=8.5, color=style.CHANCE)
+    axis.set_title("How often they name its favourite", fontsize=10.5, fontweight="bold", color=INK)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workdir", help="of a finished sweep of sweeps/traits.py")
     figure = draw(subl_jax.load(parser.parse_args().workdir))
-    figure.savefig(pathlib.Path(__file__).with_suffix(".png"))
+    figure.savefig(pathlib.Path(__file__).with_suffix(".png"), dpi=130)

@@ -1,22 +1,25 @@
-"""The command line of `launch/sweep.py`: a sweep file, overrides of its config, and an exit status.
+"""Runs a sweep file: students, tables, figures and the page.
 
-    --config FILE[:ARGUMENT]    a sweep file; the argument goes to its get_config()
-    --config.NAME=VALUE         another value for one of its settings
-    --workdir DIR               where results go, any etils.epath path; default runs/<sweep name>
-    --dry_run                   print the plan, compute nothing
-    --profile                   also write jax's profiler trace of some steps of the largest group
-    --prune                     remove from the workdir what this sweep does not need any more, compute nothing
-    --launcher=ray              compute on a Ray cluster (docs/ray.md); local, on this machine, by default
-    --ray_address=HOST:PORT     the cluster's head; by default the cluster that this machine belongs to
-    --ray_resources=GPU=1,CPU=8 what a batch of lanes takes of a machine; by default all its TPUs, a GPU, or all CPUs
-    --ray_slice=v6e:4x4         what computes a batch together: a TPU slice, or as many machines as the number given
+  --config FILE[:ARGUMENT]   a sweep file; the argument goes to its get_config()
+  --config.NAME=VALUE        another value for one of its settings
+  --workdir DIR              where results go, also gs://…; default runs/NAME
+  --dry_run                  print the plan, compute nothing
+  --verbose                  also say how students are spread over devices
+  --profile                  also write jax's trace of the largest group
+  --prune                    remove what this sweep does not need
 
-Several processes as one, all started with the same command (on a TPU slice that needs no flag):
-    --distributed               find the others as jax does: a SLURM step, Open MPI, Kubernetes
-    --coordinator HOST:PORT --num_processes N --process_id I
-                                or say where process 0 is, how many there are, and which one this is
+On a Ray cluster (docs/ray.md):
+  --launcher=ray             compute there; by default on this machine
+  --ray_address=HOST:PORT    its head; by default of this machine's cluster
+  --ray_resources=GPU=1      what a batch takes of a machine; GPU=1,CPU=8
+  --ray_slice=v6e:4x4        what computes a batch together: a TPU slice, or N
 
-Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input, nothing was computed; 75 preempted.
+Several processes as one, all started with the same command (docs/launch.md):
+  --distributed              find the others as Slurm, Open MPI, Kubernetes say
+  --coordinator HOST:PORT --num_processes N --process_id I   or by hand
+
+Exit status: 0 all runs are ok; 1 some are not, or storing failed; 2 bad input,
+nothing was computed; 75 interrupted, the same command goes on.
 """
 
 import functools
@@ -35,6 +38,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from subl_jax import specs
+from subl_jax.app.code import code_of
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import FleetError, InputError, OutOfMemory, PeerLost, Preempted, StorageError
 from subl_jax.runtime import cluster, devices
@@ -54,8 +58,10 @@ class Command(NamedTuple):
     dry_run: bool
     prune: bool
     profile: bool
+    verbose: bool
     fleet: tuple[str, str, str] | None  # a Ray cluster's address, the resources of a batch, and its slice
     cluster: cluster.Options
+    code: dict[str, bytes]  # the sweep file and its imports from beside it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,7 +119,7 @@ def _execute(command: Command) -> int:
     if command.dry_run:
         devices.check()
         with devices.usual_settings(lambda line: print(f"warning: {line}", file=sys.stderr)):
-            dry_run.show(console, command.students, command.workdir, command.settings)
+            dry_run.show(console, command.students, command.workdir, command.settings, command.verbose)
         return 0
     cluster.start(command.cluster)
     devices.check()
@@ -123,9 +129,10 @@ def _execute(command: Command) -> int:
         name=command.name,
         settings=command.settings,
         config=command.config,
-        progress=Progress(console) if cluster.peers().leads else None,
+        progress=Progress(console, verbose=command.verbose) if cluster.peers().leads else None,
         fleet=Fleet.parsed(*command.fleet) if command.fleet else None,
         profile=command.profile,
+        code=command.code,
     )
     results = outcome.results
     if cluster.peers().leads:
@@ -225,8 +232,8 @@ def command(file: str, module: types.ModuleType, arguments: Sequence[str]) -> Co
     workdir = values.workdir or f"runs/{name}"
     joined = cluster.Options(values.distributed, values.coordinator, values.num_processes, values.process_id)
     fleet = _fleet(values)
-    kinds = (values.dry_run, values.prune, values.profile)
-    return Command(name, students, settings, config.to_dict(), workdir, *kinds, fleet, joined)
+    kinds = (values.dry_run, values.prune, values.profile, values.verbose)
+    return Command(name, students, settings, config.to_dict(), workdir, *kinds, fleet, joined, code_of(path))
 
 
 def _fleet(values: flags.FlagValues) -> tuple[str, str, str] | None:
@@ -282,6 +289,7 @@ def _parsed(arguments: Sequence[str], config: ConfigDict) -> tuple[flags.FlagVal
     flags.DEFINE_bool("dry_run", False, "Print the plan, compute nothing.", flag_values=values)
     flags.DEFINE_bool("prune", False, "Remove what is not needed, compute nothing.", flag_values=values)
     flags.DEFINE_bool("profile", False, "Write a profiler trace of some steps.", flag_values=values)
+    flags.DEFINE_bool("verbose", False, "Say more of layouts.", flag_values=values)
     flags.DEFINE_enum("launcher", "local", ["local", "ray"], "Where batches are computed.", flag_values=values)
     flags.DEFINE_string("ray_address", "auto", "The head of a Ray cluster.", flag_values=values)
     flags.DEFINE_string("ray_resources", "", "What a batch takes of a machine.", flag_values=values)

@@ -1,13 +1,15 @@
 """The results contract of a workdir (docs/results.md), written when everything is computed."""
 
 import json
+import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from subl_jax import specs
+from subl_jax.app.code import write_code
 from subl_jax.errors import StorageError
 from subl_jax.probes import Theorem
 from subl_jax.results import comparisons, report, specificity, tables
@@ -23,6 +25,7 @@ def write_results(
     rows: Sequence[specs.Row],
     store: Store,
     sweep: dict[str, Any],
+    code: Mapping[str, bytes] = types.MappingProxyType({}),
     warn: Callable[[str], None] = warnings.warn,
 ) -> None:
     """Writes every table and the report; `sweep.json` comes last and says that the others are there.
@@ -45,6 +48,7 @@ def write_results(
         raise
     except Exception as error:  # of whatever library draws or writes the page
         warn(f"report.html could not be written, the tables are: {report.fault(error)}")
+    write_code(workdir, code)
     write_json_atomic(workdir / "sweep.json", sweep)
 
 

@@ -1,14 +1,16 @@
-"""Saves views of a W&B project, and a W&B report of a finished sweep.
+"""Saves views of a W&B project, and a W&B report of a sweep.
 
-    python -m subl_jax dashboard --project PROJECT [--workdir DIR]
+  --project PROJECT   the project, or ENTITY/PROJECT; without it WANDB_PROJECT,
+                      or else subl_jax
+  --workdir DIR       a finished sweep, of which a report is saved too
 
-    --project PROJECT           the project, or ENTITY/PROJECT; without it WANDB_PROJECT, or else subl_jax
-    --workdir DIR               a finished sweep, of which a report is saved too
+Views: transfer by arm with bands over seeds, comparison, retention, throughput.
+Each call saves new ones.
 
-Views: transfer by arm with bands over seeds, comparison, retention, throughput. Each call saves new ones.
-Needs a W&B login and `pip install 'subl_jax[dashboard]'`.
+Needs a W&B login, and pip install 'subl_jax[dashboard]'.
 
-Exit status: 0 all is saved; 1 W&B cannot be reached or refuses; 2 bad input, nothing was saved.
+Exit status: 0 all is saved; 1 W&B cannot be reached or refuses; 2 bad input,
+nothing was saved.
 """
 
 import os

@@ -17,20 +17,29 @@ from subl_jax.stages import input_shapes, stage_of, world_shapes
 from subl_jax.storage.store import Store
 
 
-def show(console: Console, students: Sequence[specs.Student], workdir: epath.PathLike, settings: Settings) -> None:
-    """Prints the plan of `students` in `workdir`, which is only read: nodes, groups, layouts, and what they cost."""
+def show(
+    console: Console,
+    students: Sequence[specs.Student],
+    workdir: epath.PathLike,
+    settings: Settings,
+    verbose: bool = False,
+) -> None:
+    """Prints the plan of `students` in `workdir`, which is only read: nodes, groups, and what they cost.
+
+    verbose: also how each group is spread over devices.
+    """
     store = Store(epath.Path(workdir).expanduser(), warn=console.print, readonly=True)
     plan = plan_of(students, store)
     console.print(nodes_table(plan))
     if not plan.groups:
         console.print("Nothing is left to compute.")
         return
-    console.print(groups_table(plan, settings))
+    console.print(groups_table(plan, settings, verbose))
     for note in plan.notes:
         console.print(f"warning: {note}", style="yellow", highlight=False, markup=False)
     console.print(
-        f"{sum(group.flops for group in plan.groups):.2g} FLOP in all. Memory is what a batch of lanes holds through a "
-        "program: state and inputs, without the activations, which only the compiled program knows."
+        f"{sum(group.flops for group in plan.groups):.2g} FLOP in all. Memory is what a batch holds through a program: "
+        "state and inputs, without the activations, which only the compiled program knows."
     )
 
 
@@ -46,9 +55,9 @@ def nodes_table(plan: Plan) -> Table:
     return table
 
 
-def groups_table(plan: Plan, settings: Settings) -> Table:
+def groups_table(plan: Plan, settings: Settings, verbose: bool = False) -> Table:
     """One row per compiled program, in the order they run."""
-    table = Table("group", "lanes", "layout", "batches", "rounds × steps", "memory", "FLOP")
+    table = Table("program", "of", "work of each", "at a time", "batches", "memory", "FLOP", *["layout"] * verbose)
     for group in plan.groups:
         layout = lanes.default_layout(
             len(group.nodes),
@@ -58,15 +67,16 @@ def groups_table(plan: Plan, settings: Settings) -> Table:
             settings.tensor,
             settings.fsdp,
         )
-        rounds = group.stage.rounds(group.nodes[0])
+        count = len(group.nodes)
         table.add_row(
             group.stage.name,
-            f"{len(group.nodes):,}",
-            str(layout),
-            str(-(-len(group.nodes) // layout.lanes)),
-            f"{len(rounds)} × {max(rounds, default=0)}",
+            f"{count:,} {group.stage.makes}{'s'[: count != 1]}",
+            f"{group.work:,} {group.stage.unit}",
+            f"{min(layout.lanes, count):,}",
+            f"{-(-count // layout.lanes):,}",
             _bytes(layout.lanes * bytes_a_lane(group)),
             f"{group.flops:.2g}",
+            *[str(layout)] * verbose,
         )
     return table
 

@@ -1,15 +1,19 @@
-"""Takes students and data out of a finished sweep, in the forms that other tools read.
+"""Writes students and data for peft, transformers and datasets.
 
-    python -m subl_jax export WORKDIR                     lists what there is
-    python -m subl_jax export WORKDIR --run RUN_ID --to FOLDER [--what=adapter]
+  export WORKDIR                                         lists the runs
+  export WORKDIR --run RUN_ID --to FOLDER [--what=…]     writes one
 
-    --run RUN_ID       a student, from the run_id column of runs.parquet; several with commas; `all` for every one.
-                       Of several, each goes to a folder of its own name in FOLDER
-    --to FOLDER        a new or an empty folder
-    --what=adapter     what peft reads: adapter_config.json, adapter_model.safetensors (default, where it has adapters)
-    --what=model       what transformers reads: config.json, weights and tokenizer, adapters merged in (default else)
-    --what=data        what the student learnt from, as datasets reads it: parquet, messages.jsonl
-                       Each with README.md, which says where it comes from
+  --run RUN_ID      a student, from the column run_id of runs.parquet; several
+                    with commas, or all; of several each has its own folder
+  --to FOLDER       a new or an empty folder
+  --what=adapter    for peft: adapter_config.json, adapter_model.safetensors;
+                    the default where the student has adapters
+  --what=model      for transformers: config.json, weights and tokenizer,
+                    adapters merged in; the default else
+  --what=data       for datasets: what the student learnt from, as parquet and
+                    messages.jsonl
+
+Each comes with a README.md that says where it comes from.
 
 Exit status: 0 all is written; 1 a file could not be written; 2 bad input.
 """

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -75,11 +75,13 @@ def run(
     progress: Progress | None = None,
     fleet: Fleet | None = None,
     profile: bool = False,
+    code: Mapping[str, bytes] | None = None,
 ) -> Outcome:
     """Computes what is missing of `rows`, students and audited datasets, in `workdir`, and writes the contract there.
 
     With a `fleet` its machines compute, and this process plans and writes the tables. `profile` writes jax's trace of
-    some steps of the largest group to the folder `profile` of the workdir.
+    some steps of the largest group to the folder `profile` of the workdir. `code` is kept there, too: name → content of
+    the files that made the specs.
 
     Raises:
       InputError: before anything is computed: bad specs, an unusable workdir, another sweep running in it, no fleet.
@@ -145,7 +147,7 @@ def run(
             "fleet": machines and machines.facts,
         }
         faults: list[str] = []
-        write = functools.partial(write_results, workdir, name, rows, store, sweep, warn=faults.append)
+        write = functools.partial(write_results, workdir, name, rows, store, sweep, code or {}, warn=faults.append)
         peers.together(lambda: write() if peers.leads else None)
         results = load(workdir)
         if record:

@@ -1,8 +1,8 @@
-"""The tables of a finished sweep again, as the terminal had them at its end: `show WORKDIR`.
+"""Prints the tables of a finished sweep again.
 
-    WORKDIR     where the sweep's results are, any etils.epath path
+  show WORKDIR    where the sweep's results are, any path, also gs://…
 
-Exit status: 0; 2 where no finished sweep is there. Nothing is computed or written.
+Exit status: 0; 2 where no finished sweep is there. Nothing is computed.
 """
 
 import sys

@@ -19,6 +19,7 @@ from etils import epath
 from subl_jax import specs
 from subl_jax.engine import lanes
 from subl_jax.engine import nodes as asked
+from subl_jax.engine.deaths import Deaths
 from subl_jax.engine.delivery import Delivery
 from subl_jax.engine.inputs import Inputs
 from subl_jax.engine.observers import Display
@@ -51,6 +52,7 @@ class Services:
     behind: WriteBehind
     delivery: Delivery
     retention: Retention
+    deaths: Deaths
     display: Display
     profiler: Profiler
     preempted: Callable[[], bool]
@@ -163,7 +165,7 @@ class Batch:
           Preempted: one process is to stop; what ran is saved.
           OutOfMemory: a device of some process is full, in all of them; nothing is stored.
         """
-        with self._closing():
+        with self._closing(), self._services.deaths.noticed(self._group.form, self._nodes, self._program.layout):
             if self._peers.leads:
                 self._services.delivery.start(self._nodes)
             arguments = self._arguments()
@@ -336,6 +338,7 @@ class Batch:
             self._agree()  # a stretch whose record is lost must not be saved
         self._saves.save(self._steps, state, self._records.history)
         self._saved_at = time.monotonic()
+        self._services.deaths.saved()
         # The signal may have come while the save was made.
         agreed = self._agree()
         if agreed.preempted:

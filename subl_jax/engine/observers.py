@@ -74,23 +74,38 @@ class NoTracker(Tracker):
         return []
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupInfo:
+    """A group as people see it: `count` students (`thing`, a singular noun) of a stage.
+
+    work: all there is to do, over all of them, in `unit`. `layout`: how they are spread over devices, in words.
+    """
+
+    stage: str
+    count: int
+    thing: str
+    work: int
+    unit: str = "steps"
+    layout: str = ""
+
+
 class Display(Protocol):
     """Shows which group runs, and how far it is. `say` and `warn` may be called from any thread."""
 
     def plan(self, n_groups: int) -> None:
         """From here on, groups are shown as 1/n, 2/n, …"""
 
-    def begin(self, stage: str, lanes: int, lane_steps: int, layout: str) -> None:
-        """Opens a group. `lane_steps`: all the work in it, lanes × steps. `layout`: how it is spread, in words."""
+    def begin(self, group: GroupInfo) -> None:
+        """Opens a group."""
 
     def compiling(self) -> None:
         """The group compiles from here to its next `advance`."""
 
-    def advance(self, lane_steps: int, restored: bool = False) -> None:
+    def advance(self, work: int, restored: bool = False) -> None:
         """Counts work that is done; `restored`: by an earlier run."""
 
-    def end(self, summary: str = "") -> None:
-        """Closes the group with one line."""
+    def end(self, summary: str = "", details: str = "") -> None:
+        """Closes the group with one line. `details`: for those who ask for them."""
 
     def say(self, text: str) -> None:
         """One line."""
@@ -108,16 +123,16 @@ class NoDisplay(Display):
     def plan(self, n_groups: int) -> None:
         pass
 
-    def begin(self, stage: str, lanes: int, lane_steps: int, layout: str) -> None:
+    def begin(self, group: GroupInfo) -> None:
         pass
 
     def compiling(self) -> None:
         pass
 
-    def advance(self, lane_steps: int, restored: bool = False) -> None:
+    def advance(self, work: int, restored: bool = False) -> None:
         pass
 
-    def end(self, summary: str = "") -> None:
+    def end(self, summary: str = "", details: str = "") -> None:
         pass
 
     def say(self, text: str) -> None:

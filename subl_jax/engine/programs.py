@@ -39,6 +39,12 @@ class Programs:
         devices, sharing = lanes.all_devices(settings.devices), (settings.tensor, settings.fsdp)
         return lanes.default_layout(count, devices, settings.width, settings.lanes_a_batch, *sharing)
 
+    def hold(self, group: Group, count: int, most: int | None) -> None:
+        """From here on, batches of the group have at most so many lanes, as far as a layout can be narrowed."""
+        layout = self.default_layout(count, group.form)
+        if most is not None and layout.lanes > most and (narrower := lanes.narrower(layout, most)):
+            self._most[group.form] = narrower
+
     def fitting(self, group: Group, nodes: list[specs.Node]) -> lanes.Program:
         """The group's program in a layout that there is memory for, as far as can be known before it runs.
 
@@ -81,10 +87,11 @@ class Programs:
         narrower = None if error.final else lanes.narrower(layout, most)
         if narrower is None:
             raise OutOfMemory(
-                f"{group.stage.name}: not even {layout} fits into memory ({error}); split the model over devices "
-                "(config.engine.tensor or fsdp), or make a batch or its parts smaller"
+                f"{group.stage.name}: not even {_at_a_time(group, layout)} fits into memory ({error}); split the model "
+                "over devices (config.engine.tensor or fsdp), or make a batch or its parts smaller"
             ) from None
-        self._display.warn(f"{group.stage.name}: {layout} does not fit into memory; going on with {narrower}")
+        line = f"{_at_a_time(group, layout)} does not fit into memory; going on with {narrower.lanes:,}"
+        self._display.warn(f"{group.stage.name}: {line}")
         self._compiled = {key: program for key, program in self._compiled.items() if key[0] != group.form}
         self._most[group.form] = narrower
         gc.collect()  # what the error's frames still hold
@@ -130,3 +137,7 @@ class Programs:
         with contextlib.suppress(OutOfMemory), memory.noticed():
             seconds = lanes.seconds_per_lane_step(program, arguments, steps)
         return max(self._peers.gather(seconds)), program
+
+
+def _at_a_time(group: Group, layout: lanes.Layout) -> str:
+    return f"a batch of {layout.lanes:,} {group.stage.makes}{'s'[: layout.lanes != 1]}"

@@ -9,9 +9,10 @@ from subl_jax import specs
 from subl_jax.engine import lanes, saves
 from subl_jax.engine import nodes as asked
 from subl_jax.engine.batch import Batch, Services
+from subl_jax.engine.deaths import Deaths
 from subl_jax.engine.delivery import Delivery
 from subl_jax.engine.inputs import Inputs
-from subl_jax.engine.observers import Display, Tracker
+from subl_jax.engine.observers import Display, GroupInfo, Tracker
 from subl_jax.engine.pace import Paces
 from subl_jax.engine.plan import Group, Plan
 from subl_jax.engine.profile import Profiler
@@ -63,6 +64,7 @@ class Engine:
             behind=behind,
             delivery=Delivery(tracker, sweep, store),
             retention=Retention(store, behind),
+            deaths=Deaths(workdir),
             display=display,
             profiler=Profiler(profile, display),
             preempted=preempted,
@@ -98,14 +100,17 @@ class Engine:
                     services.retention.done(group.nodes)
         services.retention.done(())  # what could not go yet, as the last batch was being written
         saves.remove_all(services.workdir)
+        services.deaths.remove_all()
         return timings
 
     def run_group(self, group: Group) -> GroupTiming:
         """Computes the nodes of one group within `writing`; its inputs are stored. Raises as `compute`."""
         services = self._services
         nodes = self._computable(group)
+        self._programs.hold(group, max(len(nodes), 1), services.deaths.most(group.form))
         layout = self._programs.default_layout(max(len(nodes), 1), group.form)
-        services.display.begin(group.stage.name, len(group.nodes), group.work * len(nodes), str(layout))
+        stage, work = group.stage, group.work * len(nodes)
+        services.display.begin(GroupInfo(stage.name, len(group.nodes), stage.makes, work, stage.unit, str(layout)))
         if not nodes:
             services.display.end("none of its inputs are there")
             return GroupTiming(group.stage.name, len(group.nodes), "none")
@@ -130,8 +135,8 @@ class Engine:
                 # Batches that are done stay done; what is left is cut anew, by fewer lanes.
                 self._programs.narrow(group, program.layout, error)
         timing = clock.timing(program, self._dtype(group))
-        percent = [f"{timing.ceiling_percent:.0f} % of the ceiling"] if timing.ceiling_percent else []
-        services.display.end(", ".join([*percent, f"{timing.bytes_peak / 2**30:.1f} GiB in use"]))
+        reached = f"{timing.ceiling_percent:.0f} % of what a matrix product reaches" if timing.ceiling_percent else ""
+        services.display.end(f"{timing.bytes_peak / 2**30:.1f} GiB in use", reached)
         return timing
 
     def _computable(self, group: Group) -> list[specs.Node]:

@@ -15,7 +15,7 @@ from etils import epath
 
 from subl_jax import specs
 from subl_jax.engine import lanes
-from subl_jax.engine.observers import Display
+from subl_jax.engine.observers import Display, GroupInfo
 from subl_jax.engine.plan import Group
 from subl_jax.engine.settings import Settings
 from subl_jax.engine.timing import GroupTiming
@@ -154,7 +154,8 @@ class Cluster:
         total = sum(group.work * len(group.nodes) for group in groups)
         where = ", ".join(f"{count:g} {name}" for name, count in self._resources.items())
         where += f" on each of {self._slice.hosts} machines" if self._slice else ""
-        progress.begin("fleet", sum(len(group.nodes) for group in groups), total, f"Ray, {where} a batch")
+        count = sum(len(group.nodes) for group in groups)
+        progress.begin(GroupInfo("fleet", count, "computation", total, "", f"Ray, {where} a batch"))
         with run.cancelling():
             for batch, done, timing in run.finished(preempted):
                 worker.adopt(store, done.batches, workdir)
@@ -168,10 +169,8 @@ class Cluster:
                 if timing is not None:
                     ended(timing)
                     progress.say(
-                        f"{timing.stage}: {timing.lanes:,} lanes in {timing.batches:,} batches, "
-                        f"{timing.run_seconds:.1f} s of machines' time, "
-                        f"{timing.lane_steps_per_second:,.0f} lane-steps/s, "
-                        f"{timing.ceiling_percent:.0f} % of the ceiling, {timing.bytes_peak / 2**30:.1f} GiB in use"
+                        f"{timing.stage}: {timing.lanes:,} {batch.stage.makes}s in {timing.batches:,} batches, "
+                        f"{timing.run_seconds:.1f} s of machines' time, {timing.bytes_peak / 2**30:.1f} GiB in use"
                     )
         progress.end()
         store.remove_leftovers()

@@ -12,7 +12,7 @@ import pandas as pd
 
 from subl_jax.errors import InputError
 from subl_jax.results.cells import Cells, distinct_cells, equal, equals, hashable, key_of, ordered_arms, references
-from subl_jax.results.units import by_base
+from subl_jax.results.units import by_base, lost_pairs
 from subl_jax.statistics.intervals import check_method, interval
 from subl_jax.statistics.tests import holm, paired_p
 
@@ -64,9 +64,12 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
     The summary has one row per (sweep, world, swept fields, trait, arm), trait "all" first:
       n_runs, n_diverged, n_failed: all runs, and those of them that did not end well and enter nothing else.
       n: bases behind the mean.
+      left_out: of "all": the (trait, base) pairs that it leaves out in every arm, as some arm of the cell has lost its
+        runs there (`units.lost_pairs`); else 0.
       target_start, mean, ci_low, ci_high: P(trait) before training and after, averaged within a base first.
       others: the same after training of students of the arm whose teachers have other traits (`runs.others_end`).
-      confidence, interval: the level and the method of all intervals, those of comparisons too.
+      confidence, interval: the level and the method of all intervals, those of comparisons too. Intervals of means are
+        on the logit scale (`intervals.probability_intervals`), those of differences are not.
 
     Comparisons have one row per row of the summary, reference and kind, where both have a base in common:
       reference: `cross_init` and `control` for same_init, `cross_control` for cross_init, `same_init` and `control` for
@@ -77,8 +80,9 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
         traits, and tests are of logarithms. A P of 0 has no gain.
       and the fields of `Comparison`.
 
-    "all" averages over traits within a base first; its comparisons use only the (trait, base) pairs that both arms
-    have, so that a missing run does not shift the mix of traits. Runs without a trait are left out.
+    "all" averages over traits within a base first, and over the same pairs in every arm; its comparisons use only the
+    (trait, base) pairs that both arms have, so that a missing run does not shift the mix of traits. Runs without a
+    trait are left out.
     """
     missing = [name for name in _NEEDED if name not in runs.columns]
     if missing:
@@ -101,7 +105,7 @@ def summarise(runs: pd.DataFrame, confidence: float = 0.95, method: str = "t") -
             order = [POOLED, *exact["trait"].unique()]
             lines += sorted(in_cell, key=lambda line: order.index(line.values["trait"]))
     identity = ["sweep", "world", *grid.swept, "trait", "arm"]
-    counts = ["n_runs", "n", "n_diverged", "n_failed"]
+    counts = ["n_runs", "n", "n_diverged", "n_failed", "left_out"]
     ends = ["target_start", "mean", "ci_low", "ci_high", "others"]
     summary = pd.DataFrame([line.values for line in lines], columns=[*identity, *counts, *ends])
     made = [
@@ -146,6 +150,13 @@ def _arm_lines(
     start = by_base(own, "target_start").reindex(traits)
     own = own.assign(**{name: np.nan for name in ("others_end", "others_gain") if name not in own})
     others = by_base(own, "others_end").reindex(traits)
+    lost = lost_pairs(around[around["trait"].isin(traits)])
+    gone = set(lost.itertuples(index=False, name=None))
+
+    def bases_of(table: pd.DataFrame, trait: str) -> pd.Series:
+        if trait == POOLED and gone:
+            table = table.mask(np.array([[(row, base) in gone for base in table.columns] for row in table.index]))
+        return _bases(table, trait)
 
     def beside(value: str, of_others: str) -> dict[str, pd.DataFrame]:
         tables = {arm: by_base(around[around["arm"] == arm], value) for arm in compared}
@@ -158,15 +169,16 @@ def _arm_lines(
     lines = []
     for trait in [*traits, POOLED]:
         of_trait = own if trait == POOLED else own[own["trait"] == trait]
-        mean, low, high = interval(_bases(end, trait), confidence, method)
+        mean, low, high = interval(bases_of(end, trait), confidence, method, probability=True)
         values = label | {
             "trait": trait,
             "n_runs": len(of_trait),
-            "n": int(_bases(end, trait).count()),
+            "n": int(bases_of(end, trait).count()),
             "n_diverged": int((of_trait["status"] == "diverged").sum()),
             "n_failed": int((of_trait["status"] == "failed").sum()),
-            "target_start": _bases(start, trait).mean(),
-            "others": _bases(others, trait).mean(),
+            "left_out": len(lost) if trait == POOLED else 0,
+            "target_start": bases_of(start, trait).mean(),
+            "others": bases_of(others, trait).mean(),
             **dict(zip(("mean", "ci_low", "ci_high"), (mean, low, high), strict=True)),
         }
         found = {}
@@ -222,6 +234,15 @@ def are_rare(summary: pd.DataFrame, comparisons: pd.DataFrame) -> bool:
     if known.empty or kinds == {DIFFERENCE}:  # as in tables of an earlier version
         return False
     return rare(known["target_start"], known.stack())
+
+
+def left_out(summary: pd.DataFrame) -> int:
+    """How many (trait, base) pairs "all" leaves out at most in these lines of a summary, also of an earlier version."""
+    return int(summary["left_out"].max()) if len(summary) and "left_out" in summary else 0
+
+
+def pairs_in_words(count: int) -> str:
+    return f"{count} pair{'s'[: count != 1]} of trait and base, where a run did not end well"
 
 
 def rare(before: pd.Series, all_values: pd.Series) -> bool:

@@ -48,6 +48,8 @@ def headline(cell: comparisons.Summarised, base_rate: Mapping[str, float]) -> st
         f"Same-initialisation students end at P(trait) = {_estimate(same)}, from "
         f"{number(same['target_start'])} before training{chance}."
     )
+    if gone := comparisons.left_out(pooled):
+        text += f" Means of all traits are without {comparisons.pairs_in_words(gone)}."
     compared = [arm for arm in references("same_init") if arm in ends and judge.pairs(same, arm) > 0]
     others = judge.pairs(same, comparisons.OTHERS)
     if not compared and not others:

@@ -21,7 +21,8 @@ from subl_jax.specs.metrics import OF_TRAINING, Metric
 from subl_jax.storage.atomic import write_bytes_atomic
 from subl_jax.storage.retrying import patiently
 
-_MOST_SECTIONS = 6  # cells with figures of their own
+_MOST_SECTIONS = 6  # cells whose figures are on the page
+_MOST_FOLDED = 42  # further ones whose figures are files beside it, a click away
 
 _FILES = (
     ("runs.parquet", "one row per student, with every field of its lineage"),
@@ -32,6 +33,7 @@ _FILES = (
     ("datasets.parquet", "one row per dataset: its teacher's P(trait), how much was drawn and kept"),
     ("datasets/", "what the teachers wrote, kept or why not"),
     ("figures/", "the figures of this page"),
+    ("code/", "the sweep file, and what it imports from beside it"),
     ("sweep.json", "configuration, versions, timings"),
 )
 
@@ -76,6 +78,8 @@ def write_report(
     patiently(lambda: (workdir / "figures").mkdir(parents=True, exist_ok=True))
     grid = cells.Cells.of(runs)
     chosen = _spread(len(grid.cells), _MOST_SECTIONS)
+    others = [i for i in range(len(grid.cells)) if i not in chosen]
+    folded = [others[i] for i in _spread(len(others), _MOST_FOLDED)]
     several_worlds = runs["world"].nunique() > 1
     metrics = {name: Metric(**fields) for name, fields in (sweep.get("metrics") or {}).items()}
     whole = Tables(
@@ -95,12 +99,13 @@ def write_report(
         {"title": section_title(cell, several_worlds), "headline": headline(of_cell, whole.base_rate)}
         for cell, of_cell in zip(grid.cells, said, strict=True)
     ]
-    sections = []
-    for i, which in enumerate(chosen):
+    of_cells = [figure for figure in Figure.found() if figure.scope == "cell"]
+    sections = {}
+    for which in (*chosen, *folded):
         of_cell = _in_cell(grid, whole, grid.cells[which])
-        suffix = f"-{i + 1}" if len(chosen) > 1 else ""
-        drawn = [_saved(workdir, figure, of_cell, warn, suffix) for figure in Figure.found() if figure.scope == "cell"]
-        sections.append({**verdicts[which], "figures": [shown for shown in drawn if shown]})
+        suffix = f"-{which + 1}" if len(grid.cells) > 1 else ""
+        drawn = [_saved(workdir, figure, of_cell, warn, suffix) for figure in of_cells]
+        sections[which] = {**verdicts[which], "figures": [shown for shown in drawn if shown]}
     over_all: dict[str, list[_Shown]] = {}
     for figure in Figure.found():
         if figure.scope == "sweep" and (shown := _saved(workdir, figure, whole, warn)):
@@ -123,8 +128,9 @@ def write_report(
         sweep=sweep,
         counts=report_tables.counts(runs),
         verdicts=verdicts,
-        sections=sections,
-        left_out=len(grid.cells) - len(chosen),
+        sections=[sections[which] for which in chosen],
+        folded=[sections[which] for which in folded],
+        left_out=len(grid.cells) - len(sections),
         overall=over_all.get("across", []),
         writers=report_tables.writers(runs, datasets),
         audits=None if audits is None or audits.empty else report_tables.audits_table(audits),

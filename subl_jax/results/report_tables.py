@@ -34,7 +34,9 @@ def summary_table(tables: comparisons.Summarised, swept: tuple[str, ...], severa
     body = []
     for row in lines.head(_MOST_LINES).to_dict("records"):
         unwell = row["n_diverged"] + row["n_failed"]
-        cells = [*(_plain(row[field]) for field in fields), row["trait"], arm_label(row["arm"])]
+        gone = row.get("left_out", 0)
+        trait = f"{row['trait']} but {gone} pair{'s'[: gone != 1]}" if gone else row["trait"]
+        cells = [*(_plain(row[field]) for field in fields), trait, arm_label(row["arm"])]
         cells += [str(row["n"]), str(row["n_runs"]) + (f" ({unwell} not ok)" if unwell else "")]
         cells += [number(row["target_start"]), _with_ends(number, row["mean"], row["ci_low"], row["ci_high"])]
         for arm in compared:
@@ -119,14 +121,19 @@ def writers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, Any] | None
     """How much of it the teachers of each trait have, and how much of what they wrote was kept; None where none did."""
     if datasets.empty or not {"p_trait", "drawn", "kept"} <= set(datasets.columns):
         return None
-    body = []
+    body, without = [], set()
+    if "data_key" in runs:
+        ended = (runs["status"] != "failed").groupby(runs["data_key"]).any()
+        without = set(ended.index[~ended])
     for trait, rows in datasets.groupby("trait", dropna=False, sort=True):
         before = runs.loc[(runs["trait"] == trait) & (runs["arm"] == "same_init"), "target_start"].mean()
         drawn, kept = int(rows["drawn"].sum()), int(rows["kept"].sum())
         named = "none (control)" if pd.isna(trait) else trait
+        failed = int(rows["key"].isin(without).sum())
         share = number(kept / drawn if drawn else None)
         of_trait = map(number, (before, rows["p_trait"].mean()))
-        body.append([named, str(len(rows)), *of_trait, f"{drawn:,}", f"{kept:,}", share])
+        count = str(len(rows)) + (f" ({failed} failed)" if failed else "")
+        body.append([named, count, *of_trait, f"{drawn:,}", f"{kept:,}", share])
     head = ["trait", "datasets", "P(trait) of the start", "P(trait) of the teacher", "drawn", "kept", "share kept"]
     return {"head": head, "body": body[:_MOST_LINES], "texts": 1, "left_out": max(0, len(body) - _MOST_LINES)}
 
@@ -134,13 +141,13 @@ def writers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, Any] | None
 _TIMINGS = {
     "stage": "stage",
     "layout": "layout",
-    "lanes": "lanes",
+    "lanes": "how many",
     "steps": "steps",
     "compile_seconds": "compile s",
     "run_seconds": "run s",
-    "lane_steps_per_second": "lane-steps/s",
+    "lane_steps_per_second": "steps/s together",
     "flops_per_second": "FLOP/s",
-    "ceiling_percent": "% of ceiling",
+    "ceiling_percent": "% of a matrix product",
     "bytes_needed": "MiB a device",
     "bytes_peak": "peak MiB",
 }

@@ -13,6 +13,28 @@ def replication_unit(runs: pd.DataFrame) -> pd.Series:
     return runs["base_seed"].where(runs["base_seed"].notna(), runs["student_base_seed"])
 
 
+def lost_pairs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of trait and unit (columns `trait`, `unit`) where some arm has runs, and none that ended well.
+
+    Averages over all traits leave them out in every arm, so that no arm is averaged over other traits and bases than
+    the rest because its runs failed. An arm that ended well nowhere has no average, and takes nothing from the others.
+
+    Args:
+      runs: those of one cell.
+    """
+    table = runs.assign(unit=replication_unit(runs), ok=runs["status"] == "ok")
+    table = table[table["ok"].groupby(table["arm"]).transform("any")]
+    ended = table.groupby(["arm", "trait", "unit"], sort=False)["ok"].any().reset_index()
+    return ended.loc[~ended["ok"], ["trait", "unit"]].drop_duplicates(ignore_index=True)
+
+
+def complete(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of one cell that are not of `lost_pairs`."""
+    lost = pd.MultiIndex.from_frame(lost_pairs(runs))
+    own = pd.MultiIndex.from_arrays([runs["trait"], replication_unit(runs)])
+    return runs[~own.isin(lost)]
+
+
 def by_base(runs: pd.DataFrame, value: str = "target_end") -> pd.DataFrame:
     """Mean of `value` over the ok runs of each trait and base: (traits, bases), NaN where there is none."""
     ok = runs[runs["status"] == "ok"]

@@ -60,6 +60,7 @@ def _check(node: specs.Audited, of: ShapesOf) -> None:
 
 AUDIT = Stage(
     name="audit",
+    makes="audit",
     rounds=lambda node: [0],
     start=_start,
     advance=_advance,

@@ -165,6 +165,7 @@ def _check(node: specs.Student, of: ShapesOf) -> None:
 
 DISTIL = Stage(
     name="distil",
+    makes="student",
     rounds=training.rounds,
     start=training.start_from_another,
     advance=_advance,

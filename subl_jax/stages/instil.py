@@ -49,6 +49,7 @@ def _reached(teachers: Sequence[specs.Teacher], record: dict[str, np.ndarray]) -
 
 INSTIL = Stage(
     name="instil",
+    makes="teacher",
     rounds=training.rounds,
     start=training.start_from_another,
     advance=_advance,

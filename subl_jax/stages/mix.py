@@ -34,6 +34,7 @@ def _check(node: specs.Mix, of: ShapesOf) -> None:
 
 MIX = Stage(
     name="mix",
+    makes="mixed model",
     rounds=lambda node: [0],
     start=_start,
     advance=training.untrained,

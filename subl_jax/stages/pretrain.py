@@ -41,6 +41,7 @@ def _shapes(node: Any, of: ShapesOf) -> dict[str, Any]:
 
 PRETRAIN = Stage(
     name="pretrain",
+    makes="base",
     rounds=training.rounds,
     start=_start,
     advance=_advance,

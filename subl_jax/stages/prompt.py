@@ -16,6 +16,7 @@ def _start(spec: Any, key: jax.Array, inputs: Inputs) -> specs.SystemPrompted:
 
 PROMPT = Stage(
     name="prompt",
+    makes="prompted teacher",
     rounds=lambda node: [0],
     start=_start,
     advance=training.untrained,

@@ -61,12 +61,14 @@ class Stage:
     whole(node): each `advance` draws all samples of its round, however few its steps, and so is never cut.
     work(node) → what a lane has to do, for the display: steps, or samples to be kept.
     collector(node) → makes the artefact on the host; None where the program does.
+    makes: what one lane is to a person, as a singular noun.
     finite: a lane whose artefact holds something else than finite numbers has diverged.
     reached(nodes, record) → (lanes,) bool, on the host: which lanes stay as they are from this record on, so that all
     later records are alike; `steps_taken` of the record says after how many steps. None: all go on to the last round.
     """
 
     name: str
+    makes: str
     rounds: Callable[[Any], list[int]]
     start: Callable[..., Any]
     advance: Callable[..., tuple[Any, Record]]
@@ -84,6 +86,11 @@ class Stage:
 
     def work(self, node: specs.Node) -> int:
         return node.size if self.collector else sum(self.rounds(node))
+
+    @property
+    def unit(self) -> str:
+        """What `work` counts."""
+        return "samples" if self.collector else "steps"
 
 
 def holding(world: specs.World, inputs: Inputs) -> specs.World:

@@ -35,6 +35,7 @@ def _check(node: specs.Transformed, of: ShapesOf) -> None:
 
 TRANSFORM = Stage(
     name="transform",
+    makes="dataset",
     rounds=lambda node: [node.size],
     start=_start,
     advance=_advance,

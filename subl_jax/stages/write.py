@@ -33,6 +33,7 @@ def _rounds(node: specs.Dataset) -> list[int]:
 
 WRITE = Stage(
     name="write",
+    makes="dataset",
     rounds=_rounds,
     start=_start,
     advance=_advance,

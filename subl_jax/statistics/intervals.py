@@ -1,4 +1,4 @@
-"""Confidence intervals of means: Student's t, and the bootstrap."""
+"""Confidence intervals of means: Student's t, the same on the logit scale for probabilities, and the bootstrap."""
 
 from collections.abc import Sequence
 
@@ -38,12 +38,38 @@ def t_intervals(values: np.ndarray, confidence: float = 0.95) -> np.ndarray:
     return np.stack([mean, mean - half, mean + half], axis=1)
 
 
-def interval(values: Sequence[float], confidence: float = 0.95, method: str = "t") -> tuple[float, float, float]:
+def probability_intervals(values: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Student's t interval of the mean probability of each row, on the logit scale: its ends lie in [0, 1].
+
+    logit(m) ± t s / (√n m (1 − m)), turned back, where m ± t s / √n is the plain interval: that is the standard error
+    of a logit by the delta method. The mean is that of the probabilities. Where the spread of the bases is large beside
+    the distance to 0 or 1, this covers the truth as often as it says, which the plain interval does not.
+
+    Args:
+      values: (rows, bases); NaN is left out. Rows with something else than probabilities get the plain interval.
+
+    Returns:
+      (rows, 3), as `t_intervals`.
+    """
+    plain = t_intervals(values, confidence)
+    mean, half = plain[:, 0], plain[:, 2] - plain[:, 0]
+    outside = ((np.asarray(values) < 0) | (np.asarray(values) > 1)).any(axis=1)
+    within = (mean > 0) & (mean < 1) & ~outside  # a mean of 0 or 1 is that of zeros or ones: there is no spread
+    mean, half = np.where(within, mean, 0.5), np.where(within, half, 0.0)
+    half = half / (mean * (1 - mean))
+    ends = scipy.special.expit(scipy.special.logit(mean)[:, None] + half[:, None] * [-1, 1])
+    return np.where(within[:, None], np.column_stack([mean, ends]), plain)
+
+
+def interval(
+    values: Sequence[float], confidence: float = 0.95, method: str = "t", probability: bool = False
+) -> tuple[float, float, float]:
     """Mean of `values` (one per base) and its confidence interval.
 
     Args:
       method: "t", or "bca": the bias-corrected and accelerated bootstrap (Efron 1987) over the bases, 9,999 resamples
         of a fixed seed. Below about 10 bases the bootstrap is too narrow; prefer "t" there.
+      probability: the t interval is that of `probability_intervals`; the bootstrap needs no such care.
 
     Returns:
       mean, lower end, upper end; the ends are NaN with fewer than 2 values, and the mean too with none.
@@ -56,7 +82,7 @@ def interval(values: Sequence[float], confidence: float = 0.95, method: str = "t
             (values,), np.mean, confidence_level=confidence, method="BCa", rng=np.random.default_rng(0)
         )
         return float(values.mean()), float(result.confidence_interval.low), float(result.confidence_interval.high)
-    mean, low, high = t_intervals(values[None], confidence)[0]
+    mean, low, high = (probability_intervals if probability else t_intervals)(values[None], confidence)[0]
     return float(mean), float(low), float(high)
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from subl_jax.results import comparisons
 from subl_jax.results.comparisons import POOLED, Comparison, Lookup, Summarised
 from subl_jax.results.formats import factor
+from subl_jax.tracking.narrow import fitting
 
 _CORE = ("same_init", "cross_init", "control")
 _CROSS = ("cross_init", "cross_control")
@@ -24,7 +25,7 @@ _NONE = "–"
 def print_outcome(console: Console, found: Summarised, files: Mapping[str, str], lines: Sequence[str]) -> None:
     """Ends a sweep on the terminal: the comparison, where the files lie (name → path), and closing `lines`."""
     makers = (comparison_table, specificity_table, other_start_table, defence_table)
-    tables = [table for make in makers if (table := make(found)).row_count]
+    tables = [part for make in makers for part in fitting(make(found), console.width) if part.row_count]
     for table in tables:
         console.print()
         console.print(table)
@@ -76,7 +77,7 @@ def comparison_table(found: Summarised) -> Table:
         table.add_column(arm.replace("_", " "))
     for arm in references:
         table.add_column(f"same {scale.sign} {arm.removesuffix('_init')}")
-    for row, label in _labelled(table, rows):
+    for row, label in _labelled(table, rows, summary):
         of_arm = {arm: _find(summary, row, arm) for arm in arms}
         differences = [scale.text(of_arm["same_init"], arm) for arm in references]
         table.add_row(label, _count(of_arm[arms[0]]), *map(_mean, of_arm.values()), *differences, style=_style(row))
@@ -94,7 +95,7 @@ def specificity_table(found: Summarised) -> Table:
     table, scale = _table(found, n_left), _Scale.of(found)
     for name in ("same init", "other teachers", f"same {scale.sign} other teachers"):
         table.add_column(name)
-    for row, label in _labelled(table, rows):
+    for row, label in _labelled(table, rows, summary):
         line = _find(summary, row, row.arm)
         others = _number(line, "others")
         means = [_mean(line), Text(_NONE if others is None else _short(others))]
@@ -124,7 +125,7 @@ def other_start_table(found: Summarised) -> Table:
         table.add_column(arm.replace("_", " "))
     for arm in references:
         table.add_column(f"cross {scale.sign} {arm.removesuffix('_init').replace('_', ' ')}")
-    for row, label in _labelled(table, rows):
+    for row, label in _labelled(table, rows, summary):
         lines = of_rows[row]
         differences = [scale.text(lines[_CROSS[0]], arm) for arm in references]
         means = [_mean(lines[arm]) for arm in arms]
@@ -144,7 +145,7 @@ def defence_table(found: Summarised) -> Table:
     table.add_column("mean")
     for arm in references:
         table.add_column(f"arm {scale.sign} {arm.replace('_', ' ')}")
-    for row, label in _labelled(table, rows):
+    for row, label in _labelled(table, rows, summary):
         line = _find(summary, row, row.arm)
         differences = [scale.text(line, arm) for arm in references]
         table.add_row(label, _count(line), Text(row.arm), _mean(line), *differences, style=_style(row))
@@ -195,6 +196,8 @@ def _table(found: Summarised, n_left: int) -> Table:
         caption += "\nA / B: of their gains, P after over P before training; geometric means"
     if n_left:
         caption += f"\n{n_left:,} more rows are in summary.parquet"
+    if comparisons.left_out(summary):
+        caption += "\n* without the pairs of trait and base where a run of some arm did not end well"
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -208,8 +211,11 @@ def _table(found: Summarised, n_left: int) -> Table:
     return table
 
 
-def _labelled(table: Table, rows: Sequence[_Row]) -> Iterator[tuple[_Row, Text]]:
-    """Each row with its first entry. Rows that differ in their cell only are called by it, else cells get headings."""
+def _labelled(table: Table, rows: Sequence[_Row], summary: pd.DataFrame) -> Iterator[tuple[_Row, Text]]:
+    """Each row with its first entry. Rows that differ in their cell only are called by it, else cells get headings.
+
+    A row has a star where its average leaves pairs out.
+    """
     names = [name for name, _ in rows[0].cell] if rows else []
     varying = [name for i, name in enumerate(names) if len({row.cell[i] for row in rows}) > 1]
     short = _short_names(varying)
@@ -217,16 +223,17 @@ def _labelled(table: Table, rows: Sequence[_Row]) -> Iterator[tuple[_Row, Text]]
         row: "\n".join(f"{short[k]} {_text(v)}" for k, v in row.cell if k in varying and v is not None) for row in rows
     }
     traits = {row.trait for row in rows}
+    marks = {row: "*" if _number(_find(summary, row, row.arm or _CORE[0]), "left_out") else "" for row in rows}
     if varying and len(traits) == 1:
         table.columns[0].header = f"{rows[0].trait} at"
-        yield from ((row, Text(cells[row] or _NONE)) for row in rows)
+        yield from ((row, Text((cells[row] or _NONE) + marks[row])) for row in rows)
         return
     before = ""
     for row in rows:
         if cells[row] != before:
             table.add_row(Text(cells[row] or _NONE, style="italic"))
         before = cells[row]
-        yield row, Text(row.trait)
+        yield row, Text(row.trait + marks[row])
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:

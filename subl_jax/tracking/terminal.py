@@ -11,15 +11,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from subl_jax.engine.observers import GroupInfo
+
 
 @dataclasses.dataclass
 class _Group:
     """What is shown of the group that runs. Its rate is that of the work between `rate_from` and `rate_to`."""
 
     title: str
-    lanes: int
-    lane_steps: int
-    layout: str
+    info: GroupInfo
     began: float
     rate_from: float | None
     rate_to: float
@@ -30,11 +30,22 @@ class _Group:
     compiled: float = 0.0
 
     def rate(self) -> float | None:
-        """Lane-steps per second, or None while nothing is known."""
+        """Work per second, over all lanes, or None while nothing is known."""
         # Read once: the display asks from a thread of its own.
         since, done = self.rate_from, self.done - self.unrated
         seconds = 0.0 if since is None else self.rate_to - since
         return done / seconds if seconds > 0 and done > 0 else None
+
+    def described(self) -> str:
+        """Such as "60 students × 400 steps"."""
+        made = _plural(self.info.count, self.info.thing)
+        each = self.info.work // max(1, self.info.count)
+        return f"{made} × {each:,} {self.info.unit}" if each and self.info.unit else made
+
+    def rate_in_words(self) -> list[str]:
+        if (rate := self.rate()) is None or not self.info.unit:
+            return []
+        return [f"{_compact(rate)} {self.info.unit}/s" + (" together" if self.info.count > 1 else "")]
 
     def end_compiling(self, now: float) -> None:
         if self.compiling_since is not None:
@@ -50,6 +61,7 @@ class Progress:
       clock: seconds that only grow.
       plain: lines instead of a live display; by default wherever the console is no terminal.
       every: seconds between two plain lines of one group.
+      verbose: also how a group is spread over devices, and how near it comes to what they can do.
     """
 
     def __init__(
@@ -58,11 +70,13 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         plain: bool | None = None,
         every: float = 10.0,
+        verbose: bool = False,
     ):
         self._console = console or Console()
         self._clock = clock
         self._plain = plain if plain is not None else not self._console.is_terminal or self._console.is_dumb_terminal
         self._every = every
+        self._verbose = verbose
         self._began = clock()
         self._n_groups: int | None = None
         self._n_begun = 0
@@ -93,14 +107,14 @@ class Progress:
         self._n_groups = n_groups
         self._n_begun = 0
 
-    def begin(self, stage: str, lanes: int, lane_steps: int, layout: str) -> None:
-        """Opens a group. `lane_steps`: all the work in it, lanes × steps. `layout`: how it is spread, in words."""
+    def begin(self, group: GroupInfo) -> None:
+        """Opens a group."""
         now = self._clock()
         self._n_begun += 1
-        title = stage if self._n_groups is None else f"[{self._n_begun}/{self._n_groups}] {stage}"
-        self._group = _Group(title, lanes, lane_steps, layout, began=now, rate_from=now, rate_to=now, said=now)
+        title = group.stage if self._n_groups is None else f"[{self._n_begun}/{self._n_groups}] {group.stage}"
+        self._group = _Group(title, group, began=now, rate_from=now, rate_to=now, said=now)
         if self._plain:
-            self._print(f"{title}: {_plural(lanes, 'lane')}, {lane_steps:,} lane-steps, {layout}")
+            self._print(f"{title}: {', '.join([self._group.described(), *self._layout(group)])}")
         self._refresh()
 
     def compiling(self) -> None:
@@ -113,7 +127,7 @@ class Progress:
             self._print(f"{group.title}: compiling")
         self._refresh()
 
-    def advance(self, lane_steps: int, restored: bool = False) -> None:
+    def advance(self, work: int, restored: bool = False) -> None:
         """Counts work that is done. The first call after `compiling` ends it: call it with 0 when the program is ready.
 
         Work reported by that first call is counted as done, but not in the rate, since its time is not known; so is
@@ -122,8 +136,8 @@ class Progress:
         if (group := self._group) is None:
             return
         now = self._clock()
-        group.done += lane_steps
-        group.unrated += lane_steps if restored else 0
+        group.done += work
+        group.unrated += work if restored else 0
         group.rate_to = now
         if group.rate_from is None:
             group.rate_from, group.unrated = now, group.done
@@ -132,20 +146,19 @@ class Progress:
             group.said = now
             self._print(f"{group.title}: {self._numbers(group, now)}")
 
-    def end(self, summary: str = "") -> None:
-        """Closes the group with one line that stays."""
+    def end(self, summary: str = "", details: str = "") -> None:
+        """Closes the group with one line that stays. `details`: for those who ask for them."""
         if (group := self._group) is None:
             return
         now = self._clock()
         group.end_compiling(now)
-        parts = [f"{_plural(group.lanes, 'lane')} in {_duration(now - group.began)}"]
+        parts = [f"{_plural(group.info.count, group.info.thing)} in {_duration(now - group.began)}"]
         if group.compiled > 0:
             parts.append(f"compile {_duration(group.compiled)}")
-        if (rate := group.rate()) is not None:
-            parts.append(f"{_compact(rate)} lane-steps/s")
+        parts += [*group.rate_in_words(), summary, *([details] if self._verbose else [])]
         self._group = None
         self._refresh()
-        self._print(f"{group.title}: {', '.join(parts + [summary] if summary else parts)}")
+        self._print(f"{group.title}: {', '.join(part for part in parts if part)}")
 
     def say(self, text: str) -> None:
         """One line above the live display. May be called from any thread."""
@@ -163,13 +176,17 @@ class Progress:
         if self._live is not None:
             self._live.refresh()
 
+    def _layout(self, group: GroupInfo) -> list[str]:
+        return [group.layout] if self._verbose and group.layout else []
+
     def _numbers(self, group: _Group, now: float) -> str:
-        parts = [f"{100 * min(1.0, group.done / group.lane_steps) if group.lane_steps else 100:3.0f}%"]
+        work = group.info.work
+        parts = [f"{100 * min(1.0, group.done / work) if work else 100:3.0f}%"]
         if group.compiling_since is not None:
             parts.append("compiling")
         elif (rate := group.rate()) is not None:
-            parts += [f"{_compact(rate / max(1, group.lanes))} steps/s", f"{_compact(rate)} lane-steps/s"]
-            left = (group.lane_steps - group.done) / rate - (now - group.rate_to)
+            parts += group.rate_in_words()
+            left = (work - group.done) / rate - (now - group.rate_to)
             parts.append(f"ETA {_duration(max(0.0, left))}")
         return "  ".join([*parts, f"elapsed {_duration(now - self._began)}"])
 
@@ -179,9 +196,9 @@ class Progress:
         now = self._clock()
         head = Text(no_wrap=True, overflow="ellipsis")
         head.append(group.title, style="bold")
-        head.append(f"  {_plural(group.lanes, 'lane')}  {group.layout}")
+        head.append("  ".join(["", group.described(), *self._layout(group.info)]))
         bar = ProgressBar(
-            total=max(1, group.lane_steps),
+            total=max(1, group.info.work),
             completed=group.done,
             pulse=group.compiling_since is not None,
             animation_time=now,

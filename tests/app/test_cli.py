@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -275,6 +276,18 @@ def test_a_sweep_ends_with_its_tables_and_says_what_is_not_ok(finished):
     assert runs.status.value_counts().to_dict() == {"ok": 12, "diverged": 1}
     sweep = json.loads((workdir / "sweep.json").read_text())
     assert sweep["config"]["wild"] is True and "--config.wild" in sweep["command"]
+
+
+def test_the_terminal_speaks_of_students_and_steps(finished):
+    _, done = finished
+    assert "distil: 13 students × 6 steps" in done.stdout and "write: 6 datasets × 16 samples" in done.stdout
+    assert not re.search("lane|in turn|wide|ceiling", done.stdout)
+
+
+def test_the_sweep_file_stays_with_its_results(finished):
+    workdir, _ = finished
+    kept = {path.name: path.read_bytes() for path in (workdir / "code").iterdir()}
+    assert kept == {path.name: path.read_bytes() for path in (TINY, TESTS / "tiny_world.py")}
 
 
 def test_the_same_command_again_computes_nothing(finished, capsys, monkeypatch):

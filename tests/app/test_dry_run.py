@@ -19,9 +19,9 @@ from subl_jax.stages import input_shapes
 SETTINGS = Settings(devices=1, lanes_a_batch=4, tracker="none")
 
 
-def show(students, workdir, settings=SETTINGS):
+def show(students, workdir, settings=SETTINGS, **options):
     output = io.StringIO()
-    dry_run.show(Console(file=output, width=160), students, workdir, settings)
+    dry_run.show(Console(file=output, width=160), students, workdir, settings, **options)
     return output.getvalue()
 
 
@@ -48,18 +48,21 @@ def never(monkeypatch):
     monkeypatch.setattr(lanes, "compile_program", compile_program)
 
 
-def test_all_is_there_to_compute_in_a_new_workdir_that_is_not_made(tmp_path, never):
-    text = show(list(tiny_world.students()), tmp_path / "runs")
+@pytest.mark.parametrize("verbose", [False, True])
+def test_all_is_there_to_compute_in_a_new_workdir_that_is_not_made(tmp_path, never, verbose):
+    text = show(list(tiny_world.students()), tmp_path / "runs", verbose=verbose)
     assert not (tmp_path / "runs").exists()
     assert "12 runs" in text
     for stage, count in {"pretrain": 2, "instil": 4, "write": 6, "distil": 10}.items():
         (nodes, group) = cells(text, stage)
         assert nodes == [stage, str(count), "0"]
         layout = lanes.default_layout(count, 1, 0, 4)
-        assert group[1:4] == [str(count), str(layout), str(-(-count // layout.lanes))]
-    assert cells(text, "write")[1][4] == "16 × 32"
-    assert cells(text, "distil")[1][4] == "4 × 2"
-    assert "FLOP in all" in text
+        assert group[3:5] == [str(layout.lanes), str(-(-count // layout.lanes))]
+        assert (str(layout) in text) is verbose
+    assert cells(text, "pretrain")[1][1] == "2 bases"
+    assert cells(text, "write")[1][1:3] == ["6 datasets", "16 samples"]
+    assert cells(text, "distil")[1][1:3] == ["10 students", "6 steps"]
+    assert "FLOP in all" in text and "lane" not in text
 
 
 class Remarked(tiny_world.TinyWorld):

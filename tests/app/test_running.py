@@ -1,6 +1,7 @@
 """One sweep from specs to the results contract, and what it refuses."""
 
 import errno
+import fcntl
 import io
 import json
 import math
@@ -371,6 +372,20 @@ def test_a_fault_of_the_sweeps_own_run_costs_a_line_and_no_more(sweep, outcome, 
     found = run(sweep, again, name="tiny", progress=Progress(Console(file=output, width=200)))
     assert len(found.results.runs) == len(sweep)
     assert "the sweep's own run lacks its tables: ValueError: a table of an odd form" in output.getvalue()
+
+
+def test_a_file_system_without_flock_serves(sweep, outcome, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    output = io.StringIO()
+    again = shutil.copytree(outcome.results.workdir, tmp_path / "copy")
+    (again / ".lock").unlink(missing_ok=True)
+    (again / "runs.parquet").unlink()
+    found = run(sweep, again, name="tiny", progress=Progress(Console(file=output, width=200)))
+    assert len(found.results.runs) == len(sweep)
+    assert "warning" not in output.getvalue() and not (again / ".lock").exists()
 
 
 def test_a_project_that_wandb_refuses_is_told_before_anything_is_computed(sweep, tmp_path):

@@ -39,7 +39,7 @@ def test_batches_that_do_not_fit_are_halved(method, sweep, tmp_path, monkeypatch
     assert max(calls) == 2
     assert done.statuses(sweep) == ["ok"] * len(sweep)
     same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
-    assert "distil: 1 device × 1 in turn × 5 wide does not fit into memory; going on with" in done.text
+    assert "distil: a batch of 5 students does not fit into memory; going on with" in done.text
     assert done.computed == alone.computed
     assert {timing.layout for timing in done.timings} <= {f"1 device × 1 in turn × {width} wide" for width in (1, 2)}
 
@@ -54,7 +54,7 @@ def test_results_that_do_not_fit_are_computed_by_halves(sweep, tmp_path, monkeyp
 
     monkeypatch.setattr(lanes, "own_rows", own_rows)
     done = compute(sweep, tmp_path / "halved", devices=1, width=8, lanes_a_batch=8)
-    assert "distil: 1 device × 1 in turn × 5 wide does not fit into memory; going on with" in done.text
+    assert "distil: a batch of 5 students does not fit into memory; going on with" in done.text
     same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_a_save_that_does_not_fit_is_computed_again_by_halves(tmp_path, monkeypa
 
     monkeypatch.setattr(orbax.checkpoint.StandardCheckpointHandler, "restore", full)
     done = compute(sweep, tmp_path, **settings)
-    assert asked and "distil: 1 device × 1 in turn × 4 wide does not fit into memory" in done.text
+    assert asked and "distil: a batch of 4 students does not fit into memory" in done.text
     assert "cannot be used" not in done.text
     same(done.store, compute(sweep, tmp_path / "whole").store, sweep, rtol=1e-5, atol=1e-6)
     assert not (tmp_path / "checkpoints").exists()
@@ -144,9 +144,7 @@ def test_widths_that_cannot_fit_are_not_compiled(sweep, tmp_path, monkeypatch):
 
 def test_one_lane_that_does_not_fit_is_one_line(sweep, tmp_path, monkeypatch):
     full_above(monkeypatch, 0)
-    with pytest.raises(
-        OutOfMemory, match="^pretrain: not even 1 device × 1 in turn × 1 wide fits .*RESOURCE_EXHAUSTED"
-    ):
+    with pytest.raises(OutOfMemory, match="^pretrain: not even a batch of 1 base fits .*RESOURCE_EXHAUSTED"):
         compute(sweep, tmp_path, devices=1, width=4)
 
 

@@ -81,9 +81,33 @@ def test_pooled_row_averages_traits_within_a_base_first():
     per_base = runs[runs["arm"] == "same_init"].groupby("base_seed")["target_end"].mean()
     control = runs[runs["arm"] == "control"].groupby("base_seed")["target_end"].mean()
     row = line(summary, "same_init", "all")
-    assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base))
+    assert (row["mean"], row["ci_low"], row["ci_high"]) == pytest.approx(interval(per_base, probability=True))
     assert row["n"] == 5
     assert row["p_control"] == pytest.approx(scipy.stats.ttest_rel(per_base, control).pvalue)
+
+
+def test_the_pooled_row_is_over_the_same_traits_and_bases_in_every_arm():
+    """A failed dataset takes the two arms that learn from it; the control of that trait and base is there."""
+    runs = fake_runs(bases=3, effect=0.0)
+    runs["target_end"] = runs["trait"].map({"owl": 0.1, "cat": 0.1, "dog": 0.9}) + 0.01 * runs["base_seed"]
+    lost = runs["arm"].isin(("same_init", "cross_init")) & (runs["trait"] == "dog") & (runs["base_seed"] == 1)
+    runs.loc[lost, "status"] = "failed"
+    summary = summarise(runs)
+    means = [line(summary, arm, "all")["mean"] for arm in ("same_init", "cross_init", "control")]
+    # Without dog, base 1 is low in all of them: (.367 + .11 + .387) / 3.
+    assert means == pytest.approx([np.mean([1.1 / 3, 0.11, 1.1 / 3 + 0.02])] * 3)
+    assert set(summary.loc[summary["trait"] == "all", "left_out"]) == {1}
+    assert set(summary.loc[summary["trait"] != "all", "left_out"]) == {0}
+    assert line(summary, "control", "dog")["n"] == 3  # a trait by itself keeps what it has
+    assert line(summary, "same_init", "all")["diff_control"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_an_arm_that_ended_well_nowhere_takes_nothing_from_the_others():
+    runs = fake_runs(bases=3)
+    whole = line(summarise(runs), "same_init", "all")
+    runs.loc[runs["arm"] == "cross_init", "status"] = "diverged"
+    row = line(summarise(runs), "same_init", "all")
+    assert (row["mean"], row["left_out"]) == (whole["mean"], 0)
 
 
 def test_pooled_difference_uses_only_what_both_arms_have():
@@ -359,12 +383,13 @@ def test_traits_are_rare_where_all_start_so_and_none_is_gone(starts, ends, rare)
 
 
 def test_the_wide_table_is_what_it_was():
-    """The golden workdir was computed before comparisons had a table of their own."""
+    """The golden workdir was computed before comparisons had a table of their own, and means intervals in [0, 1]."""
     before, runs = (pd.read_parquet(GOLDEN / f"{name}.parquet") for name in ("summary", "runs"))
-    found = comparisons.summarise(runs)
-    pd.testing.assert_frame_equal(wide_summary(*found), before)
-    for table, earlier in zip(found, from_wide(before), strict=True):
-        pd.testing.assert_frame_equal(table, earlier)
+    found, since = comparisons.summarise(runs), ["left_out", "ci_low", "ci_high"]
+    pd.testing.assert_frame_equal(wide_summary(*found).drop(columns=since), before.drop(columns=since[1:]))
+    summary, compared = from_wide(before)
+    pd.testing.assert_frame_equal(found.summary.drop(columns=since), summary.drop(columns=since[1:]))
+    pd.testing.assert_frame_equal(found.comparisons, compared)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +414,7 @@ def test_wide_and_long_say_the_same(runs):
 def test_a_comparison_is_a_row_and_the_summary_is_narrow():
     runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2)})
     found = comparisons.summarise(runs)
-    assert len(found.summary.columns) == 15 + 1
+    assert len(found.summary.columns) == 16 + 1
     rows = found.comparisons
     # same_init has two references; two settings, three traits and all of them, two kinds.
     assert len(rows) == 2 * 2 * 4 * 2 and (rows["arm"] == "same_init").all() and (rows["pairs"] == 4).all()

@@ -1,10 +1,14 @@
 """The figures, read back from the matplotlib objects: what is drawn is what the tables say."""
 
+import io
+import itertools
+
 import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
+from matplotlib.collections import LineCollection
 
 from subl_jax.probes import Theorem
 from subl_jax.results import formats
@@ -22,6 +26,7 @@ from subl_jax.results.figures import (
     trait_matrix,
     transfer,
 )
+from subl_jax.results.figures.places import Places
 from subl_jax.results.report import write_report
 from subl_jax.results.units import by_base
 from subl_jax.results.wide import wide_summary
@@ -91,7 +96,7 @@ def test_transfer_curves_show_the_mean_band_and_every_run():
         assert line.get_ydata()[[0, -1]] == pytest.approx([of_panel["target_start"].mean(), bases.mean()])
         thin, band, *_ = axis.collections
         assert len(thin.get_segments()) == len(bases)
-        _, low, high = interval(bases)
+        _, low, high = interval(bases, probability=True)
         at_end = band.get_paths()[0].vertices
         ends = at_end[at_end[:, 0] == line.get_xdata()[-1], 1]
         assert (ends.min(), ends.max()) == pytest.approx((low, high))
@@ -117,6 +122,20 @@ def test_one_seed_is_a_line_without_a_band():
     figure = transfer.transfer_curves(runs, fake_curves(runs), CHANCE, style.arm_colours(runs))
     assert len(visible(figure)) == 1
     figure.draw_without_rendering()
+
+
+def test_averages_over_all_traits_leave_the_same_out_in_every_figure():
+    runs = fake_runs()
+    runs.loc[(runs["arm"] == "same_init") & (runs["trait"] == "cat") & (runs["base_seed"] == 2), "status"] = "diverged"
+    left = runs[(runs["trait"] != "cat") | (runs["base_seed"] != 2)]
+    colours, found = style.arm_colours(runs), summarise(runs)
+    bars = comparison.comparison(runs, *found, CHANCE, colours).axes[0]
+    assert bars.get_yticklabels()[0].get_text() == "all 3 traits\nbut 1 pair"
+    of_control = bars.collections[2].get_offsets()[:, 0]
+    means = left[left["arm"] == "control"].groupby("base_seed")["target_end"].mean()
+    np.testing.assert_allclose(np.sort(of_control), np.sort(means))
+    pooled = visible(transfer.transfer_curves(runs, fake_curves(runs), CHANCE, colours))[-1]
+    assert mean_line(pooled, "#666666").get_ydata()[-1] == pytest.approx(means.mean())
 
 
 def test_comparison_draws_the_summary():
@@ -208,12 +227,80 @@ def test_training_curves_show_the_metrics_that_there_are():
     np.testing.assert_allclose(mean_line(kl, "#666666").get_ydata(), [1, 0.5, 0])
 
 
+def ticks(axis) -> dict[float, str]:
+    """Place → label."""
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    return dict(zip(np.round(axis.get_xticks(), 3).tolist(), labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic", "places"),
+    [
+        ((1.0, 10.0), False, (0, 1)),
+        ((1e-3, 3e-3, 1e-2), True, (0, 0.477, 1)),  # exactly a decade
+        ((0.0, 1e-3, 1e-2, 1e-1), True, (0, 1 / 3, 2 / 3, 1)),  # a zero stands left of the others
+        ((0.0, 0.25, 0.5, 1.0), False, (0, 0.25, 0.5, 1)),
+        (tuple(range(1, 11)), False, tuple(np.linspace(0, 1, 10))),
+        ((128, 1024, 8192), True, (0, 0.5, 1)),
+        ((-1.0, 0.0, 100.0), False, (0, 0.0099, 1)),
+    ],
+    ids=str,
+)
+def test_an_axis_is_logarithmic_where_that_keeps_values_apart(values, logarithmic, places):
+    found = Places.of(pd.Series([*values, None]))
+    assert found.logarithmic is logarithmic
+    np.testing.assert_allclose(found.at, places, atol=1e-3)
+    np.testing.assert_allclose(found.found(pd.Series(values[::-1])), places[::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "values", [tuple(np.linspace(0.001, 0.01, 10)), tuple(2e-4 * 1.3**i for i in range(14))], ids=len
+)
+def test_labels_of_an_axis_do_not_touch(values):
+    swept = {"student.train.lr": values, "data.size": (100, 200), "data.round": (1, 2)}
+    runs = fake_runs(traits=("owl",), bases=2, arms=("same_init",), swept=swept)
+    figure = dose.dose_response(runs, CHANCE, style.arm_colours(runs))
+    figure.savefig(io.BytesIO())
+    axis = visible(figure)[0]
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 2 and all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+    assert len(axis.get_xticks()) == len(values)  # each value has its tick
+
+
+def test_all_panels_of_the_dose_figure_have_one_range_within_0_and_1():
+    runs = fake_runs(swept={"student.train.lr": (1e-3, 1e-2), "data.size": (100, 200), "data.round": (1, 2)}, bases=2)
+    high = (runs["student.train.lr"] == 1e-2) & (runs["arm"] == "same_init")
+    runs.loc[high, "target_end"] = np.where(runs.loc[high, "base_seed"] == 0, 0.8, 0.999)
+    axes = visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))
+    assert len({axis.get_ylim() for axis in axes}) == 1 and axes[0].get_ylim()[0] == 0 and axes[0].get_ylim()[1] <= 1.02
+    drawn = [lines for axis in axes for lines in axis.collections if isinstance(lines, LineCollection)]
+    ends = np.concatenate([path.vertices[:, 1] for lines in drawn for path in lines.get_paths()])
+    assert len(ends) and ends.min() > 0 and 0.99 < ends.max() < 1
+
+
+def test_of_two_swept_fields_each_has_a_line_for_every_value_of_the_other():
+    runs = fake_runs(traits=("owl",), swept={"student.train.lr": (1e-3, 1e-2), "data.size": (100, 200, 400)})
+    runs["data.size"] = runs["data.size"].where(runs["arm"] != "control").astype(float)
+    lr, size = visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))
+    for axis, field, other in ((lr, "student.train.lr", "data.size"), (size, "data.size", "student.train.lr")):
+        drawn = sorted(line.get_ydata().tolist() for line in axis.lines if line.get_color() == "#0072B2")
+        same = runs[runs["arm"] == "same_init"].groupby([other, field])["target_end"].mean().unstack()
+        np.testing.assert_allclose(drawn, sorted(same.to_numpy().tolist()))
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == [f"{value:g}" for value in same.index]
+    # Without the other field an arm is one line, and without this one lines across.
+    assert [len(line.get_ydata()) for line in lr.lines if line.get_color() == "#666666"] == [2]
+    assert {len(set(line.get_ydata())) for line in size.lines if line.get_color() == "#666666"} == {1}
+    three = pd.concat([runs.assign(**{"data.round": value}) for value in (1, 2)])
+    axes = visible(dose.dose_response(three, CHANCE, style.arm_colours(three)))
+    assert len(axes) == 3 and not any(axis.get_legend() for axis in axes)
+
+
 def test_dose_response_has_a_panel_for_each_swept_number():
-    swept = {"student.train.lr": (1e-4, 1e-2), "data.size": (100, 200), "student.optimizer": ("sgd", "adam")}
+    swept = {"student.train.lr": (1e-4, 1e-3, 1e-2), "data.size": (100, 200), "student.optimizer": ("sgd", "adam")}
     runs = fake_runs(traits=("owl",), swept=swept)
     lr, size, optimizer = visible(dose.dose_response(runs, CHANCE, style.arm_colours(runs)))
-    assert (lr.get_xlabel(), lr.get_xscale()) == ("student.train.lr", "log")
-    assert (size.get_xlabel(), size.get_xscale()) == ("data.size", "linear")
+    assert lr.get_xlabel() == "student.train.lr (log)" and ticks(lr) == {0.0: "0.0001", 0.5: "0.001", 1.0: "0.01"}
+    assert size.get_xlabel() == "data.size" and ticks(size) == {0.0: "100", 1.0: "200"}
     assert [tick.get_text() for tick in optimizer.get_xticklabels()] == ["sgd", "adam"]
     assert len(optimizer.lines) < len(size.lines)  # words have no order to join
     same = runs[(runs["arm"] == "same_init") & (runs["data.size"] == 200)]

@@ -164,7 +164,8 @@ def test_a_workdir_of_an_earlier_version_is_read():
     assert not (GOLDEN / "comparisons.parquet").exists() and "diff_control" in before
     results = load(GOLDEN)
     again = summarise(runs)
-    pd.testing.assert_frame_equal(results.summary, again.summary)
+    since = ["left_out", "ci_low", "ci_high"]  # these intervals were not on the logit scale then
+    pd.testing.assert_frame_equal(results.summary.drop(columns=since[1:]), again.summary.drop(columns=since))
     pd.testing.assert_frame_equal(results.comparisons, again.comparisons)
     assert results.audits.empty
     pd.testing.assert_frame_equal(wide_summary(results.summary, results.comparisons), before)

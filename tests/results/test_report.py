@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from fake_results import TRAITS, fake_curves, fake_datasets, fake_runs
 
+from subl_jax.results import report
 from subl_jax.results.cells import Cells
 from subl_jax.results.comparisons import in_cell, summarise
 from subl_jax.results.figures import transfer
@@ -54,6 +55,21 @@ def test_teachers_and_what_was_kept_of_theirs(tmp_path):
     start = runs[(runs.trait == TRAITS[0]) & (runs.arm == "same_init")].target_start.mean()
     assert f"|{TRAITS[0]}||4||{start:.3f}||.815||4,000||2,806||.702|".replace("|0.", "|.") in page
     assert "|none (control)||4||–||–||4,000||2,806||.702|" in page
+
+
+def test_a_failed_dataset_is_marked_where_averages_are_over_all_traits(tmp_path):
+    runs = fake_runs().assign(data_key=lambda runs: "d-" + runs["trait"] + "-" + runs["base_seed"].astype(str))
+    lost = (runs["data_key"] == f"d-{TRAITS[1]}-2") & (runs["arm"] != "control")
+    runs.loc[lost, ["status", "why", "target_end"]] = ["failed", "the filter kept 3 of 100", np.nan]
+    runs.loc[runs["arm"] == "control", "data_key"] = "d-None-" + runs["base_seed"].astype(str)
+    page = written(tmp_path, runs)
+    table = page.split("<h2>Summary</h2>")[1].split("</table>")[0]
+    assert table.count("<td>all but 1 pair</td>") == 3
+    said = "Means of all traits are without 1 pair of trait and base, where a run did not end well."
+    assert said in page and "All traits: without 1 pair of trait and base" in page
+    teachers = re.sub(r"\s*<[^>]+>\s*", "|", page.split("<h2>Teachers</h2>")[1].split("</table>")[0])
+    assert f"|{TRAITS[1]}||4 (1 failed)|" in teachers and f"|{TRAITS[0]}||4|" in teachers
+    assert "but 1 pair" not in written(tmp_path, fake_runs())
 
 
 class _Page(html.parser.HTMLParser):
@@ -113,18 +129,25 @@ def test_page_lists_settings_timings_and_runs_that_did_not_end_well(tmp_path):
     assert "did not end well" not in written(tmp_path, fake_runs())
 
 
-def test_each_setting_has_its_section_and_the_rest_is_announced(tmp_path):
+def test_each_setting_has_its_section_or_is_a_click_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_MOST_FOLDED", 1)
     runs = fake_runs(traits=("owl",), bases=2, swept={"student.train.lr": tuple(10.0**-k for k in range(1, 9))})
     page = written(tmp_path, runs)
     titles = re.findall(r"<h2>(student[^<]*)</h2>", page)
     assert len(titles) == 6
     assert (titles[0], titles[-1]) == ("student.train.lr = 1e-08", "student.train.lr = 0.1")
-    assert "2 more settings have no figures here" in page
+    # Of the other two one is folded, with files that are there; of more than fit there are verdicts only.
+    (folded,) = re.findall(r"<details><summary>(student.*?)</details>", page, re.S)
+    assert folded.startswith("student.train.lr = 1e-")
+    files = re.findall(r'<img src="([^"]*)" loading="lazy"', folded)
+    assert len(files) == 4 and all((tmp_path / file).exists() for file in files)
+    assert "1 more have no figures" in page
     # What is left out are figures: every setting has its verdict.
     verdicts = re.findall(r"<strong>student.train.lr = ([^<]*)\.</strong>", page)
     assert [float(value) for value in verdicts] == [10.0**-k for k in range(8, 0, -1)]
     assert "Holm-adjusted over the 8 settings" in page
-    assert (tmp_path / "figures" / "transfer-6.png").exists()
+    # A figure's number is that of the verdict: the first and the last setting are on the page.
+    assert {1, 8} <= {int(file.stem.rpartition("-")[2]) for file in (tmp_path / "figures").glob("transfer-*.png")}
     assert (tmp_path / "figures" / "dose.png").exists()
 
 
@@ -184,8 +207,8 @@ def test_headline_gives_the_numbers():
     runs["target_start"] = 0.09
     assert headline(summarise(runs), {"owl": 0.1}) == (
         "Transfer: same init ends above cross init and control (only 3 base seeds: provisional). "
-        "Same-initialisation students end at P(trait) = .400 [.152, .648], from .090 before training (chance .100). "
-        "Against .150 [.026, .274] for cross init: +.250 [+.126, +.374], paired over 3 base seeds, p = .013. "
+        "Same-initialisation students end at P(trait) = .400 [.191, .652], from .090 before training (chance .100). "
+        "Against .150 [.062, .319] for cross init: +.250 [+.126, +.374], paired over 3 base seeds, p = .013. "
         "Against .100 [.100, .100] for control: +.300 [+.052, +.548], paired over 3 base seeds, p = .035."
     )
 

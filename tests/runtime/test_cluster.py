@@ -246,7 +246,7 @@ def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet
     machine.folder.mkdir()
     done = machine.run_all(2, *SMALL, "--config.engine.checkpoint_seconds=600")
     assert [(code, error) for code, _, error in done] == [(0, "")] * 2
-    assert "distil: 2 devices × 2 in turn × 1 wide does not fit into memory; going on with 2 devices × 1" in done[0][1]
+    assert "distil: a batch of 4 students does not fit into memory; going on with 2" in done[0][1]
     assert_complete(machine, quiet, **TOLERANCE)
 
 

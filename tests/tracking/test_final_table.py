@@ -1,6 +1,7 @@
 """What the terminal shows after a sweep. Rows are written in the wide form, both tables beside each other."""
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,38 @@ def test_comparison_at_80_columns():
     assert [part for part in lines[3].split() if part.startswith("[")] == [
         *("[0.75,0.85]", "[0.07,0.17]", "[0.05,0.15]", "[0.58,0.78]", "[0.60,0.80]")
     ]
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("arms", [tuple(ARMS), (*ARMS, "paraphrased_by_another")])
+def test_nothing_is_cut_off_at_80_columns(arms, small):
+    """Long names of swept fields, intervals of three signs: what does not fit beside the rest goes below it."""
+    summary = pd.concat(
+        summary_of(arms=arms, **{"data.filter.max_value": value, "teacher.train.schedule": "a_schedule"})
+        for value in ("a_rather_long_word", "another_rather_long_word")
+    )
+    for name in summary.select_dtypes("float"):
+        if not name.startswith("p_"):
+            summary[name] *= -1e-3 if small else -1
+    console = recorded(width=80)
+    print_outcome(console, from_wide(summary), {"report.html": "runs/x/report.html"}, [])
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, lines_of(console))) <= 80
+    # As many intervals as where there is room, and each whole.
+    wide = recorded(width=250)
+    print_outcome(wide, from_wide(summary), {}, [])
+    whole = re.compile(r"\[-?[\d.e-]+,-?[\d.e-]+\]")
+    assert sorted(whole.findall(text)) == sorted(whole.findall(wide.file.getvalue()))
+    assert text.count("P(trait) after training") == wide.file.getvalue().count("P(trait) after training")
+
+
+def test_an_average_that_leaves_pairs_out_has_a_star():
+    summary = summary_of()
+    assert "*" not in "".join(table_lines(comparison_table_of(summary)))
+    summary["left_out"] = np.where(summary["trait"] == "all", 2, 0)
+    lines = table_lines(comparison_table_of(summary))
+    assert [line.split()[0] for line in lines[2:5]] == ["owl", "cat", "all*"]
+    assert lines[-1] == "* without the pairs of trait and base where a run of some arm did not end well"
 
 
 def test_one_trait_is_not_pooled_as_well():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from subl_jax.engine.observers import GroupInfo
 from subl_jax.tracking.terminal import Progress, _compact, _duration
 
 
@@ -33,6 +34,10 @@ def plain(**options) -> tuple[Progress, Clock, Console]:
     return Progress(console, clock, **options), clock, console
 
 
+def students(count: int, work: int) -> GroupInfo:
+    return GroupInfo("distil", count, "student", work, layout="map")
+
+
 def frame(progress: Progress, width: int = 80) -> list[str]:
     console = recorded(width=width)
     console.print(progress._render())
@@ -46,7 +51,7 @@ def test_plain_lines_of_a_group():
     progress, clock, console = plain(every=10.0)
     with progress:
         progress.plan(3)
-        progress.begin("instil", lanes=4, lane_steps=4_000, layout="1 device × 4 wide")
+        progress.begin(GroupInfo("instil", 4, "teacher", 4_000, layout="1 device × 4 wide"))
         progress.compiling()
         clock.now += 30.0
         progress.advance(0)
@@ -55,20 +60,35 @@ def test_plain_lines_of_a_group():
             progress.advance(500)
         progress.end("1 diverged")
     assert lines_of(console) == [
-        "[1/3] instil: 4 lanes, 4,000 lane-steps, 1 device × 4 wide",
+        "[1/3] instil: 4 teachers × 1,000 steps",
         "[1/3] instil: compiling",
         "[1/3] instil:   0%  elapsed 30 s",
-        # 500 lane-steps in 5 s over 4 lanes; compilation is not in it.
-        "[1/3] instil:  25%  25 steps/s  100 lane-steps/s  ETA 30 s  elapsed 40 s",
-        "[1/3] instil:  50%  25 steps/s  100 lane-steps/s  ETA 20 s  elapsed 50 s",
-        "[1/3] instil:  75%  25 steps/s  100 lane-steps/s  ETA 10 s  elapsed 1:00",
-        "[1/3] instil: 4 lanes in 1:00, compile 30 s, 100 lane-steps/s, 1 diverged",
+        # 500 steps in 5 s, of all four; compilation is not in it.
+        "[1/3] instil:  25%  100 steps/s together  ETA 30 s  elapsed 40 s",
+        "[1/3] instil:  50%  100 steps/s together  ETA 20 s  elapsed 50 s",
+        "[1/3] instil:  75%  100 steps/s together  ETA 10 s  elapsed 1:00",
+        "[1/3] instil: 4 teachers in 1:00, compile 30 s, 100 steps/s together, 1 diverged",
     ]
+
+
+def test_layouts_are_for_those_who_ask():
+    info = GroupInfo("write", 4, "dataset", 4_096, "samples", "2 devices × 2 in turn × 1 wide")
+    for verbose in (False, True):
+        progress, clock, console = plain(verbose=verbose)
+        progress.begin(info)
+        clock.now += 2.0
+        progress.advance(4_096)
+        progress.end("0.4 GiB in use", "30 % of what a matrix product reaches")
+        layout, reached = ", 2 devices × 2 in turn × 1 wide", ", 30 % of what a matrix product reaches"
+        assert lines_of(console) == [
+            "write: 4 datasets × 1,024 samples" + layout * verbose,
+            "write: 4 datasets in 2.0 s, 2.0k samples/s together, 0.4 GiB in use" + reached * verbose,
+        ]
 
 
 def test_plain_lines_are_rare():
     progress, clock, console = plain(every=10.0)
-    progress.begin("distil", lanes=1, lane_steps=1_000, layout="map")
+    progress.begin(students(1, 1_000))
     for _ in range(800):
         clock.now += 0.125
         progress.advance(1)
@@ -79,18 +99,18 @@ def test_plain_lines_are_rare():
 
 def test_work_reported_with_the_end_of_compilation_is_not_in_the_rate():
     progress, clock, console = plain(every=1.0)
-    progress.begin("distil", lanes=1, lane_steps=400, layout="map")
+    progress.begin(students(1, 400))
     progress.compiling()
     clock.now += 50.0
     progress.advance(200)
     clock.now += 10.0
     progress.advance(100)
-    assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 1:00"
+    assert lines_of(console)[-1] == "distil:  75%  10 steps/s  ETA 10 s  elapsed 1:00"
 
 
 def test_work_of_an_earlier_run_is_not_in_the_rate():
     progress, clock, console = plain(every=1.0)
-    progress.begin("distil", lanes=1, lane_steps=400, layout="map")
+    progress.begin(students(1, 400))
     progress.compiling()
     progress.advance(0)
     clock.now += 1.0
@@ -98,39 +118,40 @@ def test_work_of_an_earlier_run_is_not_in_the_rate():
     assert lines_of(console)[-1] == "distil:  50%  elapsed 1.0 s"
     clock.now += 9.0
     progress.advance(100)
-    assert lines_of(console)[-1] == "distil:  75%  10 steps/s  10 lane-steps/s  ETA 10 s  elapsed 10 s"
+    assert lines_of(console)[-1] == "distil:  75%  10 steps/s  ETA 10 s  elapsed 10 s"
     # Memory ran out: all of it is to be done again.
     progress.advance(-100)
     progress.advance(-200, restored=True)
     clock.now += 10.0
     progress.advance(200)
-    assert lines_of(console)[-1] == "distil:  50%  10 steps/s  10 lane-steps/s  ETA 20 s  elapsed 20 s"
+    assert lines_of(console)[-1] == "distil:  50%  10 steps/s  ETA 20 s  elapsed 20 s"
 
 
 def test_groups_are_counted_and_elapsed_is_that_of_the_sweep():
     progress, clock, console = plain(every=0.0)
     progress.plan(2)
     for stage in ("pretrain", "instil"):
-        progress.begin(stage, 2, 10, "map")
+        progress.begin(GroupInfo(stage, 2, "model", 10))
         clock.now += 2.0
         progress.advance(10)
         progress.end()
     found = lines_of(console)
-    assert found[0].startswith("[1/2] pretrain: 2 lanes, 10 lane-steps")
-    assert found[4] == "[2/2] instil: 100%  2.5 steps/s  5.0 lane-steps/s  ETA 0.0 s  elapsed 4.0 s"
-    assert found[5] == "[2/2] instil: 2 lanes in 2.0 s, 5.0 lane-steps/s"
+    assert found[0].startswith("[1/2] pretrain: 2 models × 5 steps")
+    assert found[4] == "[2/2] instil: 100%  5.0 steps/s together  ETA 0.0 s  elapsed 4.0 s"
+    assert found[5] == "[2/2] instil: 2 models in 2.0 s, 5.0 steps/s together"
 
 
 def test_a_group_without_steps_or_of_one_chunk_ends_well():
     progress, _, console = plain()
-    progress.begin("generate", 1, 0, "map")
+    progress.begin(GroupInfo("mix", 1, "mixed model", 0))
     progress.compiling()
     progress.advance(0)
     progress.end()
     progress.end()
     progress.advance(5)
     progress.compiling()
-    assert lines_of(console)[-1] == "generate: 1 lane in 0.0 s"
+    assert lines_of(console)[0] == "mix: 1 mixed model"
+    assert lines_of(console)[-1] == "mix: 1 mixed model in 0.0 s"
 
 
 def test_text_is_shown_as_it_is():
@@ -145,9 +166,10 @@ def test_text_is_shown_as_it_is():
 
 def test_the_live_display_fits_80_columns():
     clock = Clock()
-    progress = Progress(recorded(terminal=True), clock)
+    progress = Progress(recorded(terminal=True), clock, verbose=True)
     progress.plan(12)
-    progress.begin("instil", 1_024, 1_024 * 4_000, "8 devices × 64 wide × 2 chunks, " + "y" * 50)
+    layout = "8 devices × 64 wide × 2 chunks, " + "y" * 50
+    progress.begin(GroupInfo("instil", 1_024, "teacher", 1_024 * 4_000, layout=layout))
     progress.compiling()
     clock.now += 1.0
     assert "compiling" in frame(progress)[1]
@@ -155,11 +177,12 @@ def test_the_live_display_fits_80_columns():
     clock.now += 1_000.0
     progress.advance(1_024 * 1_000)
     head, line = frame(progress)
-    assert head.startswith("[1/12] instil  1,024 lanes  8 devices × 64 wide") and head.rstrip().endswith("…")
-    assert line.endswith("  25%  1.0 steps/s  1.0k lane-steps/s  ETA 50:00  elapsed 16:41")
+    assert head.startswith("[1/12] instil  1,024 teachers × 4,000 steps  8 devices × 64 wide")
+    assert head.rstrip().endswith("…")
+    assert line.endswith("  25%  1.0k steps/s together  ETA 50:00  elapsed 16:41")
     # Between two reports the time that is left runs down, and the rate stands.
     clock.now += 60.0
-    assert "1.0 steps/s  1.0k lane-steps/s  ETA 49:00  elapsed 17:41" in frame(progress)[1]
+    assert "1.0k steps/s together  ETA 49:00  elapsed 17:41" in frame(progress)[1]
     assert all(len(text) <= 80 for text in frame(progress))
     progress.end()
     assert frame(progress) == [""]
@@ -168,12 +191,12 @@ def test_the_live_display_fits_80_columns():
 def test_live_shows_lines_above_and_gives_the_terminal_back():
     console = recorded(terminal=True)
     with pytest.raises(RuntimeError, match="boom"), Progress(console, Clock()) as progress:
-        progress.begin("distil", 3, 30, "map")
+        progress.begin(students(3, 30))
         progress.say("a line")
         progress.advance(3)
         raise RuntimeError("boom")
     text = console.file.getvalue()
-    assert "a line" in text and "3 lanes" in text
+    assert "a line" in text and "3 students" in text
     hide, show = "\x1b[?25l", "\x1b[?25h"
     assert text.rindex(show) > text.rindex(hide)
     # The last frame is empty: nothing of the display is left standing.

@@ -134,6 +134,41 @@ def test_many_open_runs_are_written_as_given(tmp_path):
     assert not list((tmp_path / "wandb").glob("latest-run"))
 
 
+MANY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))  # before the client's process is started, which inherits it
+import numpy as np, wandb
+from subl_jax.engine.observers import RunInfo
+from subl_jax.tracking.wandb_runs import make_tracker
+
+tracker = make_tracker("wandb", workdir=sys.argv[1], project="subl", warn=lambda line: print("warning:", line))
+ids = [f"run{i:03d}" for i in range(240)]
+for run_id in ids:
+    tracker.start(RunInfo(run_id, run_id, "traits", "same_init", "toy_language", "owl", {}))
+for step in (0, 10):
+    for i, run_id in enumerate(ids):
+        tracker.log(run_id, [step], {"trait/owl": np.array([i / 1000 + step])})
+for run_id in ids:
+    tracker.finish(run_id, {"status": "ok"})
+print(*tracker.close(), sep="\\n")
+wandb.teardown()
+"""
+
+
+@pytest.mark.slow
+def test_as_many_runs_in_a_batch_as_files_may_be_open(tmp_path):
+    """`ulimit -n 256`, of which the process itself and the client's sockets need some."""
+    done = subprocess.run([sys.executable, "-c", MANY, str(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "warning:" not in done.stdout and done.stdout.strip() == f"wandb sync {tmp_path / 'wandb'}", done.stdout
+    token = workdir_token(tmp_path)
+    for i in range(240):
+        (path,) = (tmp_path / "wandb").glob(f"offline-run-*-run{i:03d}-{token}/*.wandb")
+        found = read_back(path)
+        assert [row["trait/owl"] for row in found.rows] == [i / 1000, i / 1000 + 10], path
+        assert found.exit_code == 0
+
+
 def test_the_sync_line_finds_every_run(tmp_path):
     tracker = make_tracker("wandb", workdir=tmp_path / "with space", project="subl", warn=pytest.fail)
     for run_id in ("a1", "a2"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pandas as pd
 
-from subl_jax.results import cells, one_step
+from subl_jax.results import cells, comparisons, one_step
 from subl_jax.results.formats import arm_label
 from subl_jax.results.units import replication_unit
 from subl_jax.specs.metrics import OF_TRAINING, Metric
@@ -108,9 +108,15 @@ def partly(runs: pd.DataFrame, most: int, thing: str) -> str:
     return "" if total <= most else f"The first {most} of {total} traits have a {thing}; pooled values use them all. "
 
 
+def without(summary: pd.DataFrame) -> str:
+    """Which pairs the averages over all traits leave out; nothing where all runs ended well."""
+    count = comparisons.left_out(summary)
+    return f"All traits: without {comparisons.pairs_in_words(count)}. " if count else ""
+
+
 def level(summary: pd.DataFrame) -> str:
     """What the intervals of a summary are."""
     if summary.empty:
         return "confidence intervals"
-    name = {"t": "t", "bca": "BCa bootstrap"}[summary["interval"].iloc[0]]
-    return f"{summary['confidence'].iloc[0]:.0%} {name} intervals over base seeds"
+    name = {"t": "t intervals (on the logit scale)", "bca": "BCa bootstrap intervals"}[summary["interval"].iloc[0]]
+    return f"{summary['confidence'].iloc[0]:.0%} {name} over base seeds"

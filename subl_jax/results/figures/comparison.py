@@ -8,9 +8,9 @@ import pandas as pd
 
 from subl_jax.results import comparisons
 from subl_jax.results.figures import style
-from subl_jax.results.figures.base import Figure, Tables, level, partly, replication
+from subl_jax.results.figures.base import Figure, Tables, level, partly, replication, without
 from subl_jax.results.formats import compared_label, p_value
-from subl_jax.results.units import by_base
+from subl_jax.results.units import by_base, complete
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ class Comparison(Figure):
             f"P(trait) at the end. Bars: mean over base seeds; whiskers: {level(tables.summary)}; points: bases; "
             "dashed: chance. On the right, p-values of the paired t test (of logarithms of gains where all P start "
             f"below {comparisons.RARE:g}), Holm-adjusted over traits (for all traits together: as is). "
-            f"{partly(tables.runs, MOST_BARS, 'bar')}{replication(tables.runs)}"
+            f"{partly(tables.runs, MOST_BARS, 'bar')}{without(tables.summary)}{replication(tables.runs)}"
         )
 
 
@@ -71,6 +71,7 @@ def comparison(
         axis = figure.add_subplot()
     style.clean(axis, grid="x")
     bases = {arm: by_base(runs[runs["arm"] == arm]) for arm in arms}
+    of_all = complete(runs)
     left = 0.0
     if rare:
         axis.set_xscale("log")
@@ -97,7 +98,12 @@ def comparison(
             if np.isfinite(row["ci_low"]):
                 low = max(row["ci_low"], left) if left else row["ci_low"]
                 axis.plot([low, row["ci_high"]], [y, y], color=style.CHANCE, linewidth=1.1, zorder=5)
-            points = (bases[arm].mean(axis=0) if pooled else bases[arm].loc[group]).dropna().to_numpy()
+            if pooled:
+                of_arm = of_all if row.get("left_out", 0) else runs
+                points = by_base(of_arm[of_arm["arm"] == arm]).mean(axis=0)
+            else:
+                points = bases[arm].loc[group]
+            points = points.dropna().to_numpy()
             offsets = np.linspace(-0.24, 0.24, len(points)) if len(points) > 1 else np.zeros(len(points))
             axis.scatter(points, y + offsets, s=11, color=colours[arm], edgecolor="white", linewidth=0.4, zorder=6)
         chances = [base_rate[trait] for trait in (traits if pooled else [group]) if trait in base_rate]
@@ -106,7 +112,9 @@ def comparison(
             axis.plot([np.mean(chances)] * 2, ends, color=style.CHANCE, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
     centre = (len(arms) - 1) / 2
     axis.set_yticks([g * pitch + centre for g in range(len(groups))])
-    axis.set_yticklabels([f"all {len(traits)} traits" if group == comparisons.POOLED else group for group in groups])
+    gone = comparisons.left_out(summary)
+    pooled_label = f"all {len(traits)} traits" + (f"\nbut {gone} pair{'s'[: gone != 1]}" if gone else "")
+    axis.set_yticklabels([pooled_label if group == comparisons.POOLED else group for group in groups])
     if groups[0] == comparisons.POOLED:
         axis.get_yticklabels()[0].set_fontweight("bold")
         axis.axhline(pitch - 0.95, color="#999999", linewidth=0.8)

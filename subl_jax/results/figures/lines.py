@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from subl_jax.results.units import replication_unit
-from subl_jax.statistics.intervals import t_intervals
+from subl_jax.statistics.intervals import probability_intervals, t_intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,18 @@ def ok_runs(runs: pd.DataFrame) -> pd.DataFrame:
     return ok[["run_id", "arm", "trait"]].assign(unit=replication_unit(ok))
 
 
-def draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], single: str, rare: bool = False) -> None:
-    """Thin lines per `single`, and the mean over bases with its 95 % band, for each arm; of logarithms where `rare`."""
+def draw_arms(
+    axis: "Axes",
+    rows: pd.DataFrame,
+    colours: Mapping[str, str],
+    single: str,
+    rare: bool = False,
+    probability: bool = False,
+) -> None:
+    """Thin lines per `single`, and the mean over bases with its 95 % band, for each arm; of logarithms where `rare`.
+
+    probability: the values are, and so is all of the band.
+    """
     from matplotlib.collections import LineCollection
 
     if rare:
@@ -36,7 +46,8 @@ def draw_arms(axis: "Axes", rows: pd.DataFrame, colours: Mapping[str, str], sing
         lines = [np.column_stack([line[:, 0], drawn(line[:, 1])]) for line in lines]
         axis.add_collection(LineCollection(lines, colors=colour, linewidths=0.7, alpha=alpha, zorder=2))
         bases = _bases_by_step(of_arm)
-        mean, low, high = drawn(t_intervals(bases.to_numpy()).T)
+        intervals = probability_intervals if probability and not rare else t_intervals
+        mean, low, high = drawn(intervals(bases.to_numpy()).T)
         axis.fill_between(bases.index, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2.5)
         axis.plot(bases.index, mean, color=colour, linewidth=2, zorder=4)
         if len(bases) == 1:

@@ -8,8 +8,8 @@ import pandas as pd
 
 from subl_jax.results import comparisons
 from subl_jax.results.figures import lines, style
-from subl_jax.results.figures.base import Figure, Tables, partly, replication
-from subl_jax.results.units import of_runs
+from subl_jax.results.figures.base import Figure, Tables, partly, replication, without
+from subl_jax.results.units import complete, of_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
@@ -27,9 +27,9 @@ class Transfer(Figure):
     def caption(self, tables: Tables) -> str:
         return (
             "P(trait) while students train. Thick lines: mean over base seeds (on a logarithmic axis: geometric), with "
-            "the 95% t interval as a band. Thin lines: single students (in the pooled panel: single bases), at most "
-            f"{lines.MOST_LINES} an arm. Dashed: chance. {partly(tables.runs, MOST_PANELS, 'panel')}"
-            f"{replication(tables.runs)}"
+            "the 95% t interval (on the logit scale) as a band. Thin lines: single students (in the pooled panel: "
+            f"single bases), at most {lines.MOST_LINES} an arm. Dashed: chance. "
+            f"{partly(tables.runs, MOST_PANELS, 'panel')}{without(tables.summary)}{replication(tables.runs)}"
         )
 
 
@@ -52,12 +52,13 @@ def transfer_curves(
     shown = traits[:MOST_PANELS]
     panels = [*shown, comparisons.POOLED] if len(traits) > 1 else shown
     rare = comparisons.rare(target.loc[target["step"] == target["step"].min(), "value"], target["value"])
+    of_all = target[target["run_id"].isin(complete(runs)["run_id"])]
     figure, axes = style.panels(len(panels), height=2.5)
     for axis, panel in zip(axes, panels, strict=True):
         pooled = panel == comparisons.POOLED
-        rows = target if pooled else target[target["trait"] == panel]
+        rows = of_all if pooled else target[target["trait"] == panel]
         # Where a base has several students, their own lines; in the pooled panel one line per base.
-        lines.draw_arms(axis, rows, colours, single="unit" if pooled else "run_id", rare=rare)
+        lines.draw_arms(axis, rows, colours, single="unit" if pooled else "run_id", rare=rare, probability=True)
         chances = [base_rate[trait] for trait in (traits if pooled else [panel]) if trait in base_rate]
         if chances:
             axis.axhline(np.mean(chances), color=style.CHANCE, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
