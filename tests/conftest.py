@@ -43,6 +43,32 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+# The files that take longest, first: processes that share the files out would else wait for one at the end.
+_LONGEST = (
+    "runtime/test_cluster.py",
+    "worlds/test_chat_world.py",
+    "test_docs.py",
+    "engine/test_durability.py",
+    "worlds/test_chat_sweep.py",
+    "test_seams.py",
+    "stages/test_stages.py",
+    "app/test_cli.py",
+    "engine/test_lanes.py",
+    "models",
+    "pretrained/test_families.py",
+)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    tests = pathlib.Path(__file__).parent
+
+    def place(item):
+        file = item.path.relative_to(tests).as_posix() if item.path.is_relative_to(tests) else ""
+        return next((i for i, name in enumerate(_LONGEST) if file.startswith(name)), len(_LONGEST))
+
+    items.sort(key=place)
+
+
 _MANY_MAPS = 30_000  # of the 65,530 that Linux allows a process by default
 
 
@@ -55,8 +81,26 @@ def _room_for_programs():
     yield
     maps = pathlib.Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and len(maps.read_bytes().splitlines()) > _MANY_MAPS:
+        sys.modules["frugal"].PROGRAMS.clear()
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frugal():
+    import frugal
+
+    frugal.install()
+
+
+@pytest.fixture
+def pictures(_frugal, monkeypatch):
+    """The figures of a sweep's page are drawn, as outside the tests."""
+    import frugal
+
+    from subl_jax.results import report
+
+    monkeypatch.setattr(report, "_saved", frugal.DRAWN)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import sys
 import pandas as pd
 from moments import PATIENCE, Stops
 
+from subl_jax.app import cli
 from subl_jax.storage.store import Store
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,6 +66,14 @@ class Machine:
         process = self.start(*arguments)
         out, error = process.communicate(timeout=PATIENCE)
         return process.returncode, out, error
+
+    def here(self, *arguments):
+        """The same command in this process, which has compiled and imported what it needs."""
+        out, error = io.StringIO(), io.StringIO()
+        self.folder.mkdir(exist_ok=True)
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            code = cli.main(["--config", self.sweep, "--workdir", "out", *map(str, arguments)])
+        return code, out.getvalue(), error.getvalue()
 
     def run_all(self, count, *arguments):
         """The status, output and errors of each process, once all have ended."""

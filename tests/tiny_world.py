@@ -238,6 +238,11 @@ def students(
             yield specs.Student(start, written(start), train, trait=trait)
 
 
+if os.environ.get("SUBL_JAX_TESTS_CACHE"):  # a process that a test has started
+    import frugal
+
+    frugal.install()
+
 if "SUBL_JAX_TEST_MOMENTS" in os.environ:  # a test may stop this process
     import moments
 

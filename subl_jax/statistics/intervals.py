@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.special
-import scipy.stats
 
 from subl_jax.errors import InputError
 
@@ -78,6 +77,8 @@ def interval(
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
     if method == "bca" and len(values) >= 2 and not are_identical(values):
+        import scipy.stats  # late, as it takes a second
+
         result = scipy.stats.bootstrap(
             (values,), np.mean, confidence_level=confidence, method="BCa", rng=np.random.default_rng(0)
         )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from subl_jax.statistics.intervals import ROUNDING, are_identical
 
@@ -20,7 +20,9 @@ def paired_p(differences: Sequence[float]) -> float:
         return float("nan")
     if are_identical(differences):
         return 1.0 if abs(differences[0]) <= ROUNDING else 0.0
-    return float(scipy.stats.ttest_1samp(differences, 0.0).pvalue)
+    # As scipy.stats has it, whose import takes a second of every start.
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(len(differences)))
+    return float(2 * scipy.special.stdtr(len(differences) - 1, -abs(t)))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

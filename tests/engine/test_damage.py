@@ -7,8 +7,6 @@ from computing import compute, lineage, same
 
 from subl_jax.storage.store import Store
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "sidecar"])
 def test_a_damaged_artefact_is_noticed_and_computed_again(sweep, undisturbed, tmp_path, damage):

@@ -4,7 +4,6 @@ import io
 import json
 
 import numpy as np
-import pytest
 import tiny_world
 from computing import FakeTracker, compute
 from etils import epath
@@ -19,8 +18,6 @@ from subl_jax.engine.settings import Settings
 from subl_jax.engine.timing import GroupTiming
 from subl_jax.storage.store import Store
 from subl_jax.tracking.terminal import Progress
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_every_student_is_tracked_with_its_whole_curve(sweep, tmp_path):

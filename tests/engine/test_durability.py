@@ -14,21 +14,49 @@ from moments import Stops, at, nth
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory, programs):
-    machine = Machine(tmp_path_factory.mktemp("quiet"), programs)
-    code, _, error = machine.run()
+def quiet(tmp_path_factory):
+    """A sweep that nothing disturbs; what it compiles is there for the processes of all tests."""
+    machine = Machine(tmp_path_factory.mktemp("quiet"), None)
+    code, _, error = machine.here()
     assert (code, error) == (0, "")
     return machine
 
 
 @pytest.fixture
-def machine(tmp_path, quiet):
-    return Machine(tmp_path, quiet.cache)
+def machine(tmp_path, quiet, programs):
+    return Machine(tmp_path, programs)
 
 
-# --- kill -9 ---
+# --- stopped and started ---
+
+REFUSED = "error: --workdir out: another sweep is running in it; wait for it or use another --workdir\n"
+STOPPED = "preempted: what was computed is stored; run the same command again to go on\n"
 
 
+def test_a_sweep_that_is_killed_then_preempted_ends_as_if_nothing_had_been(machine, quiet):
+    """Meanwhile a second one in its workdir is refused, and harms nothing."""
+    code, _, _ = machine.stop_at(at("saved", stage="instil", save=1), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    with Stops(at("saved", stage="distil", batch=2)) as stops:
+        process = machine.start(stops=stops)
+        stop = stops.next(process)
+        assert machine.here() == (2, "", REFUSED)
+        stop.send(signal.SIGTERM)
+        ((code, _, error),) = ended([process])
+    assert (code, error) == (75, STOPPED)
+    assert not (machine.workdir / "sweep.json").exists()
+    saves = list((machine.workdir / "checkpoints").glob("*/saves/*"))
+    assert saves and all(path.name.isdigit() for path in saves)
+    before = set(machine.stored())
+    code, out, error = machine.here()
+    assert (code, error) == (0, "")
+    assert "cannot be used" not in out
+    assert_complete(machine, quiet)
+    # What was finished was not computed again.
+    assert machine.computed() == len(machine.stored()) - len(before) < len(quiet.stored())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moments",
     [
@@ -46,7 +74,6 @@ def test_killed_sweeps_end_as_if_nothing_had_been(machine, quiet, moments):
     code, _, error = machine.run()
     assert (code, error) == (0, "")
     assert_complete(machine, quiet)
-    # What was finished was not computed again.
     assert machine.computed() == len(machine.stored()) - len(before) < len(quiet.stored())
 
 
@@ -98,16 +125,10 @@ def test_sweeps_stopped_at_random_end_as_if_nothing_had_been(machine, quiet, see
     assert machine.computed() == len(machine.stored()) - len(before)
 
 
-# --- SIGTERM ---
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_preempted_sweep_says_so_and_goes_on(machine, quiet, number):
-    code, _, error = machine.stop_at(at("saved", stage="distil", batch=2), number)
-    assert code == 75
-    assert error == "preempted: what was computed is stored; run the same command again to go on\n"
-    saves = list((machine.workdir / "checkpoints").glob("*/saves/*"))
-    assert saves and all(path.name.isdigit() for path in saves)
+@pytest.mark.slow
+def test_a_sweep_interrupted_at_the_keyboard_goes_on(machine, quiet):
+    code, _, error = machine.stop_at(at("saved", stage="distil", batch=2), signal.SIGINT)
+    assert (code, error) == (75, STOPPED)
     code, out, error = machine.run()
     assert (code, error) == (0, "")
     assert "cannot be used" not in out
@@ -125,27 +146,12 @@ def test_damaged_artefacts_are_said_so_and_computed_again(machine, quiet):
     data.write_bytes(data.read_bytes()[:-100])
     students[1].write_text("{")
     lost = sum(len(sidecars[path]["rows"]) for path in students[:2])
-    code, out, error = machine.run()
+    code, out, error = machine.here()
     assert (code, error) == (0, "")
     assert out.count("is damaged") == 2 and "computed again" in out
     assert machine.computed() == lost
     assert_complete(machine, quiet)
-    assert machine.run()[1].count("damaged") == 0
-
-
-# --- two at once ---
-
-
-def test_a_second_sweep_in_the_same_workdir_is_refused_and_the_first_goes_on(machine, quiet):
-    with Stops(at("saved")) as stops:
-        first = machine.start(stops=stops)
-        stops.next(first)
-        code, out, error = machine.run()
-    assert (code, out) == (2, "")
-    assert error == "error: --workdir out: another sweep is running in it; wait for it or use another --workdir\n"
-    ((code, _, error),) = ended([first])
-    assert (code, error) == (0, "")
-    assert_complete(machine, quiet)
+    assert machine.here()[1].count("damaged") == 0
 
 
 # --- a full disk ---
@@ -162,6 +168,7 @@ def small_disk(machine):
     subprocess.run(["umount", machine.workdir], check=True)
 
 
+@pytest.mark.slow  # in a process of its own, on a disk of its own; tests/app/test_running.py has the same here
 def test_a_full_disk_is_one_line_and_what_is_stored_is_kept(small_disk):
     arguments = ("--config.data=4096", "--config.engine.checkpoint_seconds=600")
     code, _, error = small_disk.run(*arguments)

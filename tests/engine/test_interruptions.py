@@ -15,8 +15,6 @@ from subl_jax.errors import Preempted
 from subl_jax.storage.store import Store
 from subl_jax.tracking.terminal import Progress
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def test_batches_are_cut_alike_whatever_is_finished():
     """Otherwise a batch that was interrupted would not be met again, nor its checkpoint."""

@@ -15,6 +15,7 @@ import lineages
 import numpy as np
 import pytest
 import tiny_world
+from few import few
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -423,15 +424,15 @@ def test_what_is_timed_is_training_from_the_start(programs, bases, monkeypatch):
     assert begun == [[0] * 4] * 3
 
 
-@pytest.fixture
-def chat_world(tmp_path):
-    pytest.importorskip("tokenizers")
+@pytest.fixture(scope="module")
+def chat_world(tiny_chat_model):
     import tiny_chat
 
-    return tiny_chat.world(tiny_chat.save(tmp_path))
+    return tiny_chat.world(tiny_chat_model)
 
 
-def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(chat_world):
+@pytest.mark.parametrize("trains", few([False, True], False))
+def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(trains, chat_world):
     """Writing and training a tiny chat model: split between two devices, and whole on one."""
     base = specs.Base(chat_world, specs.Train(steps=0, batch=1))
     teacher = specs.Prompted(base, "owl")
@@ -451,6 +452,8 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(ch
 
     written = [run(stages.WRITE, data, {"teacher": told}, tensor)["samples"][0] for tensor in (1, 2)]
     np.testing.assert_array_equal(*written)
+    if not trains:
+        return
     start = {"params": {}}
     inputs = {"start": start, "data": {"samples": written[0]}, "teacher": told, "teacher_start": start}
     alone, shared = (run(stages.DISTIL, student, inputs, tensor) for tensor in (1, 2))
@@ -458,12 +461,12 @@ def test_devices_that_hold_one_copy_of_the_weights_give_what_one_device_gives(ch
         np.testing.assert_allclose(shared[name], alone[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["adapters", "all weights"])
-def test_devices_with_lanes_of_their_own_share_one_copy(full, chat_world):
+@pytest.mark.parametrize("trained", few([None, "adapters", "all weights"], None))
+def test_devices_with_lanes_of_their_own_share_one_copy(trained, chat_world):
     """Lanes whose loops take different numbers of turns, which the two devices have to take together."""
     base = specs.Base(chat_world, specs.Train(steps=0, batch=1))
     teachers = [specs.Prompted(base, trait) for trait in ("owl", "octopus")]
-    sampling = ChatSampling(rows=2, only=NumbersFilter())
+    sampling, full = ChatSampling(rows=2, only=NumbersFilter()), trained == "all weights"
     options = {"size": 8, "filter": NumbersFilter(), "sampling": sampling, "round": 8}
     data = [specs.Dataset(teacher, **options, seed=seed) for seed, teacher in enumerate(teachers)]
     train, adapters = specs.Train(steps=2, batch=4, accumulate=2), specs.Lora(max_rank=2, rank=2)
@@ -487,6 +490,8 @@ def test_devices_with_lanes_of_their_own_share_one_copy(full, chat_world):
     inputs = [{"teacher": each} for each in told]
     written = [run(stages.WRITE, data, inputs, fsdp)["samples"] for fsdp in (1, 2)]
     np.testing.assert_array_equal(*written)
+    if trained is None:
+        return
     start = {"params": {}}
     inputs = [
         {"start": start, "data": {"samples": samples}, "teacher": teacher, "teacher_start": start}

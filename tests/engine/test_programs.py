@@ -12,8 +12,6 @@ from subl_jax.engine import lanes
 from subl_jax.errors import OutOfMemory, Preempted
 from subl_jax.runtime import memory
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."
 
 

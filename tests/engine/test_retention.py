@@ -10,8 +10,6 @@ from tiny_world import TRAIN, written
 
 from subl_jax import specs
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def has_parameters(store, node):
     return store.get(node.key) is not None

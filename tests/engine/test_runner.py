@@ -19,8 +19,6 @@ from subl_jax.engine import lanes
 from subl_jax.engine.lanes import Layout
 from subl_jax.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 # --- what is computed, and how often ---
 
 

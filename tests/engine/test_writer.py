@@ -10,8 +10,6 @@ from subl_jax.engine import lanes
 from subl_jax.errors import StorageError
 from subl_jax.storage.store import Store
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def test_a_batch_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch):
     put, advance = Store.put, lanes.Program.advance

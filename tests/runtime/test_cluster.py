@@ -145,81 +145,32 @@ def test_processes_of_another_sweep_or_on_other_storage_are_told_so(tmp_path):
 
 # --- sweeps ---
 
+# Six datasets in batches of four: of the last two the second process has none. Teachers stop once they have their
+# trait, some a round before others.
+WHOLE = ("--config.traits=('owl',)", "--config.engine.lanes_a_batch=4", "--config.seeds=3", "--config.until=0.8")
+RARELY = "--config.engine.checkpoint_seconds=600"
+
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory, programs):
-    machine = Machine(tmp_path_factory.mktemp("quiet"), programs)
-    code, _, error = machine.run(*SMALL, "--config.engine.checkpoint_seconds=600")
+def whole(tmp_path_factory):
+    """A sweep of this process alone; what it compiles is there for the processes of all tests."""
+    machine = Machine(tmp_path_factory.mktemp("whole"), None)
+    code, _, error = machine.here(*WHOLE, RARELY)
     assert (code, error) == (0, "")
     return machine
 
 
 @pytest.fixture
-def machine(tmp_path, quiet):
-    return Machine(tmp_path, quiet.cache)
+def machine(tmp_path, whole, programs):
+    return Machine(tmp_path, programs)
 
 
-@pytest.mark.parametrize("count, devices", [(2, 1), (2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
-def test_several_processes_give_the_tables_of_one(machine, quiet, count, devices):
-    """Each with its own devices, of which a small group may leave some out."""
-    settings = ("--config.engine.checkpoint_seconds=600", f"--config.engine.devices={devices}")
-    done = machine.run_all(count, *SMALL, *settings)
-    assert [(code, error) for code, _, error in done] == [(0, "")] * count
-    assert_complete(machine, quiet, **TOLERANCE)
-    assert "report.html" in done[0][1]
-    assert not any("report.html" in out or "distil" in out for _, out, _ in done[1:])  # one of them speaks
-    groups = json.loads((machine.workdir / "sweep.json").read_text())["groups"]
-    assert {int(group["layout"].split()[0]) for group in groups} <= {count, count * devices}
-    assert groups[-1]["layout"].startswith(f"{count * devices} devices")
-    # Each process has stored its own lanes.
-    assert len(list((machine.workdir / "artifacts").glob("*.json"))) > len(groups)
-    assert machine.run(*SMALL)[0] == 0 and machine.computed() == 0
-
-
-def test_processes_stop_together_once_all_teachers_have_their_trait(machine, quiet, tmp_path):
-    """One of the two has its own a round before the other."""
-    arguments = (*SMALL, "--config.until=0.8", "--config.engine.checkpoint_seconds=600")
-    alone = Machine(tmp_path / "alone", quiet.cache)
-    alone.folder.mkdir()
-    assert alone.run(*arguments)[0] == 0
-    assert [(code, error) for code, _, error in machine.run_all(2, *arguments)] == [(0, "")] * 2
-    assert_complete(machine, alone, **TOLERANCE)
-    for where in (machine, alone):
-        groups = json.loads((where.workdir / "sweep.json").read_text())["groups"]
-        (instil,) = (group for group in groups if group["stage"] == "instil")
-        assert 0 < instil["lane_steps"] < 60 * instil["lanes"]
+def groups_of(machine):
+    return json.loads((machine.workdir / "sweep.json").read_text())["groups"]
 
 
 def saves(machine):
     return len(list((machine.workdir / "checkpoints").glob("*/saves/*")))
-
-
-def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
-    """One process, told to stop within a round; then two, of which the first is killed; then one. All go by steps."""
-    within = at("stretch", stage="instil", batch=1, ends=False)
-    code, _, error = machine.stop_at(within, signal.SIGTERM, *SMALL, *BY_STEPS)
-    assert (code, error) == (75, f"{STOPPED}\n")
-    assert saves(machine) == 1
-    stored = at("stored", stage="write", process=0)
-    killed, other = machine.stop_one_of(2, stored, signal.SIGKILL, *SMALL, *BY_STEPS)
-    assert killed[0] == -signal.SIGKILL
-    assert other[0] == 75 and other[2].splitlines()[-1] == GONE
-    before = set(machine.stored())
-    assert machine.run(*SMALL, *BY_STEPS, "--config.engine.devices=2")[0] == 0
-    assert machine.computed() == len(machine.stored()) - len(before)
-    assert_complete(machine, quiet, **TOLERANCE)
-
-
-@pytest.mark.parametrize("cut", [(), BY_STEPS], ids=["by rounds", "by steps"])
-def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet, cut):
-    second = at("stretch", stage="distil", batch=2, process=1)
-    done = machine.stop_one_of(2, second, signal.SIGTERM, *SMALL, *cut)
-    assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
-    assert saves(machine) > 0
-    code, out, error = machine.run(*SMALL)
-    assert (code, error) == (0, "")
-    assert "cannot be used" not in out
-    assert_complete(machine, quiet, **TOLERANCE)
 
 
 FULL = """
@@ -239,10 +190,124 @@ lanes.Program.advance = full
 """
 
 
-def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet):
+def test_two_processes_give_the_tables_of_one(machine, whole, tmp_path):
+    """One of them runs out of memory now and then, and both go on with fewer lanes."""
     file = tmp_path / "tiny_sweep.py"
     file.write_text((TESTS / "tiny_sweep.py").read_text() + FULL)
-    machine = Machine(tmp_path / "there", quiet.cache, f"{file}:large")
+    machine.sweep = f"{file}:large"
+    done = machine.run_all(2, *WHOLE, RARELY)
+    assert [(code, error) for code, _, error in done] == [(0, "")] * 2
+    assert_complete(machine, whole, **TOLERANCE)
+    assert "report.html" in done[0][1]
+    assert not any("report.html" in out or "distil" in out for _, out, _ in done[1:])  # one of them speaks
+    assert "2 devices × 2 in turn × 1 wide does not fit into memory; going on with 2 devices × 1" in done[0][1]
+    assert {int(group["layout"].split()[0]) for group in groups_of(machine)} == {2}
+    # Each process has stored its own lanes.
+    assert len(list((machine.workdir / "artifacts").glob("*.json"))) > len(groups_of(machine))
+    for where in (machine, whole):
+        (instil,) = (group for group in groups_of(where) if group["stage"] == "instil")
+        assert 0 < instil["lane_steps"] < 60 * instil["lanes"]
+    machine.sweep = whole.sweep
+    assert machine.here(*WHOLE)[0] == 0 and machine.computed() == 0
+
+
+def test_processes_stop_together_and_go_on_in_another_number(machine, whole):
+    """Two, of which one is told to stop within a round; then two, of which one is killed; then one. All go by steps."""
+    within = at("stretch", stage="instil", process=1, ends=False)
+    done = machine.stop_one_of(2, within, signal.SIGTERM, *WHOLE, *BY_STEPS)
+    assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
+    assert saves(machine) == 1
+    stored = at("stored", stage="write", process=0)
+    killed, other = machine.stop_one_of(2, stored, signal.SIGKILL, *WHOLE, *BY_STEPS)
+    assert killed[0] == -signal.SIGKILL
+    assert other[0] == 75 and other[2].splitlines()[-1] == GONE
+    before = set(machine.stored())
+    code, out, error = machine.here(*WHOLE, RARELY, "--config.engine.devices=2")
+    assert (code, error) == (0, "")
+    assert "cannot be used" not in out
+    assert machine.computed() == len(machine.stored()) - len(before)
+    assert_complete(machine, whole, **TOLERANCE)
+
+
+# --- sweeps, one thing at a time ---
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    machine = Machine(tmp_path_factory.mktemp("quiet"), None)
+    code, _, error = machine.here(*SMALL, RARELY)
+    assert (code, error) == (0, "")
+    return machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, devices", [(2, 2), (4, 1)])
+def test_several_processes_give_the_tables_of_one(machine, quiet, count, devices):
+    """Each with its own devices, of which a small group may leave some out."""
+    settings = ("--config.engine.checkpoint_seconds=600", f"--config.engine.devices={devices}")
+    done = machine.run_all(count, *SMALL, *settings)
+    assert [(code, error) for code, _, error in done] == [(0, "")] * count
+    assert_complete(machine, quiet, **TOLERANCE)
+    assert "report.html" in done[0][1]
+    assert not any("report.html" in out or "distil" in out for _, out, _ in done[1:])  # one of them speaks
+    groups = json.loads((machine.workdir / "sweep.json").read_text())["groups"]
+    assert {int(group["layout"].split()[0]) for group in groups} <= {count, count * devices}
+    assert groups[-1]["layout"].startswith(f"{count * devices} devices")
+    # Each process has stored its own lanes.
+    assert len(list((machine.workdir / "artifacts").glob("*.json"))) > len(groups)
+    assert machine.run(*SMALL)[0] == 0 and machine.computed() == 0
+
+
+@pytest.mark.slow
+def test_processes_stop_together_once_all_teachers_have_their_trait(machine, quiet, tmp_path, programs):
+    """One of the two has its own a round before the other."""
+    arguments = (*SMALL, "--config.until=0.8", "--config.engine.checkpoint_seconds=600")
+    alone = Machine(tmp_path / "alone", programs)
+    alone.folder.mkdir()
+    assert alone.run(*arguments)[0] == 0
+    assert [(code, error) for code, _, error in machine.run_all(2, *arguments)] == [(0, "")] * 2
+    assert_complete(machine, alone, **TOLERANCE)
+    for where in (machine, alone):
+        groups = json.loads((where.workdir / "sweep.json").read_text())["groups"]
+        (instil,) = (group for group in groups if group["stage"] == "instil")
+        assert 0 < instil["lane_steps"] < 60 * instil["lanes"]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_another_number_of_processes(machine, quiet):
+    """One process, told to stop within a round; then two, of which the first is killed; then one. All go by steps."""
+    within = at("stretch", stage="instil", batch=1, ends=False)
+    code, _, error = machine.stop_at(within, signal.SIGTERM, *SMALL, *BY_STEPS)
+    assert (code, error) == (75, f"{STOPPED}\n")
+    assert saves(machine) == 1
+    stored = at("stored", stage="write", process=0)
+    killed, other = machine.stop_one_of(2, stored, signal.SIGKILL, *SMALL, *BY_STEPS)
+    assert killed[0] == -signal.SIGKILL
+    assert other[0] == 75 and other[2].splitlines()[-1] == GONE
+    before = set(machine.stored())
+    assert machine.run(*SMALL, *BY_STEPS, "--config.engine.devices=2")[0] == 0
+    assert machine.computed() == len(machine.stored()) - len(before)
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [(), BY_STEPS], ids=["by rounds", "by steps"])
+def test_all_stop_where_one_is_told_to_and_the_save_serves_one_process(machine, quiet, cut):
+    second = at("stretch", stage="distil", batch=2, process=1)
+    done = machine.stop_one_of(2, second, signal.SIGTERM, *SMALL, *cut)
+    assert [(code, error) for code, _, error in done] == [(75, f"{STOPPED}\n")] * 2
+    assert saves(machine) > 0
+    code, out, error = machine.run(*SMALL)
+    assert (code, error) == (0, "")
+    assert "cannot be used" not in out
+    assert_complete(machine, quiet, **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_all_go_on_with_fewer_lanes_where_one_runs_out_of_memory(tmp_path, quiet, programs):
+    file = tmp_path / "tiny_sweep.py"
+    file.write_text((TESTS / "tiny_sweep.py").read_text() + FULL)
+    machine = Machine(tmp_path / "there", programs, f"{file}:large")
     machine.folder.mkdir()
     done = machine.run_all(2, *SMALL, "--config.engine.checkpoint_seconds=600")
     assert [(code, error) for code, _, error in done] == [(0, "")] * 2
@@ -276,11 +341,12 @@ Store.put, lanes.Program.start = waiting, told
 """
 
 
-def test_each_process_writes_a_batch_while_the_next_one_is_computed(tmp_path, quiet):
+@pytest.mark.slow
+def test_each_process_writes_a_batch_while_the_next_one_is_computed(tmp_path, quiet, programs):
     """The first batch of students is not written before the second one has been started."""
     file = tmp_path / "tiny_sweep.py"
     file.write_text((TESTS / "tiny_sweep.py").read_text() + WAITING)
-    machine = Machine(tmp_path / "there", quiet.cache, f"{file}:large")
+    machine = Machine(tmp_path / "there", programs, f"{file}:large")
     machine.folder.mkdir()
     where = machine.cluster(2)
     flags = (*SMALL, "--config.engine.checkpoint_seconds=600")
@@ -299,6 +365,7 @@ def test_a_process_that_is_lost_is_missed_by_its_heartbeat(machine, quiet):
     assert_complete(machine, quiet, **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_batch_of_datasets_is_saved_also_where_a_process_has_padding_alone(machine):
     """Six datasets in batches of four: of the last two the second process has none."""
     done = machine.run_all(2, *SMALL, "--config.seeds=3")
