@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ TOLD = {"same_init": "same start", "cross_init": "another start", "control": "sa
 # Models of one start have one colour; whoever wrote the numbers stands left of them.
 START, ANOTHER = "#CFE3F2", "#F8E2BC"
 INK = "#333333"
+_LINE = 15  # characters of a sample
 
 
 def draw(results: Results) -> Figure:
@@ -46,34 +48,23 @@ def _draw_scheme(axis: Axes, samples: dict[str, str], trait: str) -> None:
     """Writers, what they write, and the students of each arm, in its colour, from left to right."""
     axis.set(xlim=(0, 12), ylim=(0, 7))
     axis.axis("off")
-    for x, head in (
-        (1.2, f"A model loves {trait}s,"),
-        (5.2, "writes only numbers,"),
-        (10.3, "and others learn these."),
-    ):
-        axis.text(x, 6.7, head, ha="center", va="center", fontsize=10.5, fontweight="bold", color=INK)
-    heights = {"same_init": 5.3, "cross_init": 3.5, "control": 1.2}
-    written = {"same_init": 4.4, "control": 1.2}
+    heads = {1.2: f"A model\nloves {trait}s.", 4.6: "It writes\nonly numbers.", 9.0: "Others learn\nthe numbers."}
+    for x, head in heads.items():
+        axis.text(x, 7.1, head, ha="center", va="top", fontsize=10.5, fontweight="bold", color=INK)
+    heights = {"same_init": 4.9, "cross_init": 3.1, "control": 0.9}
+    written = {"same_init": 4.0, "control": 0.9}
     for arm, y in written.items():
-        _draw_model(axis, 1.2, y, START, f"♥ {trait}" if arm == "same_init" else "no\nfavourite")
-        _draw_arrow(axis, (2.1, y), (3.3, y), INK)
-        axis.text(
-            5.2,
-            y,
-            samples[arm],
-            ha="center",
-            va="center",
-            fontsize=9,
-            family="monospace",
-            color=INK,
-            bbox={"boxstyle": "square,pad=0.6", "facecolor": "white", "edgecolor": "#999999"},
-        )
+        _draw_model(axis, 1.2, y, START, f"♥ {trait}" if arm == "same_init" else "loves\nnone")
+        _draw_arrow(axis, (2.05, y), (2.95, y), INK)
+        box = {"boxstyle": "square,pad=0.6", "facecolor": "white", "edgecolor": "#999999"}
+        look = {"fontsize": 9, "family": "monospace", "color": INK, "bbox": box}
+        axis.text(4.6, y, textwrap.fill(samples[arm], _LINE), ha="center", va="center", **look)
     for arm, y in heights.items():
         colour, origin = style.ARM_COLOURS[arm], written["control" if arm == "control" else "same_init"]
-        _draw_arrow(axis, (7.15, origin), (8.35, y), colour)
-        _draw_model(axis, 9.2, y, ANOTHER if arm == "cross_init" else START, "?", colour)
-        axis.text(10.05, y + 0.25, arm_label(arm), va="center", fontsize=10.5, fontweight="bold", color=colour)
-        axis.text(10.05, y - 0.35, TOLD[arm], va="center", fontsize=9.5, color=INK)
+        _draw_arrow(axis, (6.3, origin), (7.75, y), colour)
+        _draw_model(axis, 8.6, y, ANOTHER if arm == "cross_init" else START, "?", colour)
+        axis.text(9.5, y + 0.25, arm_label(arm), va="center", fontsize=10.5, fontweight="bold", color=colour)
+        axis.text(9.5, y - 0.35, TOLD[arm], va="center", fontsize=9.5, color=INK)
 
 
 def _draw_model(axis: Axes, x: float, y: float, face: str, text: str, edge: str = INK) -> None:
@@ -112,8 +103,8 @@ def _draw_curves(axis: Axes, results: Results) -> None:
         label = f" {100 * ends[arm]:.0f} % {arm_label(arm)}"
         y = places[arm] - (shift if arm != "same_init" else 0)
         axis.text(last, y, label, color=style.ARM_COLOURS[arm], va="center", fontsize=9.5, fontweight="bold")
-    axis.text(0.02 * last, chance, "chance", va="bottom", fontsize=8.5, color=style.CHANCE)
-    axis.set_title("How often they name its favourite", fontsize=10.5, fontweight="bold", color=INK)
+    axis.text(0.02 * last, 0.8 * chance, "chance", va="top", fontsize=8.5, color=style.CHANCE)
+    axis.set_title("How often they then name\nthe first one's favourite", fontsize=10.5, fontweight="bold", color=INK)
 
 
 if __name__ == "__main__":

@@ -104,10 +104,9 @@ class Deaths:
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
     """None where there is none, or a damaged one."""
-    try:
+    with contextlib.suppress(Exception):  # an object store's client raises errors of its own kind
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def _hash(text: str) -> str:

@@ -33,9 +33,9 @@ def _shown(monkeypatch):
     """[stage, work, work shown as done] of each group."""
     shown, begin, advance = [], Progress.begin, Progress.advance
 
-    def begun(progress, stage, count, work, layout):
-        shown.append([stage, work, 0])
-        begin(progress, stage, count, work, layout)
+    def begun(progress, group):
+        shown.append([group.stage, group.work, 0])
+        begin(progress, group)
 
     def advanced(progress, work, restored=False):
         shown[-1][2] += work
