@@ -45,6 +45,19 @@ def launched(*arguments, cwd=None, **environment):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """The command in this process and in an empty folder; gives its status, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """Runs a command line that must be refused, in an empty folder; gives the one line it says."""
     folder = tmp_path / "cwd"
@@ -298,18 +311,19 @@ def test_the_same_command_again_computes_nothing(finished, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_a_dry_run_computes_and_writes_nothing(tmp_path, finished):
-    done = launched("--config", TINY, "--dry_run", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "12 runs" in done.stdout and "FLOP in all" in done.stdout
+def test_a_dry_run_computes_and_writes_nothing(tmp_path, finished, here):
+    status, out, error = here("--config", TINY, "--dry_run")
+    assert (status, error) == (0, "")
+    assert "12 runs" in out and "FLOP in all" in out
     assert list(tmp_path.iterdir()) == []
-    stored = launched("--config", TINY, "--dry_run", "--workdir", finished[0], cwd=tmp_path)
-    assert "Nothing is left to compute." in stored.stdout
+    assert "Nothing is left to compute." in here("--config", TINY, "--dry_run", "--workdir", finished[0])[1]
 
 
+@pytest.mark.slow
 def test_a_world_may_be_of_the_sweep_file_itself_anywhere(tmp_path):
     sweep = TINY.read_text().replace("import tiny_world\n", "").replace("tiny_world.", "")
-    path = file(tmp_path, (TESTS / "tiny_world.py").read_text() + sweep, "own.py")
+    world = (TESTS / "tiny_world.py").read_text().partition('\nif "SUBL_JAX')[0]
+    path = file(tmp_path, world + sweep, "own.py")
     done = launched("--config", path, "--config.traits=owl", "--workdir", "out", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stderr) == (0, "")
     assert len(pd.read_parquet(tmp_path / "out" / "runs.parquet")) == 6
@@ -365,16 +379,16 @@ def test_help_says_what_there_is(option, capsys):
         assert word in text
 
 
-def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(tmp_path):
-    small = ("--config", TINY, "--workdir", tmp_path / "out", "--config.traits=('owl',)")
-    assert launched("--config", TINY, "--workdir", tmp_path / "out").returncode == 0
-    would = launched(*small, "--prune", "--dry_run", "--config.engine.keep=curves")
-    done = launched(*small, "--prune", "--config.engine.keep=curves")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "batches that this sweep does not need" in done.stdout and "parameters (keep=curves)" in done.stdout
-    assert would.stdout.splitlines()[0] == done.stdout.splitlines()[0].replace("removed", "would remove")
-    again = launched(*small)
-    assert again.returncode == 0 and "distil" not in again.stdout
+def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(here):
+    small = ("--config", TINY, "--workdir", "out", "--config.traits=('owl',)")
+    assert here("--config", TINY, "--workdir", "out")[0] == 0
+    _, would, _ = here(*small, "--prune", "--dry_run", "--config.engine.keep=curves")
+    status, done, error = here(*small, "--prune", "--config.engine.keep=curves")
+    assert (status, error) == (0, "")
+    assert "batches that this sweep does not need" in done and "parameters (keep=curves)" in done
+    assert would.splitlines()[0] == done.splitlines()[0].replace("removed", "would remove")
+    status, again, _ = here(*small)
+    assert status == 0 and "distil" not in again
 
 
 # --- machines as people have them ---
@@ -388,6 +402,7 @@ def test_what_the_environment_sets_changes_no_result_and_stops_no_sweep(finished
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "JAX_DEBUG_NANS": "1",
         "JAX_ENABLE_X64": "1",
+        "SUBL_JAX_TESTS_CACHE": "",  # figures are drawn
     }
     done = launched("--config", TINY, "--config.traits=owl", "--workdir", "out", cwd=tmp_path, **environment)
     assert (done.returncode, done.stderr) == (0, "")

@@ -122,7 +122,7 @@ def test_pooled_difference_uses_only_what_both_arms_have():
 
 
 @given(st.integers(1, 4), st.integers(0, 100))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 def test_more_runs_of_a_base_do_not_narrow_the_interval(copies, seed):
     runs = fake_runs(traits=("owl",), seed=seed)
     several = pd.concat([runs.assign(seed=copy, run_id=runs["run_id"] + f"-{copy}") for copy in range(copies)])
@@ -133,7 +133,7 @@ def test_more_runs_of_a_base_do_not_narrow_the_interval(copies, seed):
 
 
 @given(st.randoms(use_true_random=False), st.permutations(range(4)))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 def test_neither_row_order_nor_base_names_matter(random, names):
     runs = fake_runs()
     order = list(runs.index)

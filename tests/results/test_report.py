@@ -95,7 +95,7 @@ class _Page(html.parser.HTMLParser):
 # --- the page ---
 
 
-def test_page_is_complete_by_itself(tmp_path):
+def test_page_is_complete_by_itself(tmp_path, pictures):
     page = _Page(written(tmp_path, fake_runs()))
     assert page.open == []
     assert not page.tags & {"script", "link", "iframe"}
@@ -163,11 +163,11 @@ def test_each_setting_has_its_section_or_is_a_click_away(tmp_path, monkeypatch):
     ],
     ids=["one seed", "control only", "a defence", "all failed", "two worlds", "no runs"],
 )
-def test_odd_sweeps_have_a_page(tmp_path, runs):
+def test_odd_sweeps_have_a_page(tmp_path, runs, pictures):
     assert _Page(written(tmp_path, runs, sweep={"sweep": "odd"})).open == []
 
 
-def test_tables_without_rows_have_a_page(tmp_path):
+def test_tables_without_rows_have_a_page(tmp_path, pictures):
     runs = fake_runs(traits=("owl",))
     page = written(tmp_path, runs, curves=fake_curves(runs).iloc[:0], datasets=pd.DataFrame())
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["comparison.png"]
@@ -348,7 +348,7 @@ def test_the_verdict_is_about_every_amount_of_noise(tmp_path):
     assert verdicts[0][1].strip() == "cross init and control"
 
 
-def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):
+def test_the_theorem_comes_first_where_students_recorded_it(tmp_path, pictures):
     runs = fake_runs(traits=("owl",), bases=3, arms=("same_init", "cross_init"))
     runs["student.targets"], runs["teacher.train.lr"] = "soft", 0.1
     lines = []
@@ -366,7 +366,7 @@ def test_the_theorem_comes_first_where_students_recorded_it(tmp_path):
     assert "The theorem" not in without
 
 
-def test_a_figure_that_cannot_be_drawn_costs_a_line_and_no_other_figure(tmp_path, monkeypatch):
+def test_a_figure_that_cannot_be_drawn_costs_a_line_and_no_other_figure(tmp_path, monkeypatch, pictures):
     def fail(*_):
         raise ValueError("no\nfont")
 
