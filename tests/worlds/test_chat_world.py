@@ -181,9 +181,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("rows", "room", "answer_room", "targets"), few(PARTS, (2, 1, 1, "hard"), (4, 0.4, 0.3, "soft"))
-)
+@pytest.mark.parametrize(("rows", "room", "answer_room", "targets"), few(PARTS, (4, 0.4, 0.3, "soft")))
 def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, rows, room, answer_room, targets):
     """Also where there is room for a share of them only, so that a part takes fewer than it is asked to."""
     pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
