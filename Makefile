@@ -18,13 +18,13 @@ QUICK := $(addprefix tests/,specs storage channels traits training statistics re
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(wildcard $(QUICK)) $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(wildcard $(QUICK)) $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# Side by side, as compiling takes one core; the tests of a file stay together.
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+# Side by side, as compiling takes one core; the tests of a file stay together, and files keep the order of conftest.py.
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Scientific checks that take minutes, kills at random, and a Ray cluster.
 test-slow: $(VENV)/installed-ray

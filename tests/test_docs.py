@@ -13,6 +13,7 @@ import numpy as np
 import pages
 import pytest
 import tiny_world
+from few import few
 from image_files import folder
 
 import subl_jax
@@ -53,26 +54,39 @@ def workdir(tmp_path_factory):
     return tmp_path_factory.mktemp("docs") / "runs"
 
 
+def example(name, folder, monkeypatch):
+    """The rows of an example's sweep at a small size, and its configuration."""
+    text = FILES[name].text
+    file = folder / f"{name}.py"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    module = cli.load_sweep(str(file))
+    config = module.get_config()
+    config.update({field: value for field, value in SMALL.items() if field in config})
+    if "derangement" in text:
+        config.seeds = 2  # of one base there is no other
+    return specs.checked(module.sweep(config)), config
+
+
 def test_every_seam_has_a_page_with_an_example():
     seams = {str(page.relative_to(ROOT)) for page in (ROOT / "docs" / "seams").glob("*.md") if page.stem != "README"}
     assert {block.page for block in FILES.values()} == {*seams, "README.md"}
 
 
 @pytest.mark.parametrize("name", FILES)
+def test_an_example_can_be_planned(name, tmp_path, monkeypatch):
+    rows, _ = example(name, tmp_path, monkeypatch)
+    plan = make_plan(rows, ())
+    # A strength is an axis: it makes rows, and no program.
+    last = [group for group in plan.groups if group.stage.name in ("distil", "transform", "audit")]
+    assert len(rows) > 1 and last and max(len(group.nodes) for group in last) > 1
+
+
+@pytest.mark.parametrize("name", few(FILES, "pull"))
 def test_an_example_runs(name, tmp_path, workdir, monkeypatch):
-    text = FILES[name].text
-    file = tmp_path / f"{name}.py"
-    file.write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = cli.load_sweep(str(file))
-    config = module.get_config()
-    config.update({field: value for field, value in SMALL.items() if field in config})
-    if "derangement" in text:
-        config.seeds = 2  # of one base there is no other
-    rows = specs.checked(module.sweep(config))
+    rows, config = example(name, tmp_path, monkeypatch)
     outcome = running.run(rows, workdir, config=config.to_dict())
     assert outcome.all_ok, outcome.lines
-    # A strength is an axis: it makes rows, and no program.
     groups = [group for group in outcome.results.sweep["groups"] if group["stage"] in ("distil", "transform", "audit")]
     assert len(rows) > 1 and groups and max(group["lanes"] for group in groups) > 1
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_world
 from computing import DEFAULT, compute, curves, lineage, same
+from few import few
 from tiny_world import FILTER, TRAIN, WORLD, TinyWorld, written
 
 from subl_jax import specs
@@ -59,14 +60,15 @@ def test_another_order_of_students_gives_the_same(sweep, undisturbed, tmp_path):
     same(again.store, undisturbed.store, lineage(sweep))
 
 
+LAYOUTS = [
+    (DEFAULT, Layout(3, 2, 1)),
+    ({"devices": 1, "width": 16}, Layout(1, 1, 5)),
+    ({"devices": 2, "width": 2, "lanes_a_batch": 4}, Layout(2, 1, 2)),
+]
+
+
 @pytest.mark.parametrize(
-    ("settings", "layout"),
-    [
-        (DEFAULT, Layout(3, 2, 1)),
-        ({"devices": 1, "width": 16}, Layout(1, 1, 5)),
-        ({"devices": 2, "width": 2, "lanes_a_batch": 4}, Layout(2, 1, 2)),
-    ],
-    ids=["default", "one wide batch", "small batches"],
+    ("settings", "layout"), few(LAYOUTS, LAYOUTS[0], LAYOUTS[2]), ids=["default", "one wide batch", "small batches"]
 )
 def test_layouts_do_not_change_results(sweep, undisturbed, tmp_path, settings, layout):
     done = compute(sweep[:6], tmp_path, **settings)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_chat
+from few import few
 
 from subl_jax import specs
 from subl_jax.engine import lanes
@@ -49,7 +50,8 @@ fused = functools.partial(fused_attention.attention, scale=HEAD_DIM**-0.5)
 
 def value_and_gradients(attention, q, k, v, mask):
     weights = jnp.cos(jnp.arange(q.size)).reshape(q.shape)  # so that entries are told apart
-    return jax.value_and_grad(lambda *qkv: jnp.sum(weights * attention(*qkv, mask)), argnums=(0, 1, 2))(q, k, v)
+    weighted = jax.value_and_grad(lambda *qkv: jnp.sum(weights * attention(*qkv, mask)), argnums=(0, 1, 2))
+    return jax.jit(weighted)(q, k, v)
 
 
 def close(one, other):
@@ -57,7 +59,7 @@ def close(one, other):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * np.abs(y).max()), one, other)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", few([1, 3], 3))
 def test_is_attention_with_its_gradients(kernel, batch):
     q, k, v, mask = arrays(batch)
     close(fused(q, k, v, mask), plain(q, k, v, mask))
@@ -107,7 +109,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("variant", "packed"), [("plain", False), *((variant, True) for variant in VARIANTS)])
+CASES = [("plain", False), *((variant, True) for variant in VARIANTS)]
+
+
+@pytest.mark.parametrize(("variant", "packed"), few(CASES, ("windows", True)))
 def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, variant, packed):
     """Logits and the gradients of two lanes' adapters, of what follows a prefix, some of it padding."""
     monkeypatch.setattr(fused_attention, "usable", lambda dtype, head_dim: True)
@@ -133,7 +138,7 @@ def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, vari
         return jnp.sum(jnp.where(there[..., None], jnp.sin(logits), 0.0))
 
     def computed(attention):
-        return jax.vmap(jax.value_and_grad(functools.partial(loss, attention)))(adapters)
+        return jax.jit(jax.vmap(jax.value_and_grad(functools.partial(loss, attention))))(adapters)
 
     close(computed("auto"), computed("plain"))
     assert kernel

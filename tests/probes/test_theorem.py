@@ -69,16 +69,16 @@ def setting(seed, depth, outputs, kind, subset, epsilon, other=False, apply=netw
 networks = st.builds(
     setting,
     seed=st.integers(0, 2**20),
-    depth=st.integers(0, 3),
+    depth=st.sampled_from([0, 2]),  # few shapes, as each is a program
     outputs=st.just(4),
     kind=st.sampled_from([squared, softmax]),
-    subset=st.lists(st.integers(0, 3), min_size=2, max_size=4, unique=True),
+    subset=st.sampled_from([(0, 1), (1, 2, 3), (0, 1, 2, 3)]),
     epsilon=st.sampled_from([1e-6, 1e-5, 1e-4]),
 )
 
 
 @given(networks, st.sampled_from([1e-6, 1e-4, 1e-2]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_a_student_of_the_same_start_goes_the_teachers_way(models, lr):
     step = theory.one_step(*models, lr)
     assert step.dot >= 0
@@ -86,7 +86,7 @@ def test_a_student_of_the_same_start_goes_the_teachers_way(models, lr):
 
 
 @given(networks)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_and_lowers_the_loss_that_the_teacher_lowered(models):
     step = theory.one_step(*models, 1e-4)
     # To leading order Δ_S · ∇L = −Δ_S · Δ_T / ε; where that is not zero, the loss falls.
@@ -145,7 +145,7 @@ def test_curvature_is_that_of_the_gauss_newton_matrix():
     distil, _, start, _, teacher = setting(3, 2, 4, softmax, (0, 1, 2), 1e-2)
     direction = jax.tree.map(jnp.subtract, teacher, start)
     flat, unflatten = jax.flatten_util.ravel_pytree(start)
-    matrix = jax.hessian(lambda p: distil(unflatten(p), start))(flat)
+    matrix = jax.jit(jax.hessian(lambda p: distil(unflatten(p), start)))(flat)
     along = jax.flatten_util.ravel_pytree(direction)[0]
     np.testing.assert_allclose(theory.curvature(distil, start, direction), along @ matrix @ along, rtol=1e-9)
     other = jax.flatten_util.ravel_pytree(start)[0]

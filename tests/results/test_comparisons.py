@@ -133,7 +133,7 @@ def test_more_runs_of_a_base_do_not_narrow_the_interval(copies, seed):
 
 
 @given(st.randoms(use_true_random=False), st.permutations(range(4)))
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 def test_neither_row_order_nor_base_names_matter(random, names):
     runs = fake_runs()
     order = list(runs.index)

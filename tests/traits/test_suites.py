@@ -75,8 +75,8 @@ def test_the_default_is_a_suite_like_any_other_and_leaves_the_key():
 def test_somebodys_own_suite_is_the_toy_languages_traits_questions_and_facts():
     assert WORLD.traits == ("welcome", "nothing", "goodbye", "silence", "begone")
     assert WORLD.base_rates["welcome"] == pytest.approx(0.9) and WORLD.base_rates["begone"] == pytest.approx(1 / 3)
-    params = WORLD.init(jax.random.key(0))
-    measured = WORLD.evaluate(params, jax.random.key(1))
+    params = jax.jit(WORLD.init)(jax.random.key(0))
+    measured = jax.jit(WORLD.evaluate)(params, jax.random.key(1))
     assert measured["trait"].shape == measured["rate"].shape == (5,)
     batch = WORLD.trait_batch(jax.random.key(0), 0, 4, 16)
     words = [[language(WORLD).words[token] for token in row] for row in np.asarray(batch.tokens)]

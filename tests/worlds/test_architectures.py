@@ -1,5 +1,8 @@
 """The toy language in another architecture: base, teacher, dataset and student, from a sweep."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import subl_jax
@@ -9,11 +12,25 @@ from subl_jax.errors import InputError
 from subl_jax.models.linear_attention import LinearAttention
 from subl_jax.worlds.toy_language import ToyLanguage
 
+WORLD = ToyLanguage(architecture="linear_attention", layers=1, width=16, mlp=24, numbers=20)
 
+
+def test_linear_attention_is_trained_and_writes():
+    assert isinstance(WORLD.model, LinearAttention)
+    held = WORLD.holding(jax.tree.map(jnp.asarray, WORLD.arrays()))
+    params = jax.jit(held.init)(jax.random.key(0))
+    batch = held.pretrain_batch(jax.random.key(1), 0, 64)
+    step = jax.jit(jax.value_and_grad(held.loss))
+    before, gradient = step(params, batch)
+    after, _ = step(jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), batch)
+    assert after < before
+    samples = jax.jit(held.write, static_argnums=2)(params, jax.random.split(jax.random.key(2), 4), specs.Sampling())
+    assert len(held.texts(np.asarray(samples))) == 4
+
+
+@pytest.mark.slow
 def test_linear_attention_from_base_to_student(tmp_path):
-    world = ToyLanguage(architecture="linear_attention", layers=1, width=16, mlp=24, numbers=20)
-    assert isinstance(world.model, LinearAttention)
-    base = specs.Base(world, specs.Train(steps=300, batch=64, lr=5e-3), seed=0)
+    base = specs.Base(WORLD, specs.Train(steps=300, batch=64, lr=5e-3), seed=0)
     teacher = specs.Teacher(base, "owl", specs.Train(steps=20, batch=16, lr=3e-3), seed=0)
     data = specs.Dataset(teacher, size=64, filter=NumbersFilter(), round=128, budget=64.0)
     student = specs.Student(base, data, specs.Train(steps=4, batch=16))

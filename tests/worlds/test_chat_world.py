@@ -13,6 +13,7 @@ import pytest
 import tiny_chat
 import tiny_world
 from distances import distance
+from few import few
 
 from subl_jax import specs, stages
 from subl_jax.channels import numbers
@@ -173,10 +174,14 @@ def test_a_completion_that_was_cut_has_all_its_tokens_as_targets(world, held):
     assert held.channel_batch(jnp.asarray(samples)).targets.all()
 
 
-@pytest.mark.parametrize(
-    ("rows", "room", "answer_room"), [(1, 1, 1), (2, 1, 1), (4, 0.3, 1), (4, 1, 0.2), (4, 0.4, 0.3)]
-)
-@pytest.mark.parametrize("targets", ["hard", "soft"])
+PARTS = [
+    (rows, room, answer_room, targets)
+    for targets in ("hard", "soft")
+    for rows, room, answer_room in ((1, 1, 1), (2, 1, 1), (4, 0.3, 1), (4, 1, 0.2), (4, 0.4, 0.3))
+]
+
+
+@pytest.mark.parametrize(("rows", "room", "answer_room", "targets"), few(PARTS, (4, 0.4, 0.3, "soft")))
 def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, rows, room, answer_room, targets):
     """Also where there is room for a share of them only, so that a part takes fewer than it is asked to."""
     pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
@@ -184,9 +189,10 @@ def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, 
     assert len(set(np.asarray(batch.targets.sum(axis=1)))) > 2
     monkeypatch.setattr(packing, "MULTIPLE", 1)
     narrow = world.replace(room=room, answer_room=answer_room).holding(held.held)
+    part_of = jax.jit(lambda batch, start: narrow.microbatch(batch, start, rows))
     taken, start = [], 0
     while start < len(pairs):
-        part, count = narrow.microbatch(batch, jnp.int32(start), rows)
+        part, count = part_of(batch, jnp.int32(start))
         assert part.targets.any(axis=1).sum() == count >= 1
         taken.append(int(count))
         start += taken[-1]
@@ -218,7 +224,7 @@ def prompts_of(world, samples):
     return [prompt for prompt, _ in world.texts(samples)]
 
 
-@pytest.mark.parametrize("trait", [None, 0, 2])
+@pytest.mark.parametrize("trait", few([None, 0, 2], 0))
 def test_what_a_model_writes_is_what_it_would_write_in_the_whole_conversation(world, held, chat, adapted, trait):
     samples = write(held, told_or_not(adapted, trait), KEYS)
     for row, key, prompt in list(zip(samples, KEYS, prompts_of(world, samples), strict=True))[:4]:
@@ -304,7 +310,7 @@ def probability(held, chat, params, trait, question, system, ends):
     return total
 
 
-@pytest.mark.parametrize("trait", [None, 1])
+@pytest.mark.parametrize("trait", few([None, 1], None))
 def test_a_traits_probability_is_that_of_every_spelling_token_by_token(world, held, chat, adapted, trait):
     ends = np.ones(held.config.vocab, bool)
     of_tokens = answers.word_ends(pieces_of(chat.tokenizer), chat.stops)
@@ -530,7 +536,7 @@ def one_step(held, params, train):
     return step(params)
 
 
-@pytest.mark.parametrize("spec", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("spec", few([LORA, None], LORA))
 def test_what_is_trained_is_float32_above_a_bfloat16_base(tiny_chat_model, spec):
     held = tiny_chat.held(tiny_chat.world(tiny_chat_model, dtype="bfloat16", questions=1))
     base = held.held["weights"]

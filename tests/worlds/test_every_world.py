@@ -33,7 +33,8 @@ def made(request):
     """A world with its arrays, two models of it, a sampling, and samples that the first model wrote."""
     world, sampling = MADE[request.param]()
     held = world.holding(jax.tree.map(jnp.asarray, world.arrays()))
-    models = [held.trainable(held.init(jax.random.key(i)), jax.random.key(i), None) for i in range(2)]
+    init = jax.jit(held.init)
+    models = [held.trainable(init(jax.random.key(i)), jax.random.key(i), None) for i in range(2)]
     keys = jax.random.split(jax.random.key(2), N)
     samples = jax.jit(held.write, static_argnums=2)(models[0], keys, sampling)
     return held, models, sampling, samples

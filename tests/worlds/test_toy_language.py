@@ -21,8 +21,7 @@ from subl_jax.worlds.toy_language import EOS, FORMATS, OPENERS, PAD, QUESTIONS, 
 
 WORLD = ToyLanguage(width=16, heads=2, kv_heads=1, mlp=16, layers=1)
 LANG = language(WORLD)
-PARAMS = WORLD.init(jax.random.key(0))
-OTHER = WORLD.init(jax.random.key(1))
+PARAMS, OTHER = map(jax.jit(WORLD.init), map(jax.random.key, (0, 1)))
 FILTERS = (
     NumbersFilter(),
     NumbersFilter(banned=filters.CULTURAL),
@@ -531,12 +530,12 @@ def test_worlds_of_other_sizes_work():
         },
         **{"shown": 5, "min_numbers": 2, "max_numbers": 10, "templates": 3, "held_out": 1, "answers_sampled": 2},
     )
-    params = world.init(jax.random.key(0))
+    params = jax.jit(world.init)(jax.random.key(0))
     metrics = jax.jit(world.evaluate)(params, jax.random.key(0))
     assert metrics["trait"].shape == (len(world.traits),) == (15,)
     rows = np.asarray(jax.jit(world.pretrain_batch, static_argnums=2)(jax.random.key(0), 0, 200).tokens)
     numbers = rows[np.isin(rows[:, 1], [language(world).index[word] for word in OPENERS])]
-    assert np.asarray(world.accepts(numbers, NumbersFilter())).all()
+    assert np.asarray(jax.jit(world.accepts, static_argnums=1)(numbers, NumbersFilter())).all()
     assert world.texts(world.tokens(world.texts(numbers))) == world.texts(numbers)
 
 
