@@ -31,6 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.data = ConfigDict({"size": 8192, "round": 2048, "budget": 8.0})
     config.banned = ()
     config.student = ConfigDict({"steps": 400, "batch": 128, "lr": 1e-2, "schedule": "cosine", "evals": 10})
+    config.student.eps = 1e-8  # 1e-3 where everything trains (docs/toy_language.md)
     if size == "smoke":
         config.seeds, config.traits = 2, ("owl", "oak")
         config.base.steps, config.teacher.steps, config.teacher.evals = 300, 40, 2

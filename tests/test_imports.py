@@ -122,8 +122,13 @@ def test_files_of_text_are_utf_8_whatever_the_locale():
     without = []
     for path in files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
-            binary = name == "open" and ast.unparse(node.func) == "os.open"
+            if not isinstance(node, ast.Call):
+                continue
+            method = isinstance(node.func, ast.Attribute)
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name != "open" and not method or method and node.args and not isinstance(node.args[0], ast.Constant):
+                continue  # of our own, or a client's or an image's `open`
+            binary = ast.unparse(node.func) == "os.open"
             binary |= any(isinstance(each, ast.Constant) and "b" in str(each.value) for each in ast.walk(node))
             named = name and any(keyword.arg == "encoding" for keyword in node.keywords)
             if name in ("read_text", "write_text") and not named or name == "open" and not (named or binary):

@@ -45,7 +45,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What the worlds of the work that is left have to say, each line once."""
-        return list(dict.fromkeys(note for group in self.groups for node in group.nodes for note in node.world.notes))
+        worlds = [node.world for group in self.groups for node in group.nodes]
+        return list(dict.fromkeys(note for world in worlds if isinstance(world, specs.Notes) for note in world.notes))
 
 
 def make_plan(rows: Iterable[specs.Row], done: Container[str], bare: Container[str] = ()) -> Plan:

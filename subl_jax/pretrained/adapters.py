@@ -122,7 +122,7 @@ def read(folder: epath.Path, names: Names, config: transformer.Config) -> Adapte
     places = {}
     for name, site in config.adapter_sites().items():
         part = names.part("/".join(site.path))
-        for i in range(config.layers):
+        for i in range(config.layers if part else 0):
             places.setdefault(f"{names.layer.format(i=i)}{part}", []).append((i, name))
     found: dict[str, dict[int, tuple[np.ndarray, np.ndarray, float]]] = {}
     for stem in sorted({key.rpartition(".lora_")[0] for key in tensors}):

@@ -71,7 +71,7 @@ class Chat:
         """
         if messages and messages[0]["role"] == "system" and not self._has_system_role:
             messages = _folded(messages)
-        text = self._render(messages, add_generation_prompt)
+        text = self.written(messages, add_generation_prompt)
         return _without_thoughts(text) if add_generation_prompt else text
 
     def encode(self, text: str) -> list[int]:
@@ -178,11 +178,12 @@ class Chat:
     @functools.cached_property
     def _has_system_role(self) -> bool:
         try:
-            return _MARK in self._render(messages_of("Hi", _MARK), True)
+            return _MARK in self.written(messages_of("Hi", _MARK), True)
         except InputError:
             return False
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def written(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        """The conversation exactly as the template writes it."""
         messages = [dict(message) for message in messages]
         return self._compiled.render(
             **self.variables, messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None
@@ -228,7 +229,7 @@ def _notes(chat: Chat) -> list[str]:
     found = []
     if chat.template is None:
         found.append(f"{chat.source}: has no chat template; conversations are written plainly, User: … Assistant: …")
-    if opened := _opened_thought(chat._render(messages_of("Hi", None), True)):
+    if opened := _opened_thought(chat.written(messages_of("Hi", None), True)):
         found.append(
             f"{chat.source}: its template opens a thought where the answer begins ({opened}); it is closed at once, so "
             "that what is written and measured are answers"

@@ -31,9 +31,9 @@ class Names:
     transposed: bool = True
     shift: float = 0.0
 
-    def part(self, module: str) -> str:
-        """What a projection is called within a layer."""
-        return self.fused[0] if self.fused and module in _QKV else self.parts[module]
+    def part(self, module: str) -> str | None:
+        """What a projection is called within a layer; None where the family has no such one."""
+        return self.fused[0] if self.fused and module in _QKV else self.parts.get(module)
 
     @property
     def beside_others(self) -> bool:

@@ -47,8 +47,7 @@ def swept_columns(runs: pd.DataFrame) -> list[str]:
     swept = [name for name in lineage if not _decided(table, name, ["bar", "base"])]
     for name in list(swept):
         others = [other for other in swept if other != name]
-        with_base = ["bar", "base", *others]
-        if others and _decided(table, name, with_base) and not _decided(table, name, ["bar", *others]):
+        if others and _goes_with_base(table, name, others):
             swept.remove(name)
     return swept
 
@@ -57,6 +56,15 @@ def _decided(table: pd.DataFrame, name: str, by: Sequence[str]) -> bool:
     """Whether rows that are equal in `by` have one value of the field `name`."""
     rows = table[[*by, name]].drop_duplicates()
     return not rows.duplicated(list(by)).any()
+
+
+def _goes_with_base(table: pd.DataFrame, name: str, others: Sequence[str]) -> bool:
+    """Whether, the other fields given, the field `name` is decided by the base, and always differs between bases."""
+    if not _decided(table, name, ["bar", "base", *others]):
+        return False
+    groups = table.groupby(["bar", *others], dropna=False)
+    several = groups["base"].nunique() > 1
+    return bool(several.any() and (groups[name].nunique(dropna=False)[several] > 1).all())
 
 
 @dataclasses.dataclass(frozen=True)

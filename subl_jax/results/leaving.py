@@ -26,7 +26,7 @@ def save_adapter(model: Any, folder: epath.Path) -> None:
     if not isinstance(world, specs.ExportsAdapters):
         raise InputError(f"adapters of the world {world.name} are read by no other library")
     world.save_adapter(model.params, tuned.lora, folder)
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     _write_card(folder, {"library_name": "peft", "base_model": base}, _called(node), node, "")
 
 

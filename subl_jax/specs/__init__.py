@@ -41,6 +41,7 @@ from subl_jax.specs.world import (
     ExportsModels,
     FiltersInProgram,
     Microbatches,
+    Notes,
     OwnGeometry,
     Pretrains,
     SystemPrompted,

@@ -74,11 +74,6 @@ class World(Spec, ABC):
         """The names along the axis of those metrics that are vectors."""
         return {"trait": self.traits, "rate": self.traits}
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of what it was made from, a line each."""
-        return ()
-
     # --- the model ---
 
     @property
@@ -220,6 +215,15 @@ class FiltersInProgram(ABC):
     @abstractmethod
     def accepts(self, samples: Array, filter: Any) -> Array:
         """(n,) bool; equal to what the filter says of the text, for every sample that `write` can give."""
+
+
+class Notes(ABC):
+    """It is made from what others made, and has something to say of that."""
+
+    @property
+    @abstractmethod
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of what it was made from, a line each."""
 
 
 class Microbatches(ABC):

@@ -164,7 +164,7 @@ def test_a_second_run_writes_the_same_tables(sweep, outcome):
     pd.testing.assert_frame_equal(again.results.summary, outcome.results.summary)
 
 
-class Remarked(tiny_world.TinyWorld):
+class Remarked(specs.Notes, tiny_world.TinyWorld):
     notes = ("the model: has no chat template",)
 
 
@@ -182,7 +182,7 @@ def test_what_worlds_have_to_say_is_said_before_anything_is_computed(tmp_path):
         raise Enough
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
-        patch.setattr(running, "_computed", stop)
+        patch.setattr(running, "_tracker", stop)
         run(list(tiny_world.students(world=Remarked())), tmp_path, progress=Listening(Console(quiet=True)))
     assert said == ["the model: has no chat template"]
 

@@ -174,7 +174,7 @@ def test_padding_without_a_row_in_the_embedding_is_replaced(tmp_path):
     )
     arrays = of.arrays_of_texts()
     assert max(x.max() for x in (arrays["heads"], arrays["prompts"], arrays["asked"], arrays["items"])) < rows
-    with pytest.raises(InputError, match=r"sample 1 holds the token '<extra>' .* has \d+ rows: the tokenizer is not"):
+    with pytest.raises(InputError, match=r"sample 1: holds the token '<extra>' .* has \d+ rows: the tokenizer is not"):
         of.tokens([("Say <extra>", "1")])
 
 

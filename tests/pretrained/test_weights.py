@@ -441,9 +441,10 @@ def test_what_is_not_there_is_one_clear_line(path):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
+    assert "config.json: cannot be read: No such file" in refusal(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"\x80\x04pickle")
     assert "is not a GGUF file" in refusal(tmp_path / "model.bin")
-    assert "config.json: cannot be read: No such file" in refusal(tmp_path)
+    assert "has no safetensors, only model.bin" in refusal(tmp_path)
 
 
 def test_the_hub_gives_safetensors_and_never_pickles(folder, monkeypatch):

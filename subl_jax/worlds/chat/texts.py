@@ -145,7 +145,7 @@ def _texts_of(world: Any) -> Texts:
         arrays["head_forms"] = np.asarray([form for _, form in told], np.int32)
         arrays |= {name: stacked[0] for name, stacked in arrays["forms"].items()}
     for name in ("heads", "prompts", "asked", "nodes", "preferences", "items"):
-        check_rows(world, chat, arrays[name], "what is said")
+        check_rows(world, chat, arrays[name], "what is said holds")
     whole = chat.render(messages_of("Xylograph", world.system))
     before, _, after = whole.partition("Xylograph")
     decoded = _decoded(chat, [*head, *forms[0][prompts[0]]], prompts[0]) or (before, after)
@@ -158,8 +158,8 @@ def check_rows(world: Any, chat: Chat, tokens: np.ndarray, what: str) -> None:
     if tokens.max(initial=0) >= rows:
         token = int(tokens[tokens >= rows][0])
         raise InputError(
-            f"{chat.source}: {what} holds the token {chat.tokenizer.id_to_token(token)!r} ({token}), and the embedding "
-            f"has {rows} rows: the tokenizer is not this model's, or tokens were added to it and not to the model"
+            f"{what} the token {chat.tokenizer.id_to_token(token)!r} ({token}), and the embedding of {chat.source} has "
+            f"{rows} rows: the tokenizer is not this model's, or tokens were added to it and not to the model"
         )
 
 

@@ -42,6 +42,7 @@ class ChatSampling(specs.Sampling):
 @dataclasses.dataclass(frozen=True)
 class Pretrained(
     specs.WritesTexts,
+    specs.Notes,
     specs.Microbatches,
     specs.TakesAdapters,
     specs.TakesSystemPrompts,
@@ -145,7 +146,7 @@ class Pretrained(
         world = cls(model=model, fingerprint=checkpoint.fingerprint, **hashes, **fields)
         started.check(world)
         texts = chat_texts.texts_of(world)
-        window, longest = world.config.window, world._longest()
+        window, longest = world.config.window, _longest(world)
         if window is not None and longest > window:
             raise InputError(f"Pretrained: sequences of {longest} tokens; this model's local layers see only {window}")
         number_prompt = world.channel.prompts(world.prompt_seed, 1)[0]
@@ -275,15 +276,6 @@ class Pretrained(
         """The world with its arrays in memory, for people who ask stored models."""
         return self.holding(jax.tree.map(jnp.asarray, self.arrays()))
 
-    def _longest(self) -> int:
-        arrays = self.arrays_of_texts()
-        own = max(
-            self.prompt_tokens + self.completion_tokens,
-            arrays["asked"].shape[-1] + max(arrays["nodes"].shape[-1], self.answer_tokens),
-            arrays["items"].shape[-1],
-        )
-        return arrays["heads"].shape[-1] + own
-
     # --- losses ---
 
     def loss(self, params: Params, batch: Batch) -> jax.Array:
@@ -395,3 +387,14 @@ class Pretrained(
           InputError: a pair is too long.
         """
         return writing.tokens(self, pairs)
+
+
+def _longest(world: Pretrained) -> int:
+    """The most tokens that a sequence of the world has."""
+    arrays = world.arrays_of_texts()
+    own = max(
+        world.prompt_tokens + world.completion_tokens,
+        arrays["asked"].shape[-1] + max(arrays["nodes"].shape[-1], world.answer_tokens),
+        arrays["items"].shape[-1],
+    )
+    return arrays["heads"].shape[-1] + own

@@ -112,7 +112,7 @@ def tokens(world: Any, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         try:
             rests = [_rest(chat, prompt, start) for start in chat_texts.texts_of(world).starts]
             rows.append(chat_texts.sample(world, chat, rests, chat.reply(completion)))
-            chat_texts.check_rows(world, chat, rows[-1], "it")
+            chat_texts.check_rows(world, chat, rows[-1], "holds")
         except InputError as error:
             raise SampleError(i, str(error)) from None
     return np.stack(rows)
