@@ -40,6 +40,7 @@ from subl_jax.specs.world import (
     ExportsAdapters,
     ExportsModels,
     FiltersInProgram,
+    HoldsTokens,
     Microbatches,
     OwnGeometry,
     Pretrains,
@@ -48,4 +49,5 @@ from subl_jax.specs.world import (
     TakesSystemPrompts,
     World,
     WritesTexts,
+    model_of,
 )
