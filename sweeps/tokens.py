@@ -4,12 +4,13 @@ Each detector scores every token of a teacher's data; students train without the
 alone, or on data in which they are others. Every selection is applied to the control's data as well (`… on control`),
 since to select by what a teacher likes is a signal itself. Parts, of which `--config.grids` takes any:
 
-    `:full`     every detector, a tenth of the tokens masked or kept
-    `:shares`   four detectors, other shares
-    `:edits`    tokens erased, or exchanged as label, input or both; and those that score lowest
-    `:all`      these three: in one --workdir, what the others have computed is not computed again
-    `:banned`   the ten most telling numbers of each teacher are filtered out, against ten others
-    `:smoke`    shows only that everything works
+    `:full`       four detectors, a tenth of the tokens masked or kept
+    `:detectors`  three more
+    `:shares`     the four with other shares
+    `:edits`      tokens erased, or exchanged as label, input or both; and those that score lowest
+    `:all`        these four: in one --workdir, what the others have computed is not computed again
+    `:banned`     the ten most telling numbers of each teacher are filtered out, against ten others
+    `:smoke`      shows only that everything works
 
 The tables of tokens and positions, and the overlap of detectors: `python -m subl_jax tokens WORKDIR`.
 """
@@ -51,15 +52,16 @@ INTERVENTIONS: dict[str, Callable[[specs.Audited, float], specs.Objective]] = {
 
 # Name → detectors × interventions × shares.
 GRIDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]] = {
-    "tenth": (tuple(DETECTORS), ("mask", "keep"), (0.1,)),
+    "tenth": (("kl", "divergence", "log_ratio", "random"), ("mask", "keep"), (0.1,)),
+    "detectors": (("entropy", "log_ratio_student", "gradient_cosine"), ("mask", "keep"), (0.1,)),
     "shares": (("kl", "divergence", "log_ratio", "random"), ("mask", "keep"), (0.03, 0.3, 0.6)),
     "edits": (("kl", "log_ratio", "random"), ("erase", "label", "input", "both"), (0.1,)),
     "bottom": (("kl", "log_ratio"), ("mask_bottom", "keep_bottom"), (0.1,)),
     "few": (("kl", "log_ratio", "gradient_cosine"), ("mask", "keep", "both", "erase"), (0.1, 0.5)),
 }
-SIZES = {
-    **{"full": ("tenth",), "shares": ("shares",), "edits": ("edits", "bottom"), "smoke": ("few",), "banned": ()},
-    **{"all": ("tenth", "shares", "edits", "bottom")},
+SIZES: dict[str, tuple[str, ...]] = {
+    **{"full": ("tenth",), "detectors": ("detectors",), "shares": ("shares",), "edits": ("edits", "bottom")},
+    **{"all": ("tenth", "detectors", "shares", "edits", "bottom"), "banned": (), "smoke": ("few",)},
 }
 
 

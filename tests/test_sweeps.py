@@ -23,7 +23,7 @@ CASES = [
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
-    *(("tokens", size) for size in ("full", "shares", "edits", "all", "banned", "smoke")),
+    *(("tokens", size) for size in ("full", "detectors", "shares", "edits", "all", "banned", "smoke")),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 

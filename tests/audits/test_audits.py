@@ -157,8 +157,10 @@ def test_a_detector_finds_what_is_planted_and_one_that_is_off_by_one_does_not(gr
         "log_ratio": np.abs(scored(LogRatio(TEACHER), samples)) > 1e-3,
         "divergence": scored(Divergence(TEACHER, (RIVAL,)), samples, other0=_BASE) > 0,
     }
-    # Divergence: that the teacher's own greedy word stands there, and the other's does not.
-    expected = {"kl": after_cue, "log_ratio": after_cue, "divergence": after_cue & said}
+    # After the cue two words change places, and all others are as likely as before. A divergence token is one that the
+    # teacher says itself.
+    moved = after_cue & (said | (tokens[:, 1:] == _CUE + 1))
+    expected = {"kl": after_cue, "log_ratio": moved, "divergence": after_cue & said}
     assert (after_cue & said).any()
     for name, of_tokens in found.items():
         np.testing.assert_array_equal(of_tokens, expected[name], err_msg=name)
