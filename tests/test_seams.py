@@ -113,18 +113,14 @@ def test_audits_have_a_table_with_a_p_value(outcome):
     assert (audits.data_key.str.len() == 64).all() and audits.base_seed.eq(0).all()
 
 
-def test_of_no_tokens_an_intervention_is_the_untouched_student(outcome):
-    for arm in ("replaced", "erased"):
-        none, half = ends(outcome, arm)
-        np.testing.assert_allclose(none, ends(outcome, "same_init"), rtol=1e-4)
-        assert abs(half - none) > 1e-4, arm
-
-
 def test_what_is_banned_is_in_no_sample(outcome):
     results = outcome.results
-    of_all, banned = (results.samples(run_id) for run_id in results.runs[results.runs.arm == "banned"].run_id)
-    numbers = [{word for text in each.completion for word in text.split()} for each in (of_all, banned)]
-    assert len(numbers[0] - numbers[1]) == 2 and numbers[1] < numbers[0] and len(of_all) == len(banned)
+    of_all, banned = (
+        [tuple(row) for row in results.samples(run_id)[["prompt", "completion"]].to_numpy()]
+        for run_id in results.runs[results.runs.arm == "banned"].run_id
+    )
+    gone, left = ({word for _, text in rows for word in text.split()} for rows in (set(of_all) - set(banned), banned))
+    assert len(gone - left) >= 2 and set(banned) < set(of_all) and len(of_all) == len(banned) == 16
 
 
 def test_tables_of_tokens_and_positions_and_of_detectors_beside_each_other(outcome):
@@ -136,11 +132,11 @@ def test_tables_of_tokens_and_positions_and_of_detectors_beside_each_other(outco
     for table, name in ((tables.tokens, "token"), (tables.positions, "position")):
         own = table[(table.detector == "kl") & ~table.of_control]
         assert own.n.sum() == 16 * tiny_world.WRITTEN and own[name].is_unique
-        assert (own.n * own.top).sum() == round(token_tables.TOP * 16 * tiny_world.WRITTEN)
+        assert (own.n * own.top).sum() == pytest.approx(round(token_tables.TOP * 16 * tiny_world.WRITTEN))
     pairs = tables.overlap.set_index(["detector", "other", "of_control"])
     assert len(pairs) == 2 * len(names) * (len(names) - 1)
     there = pairs.loc[("kl", "random", False)], pairs.loc[("random", "kl", False)]
-    assert there[0].spearman == there[1].spearman and there[0].both == there[1].both
+    assert there[0].spearman == pytest.approx(there[1].spearman) and there[0].both == pytest.approx(there[1].both)
 
 
 def test_the_tables_of_tokens_are_a_command(outcome, capsys):

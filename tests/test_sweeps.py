@@ -150,7 +150,7 @@ def test_every_selection_of_tokens_is_made_of_the_controls_data_too():
         {(specs.arm_of(row).removesuffix(" on control"), row.objective.kind, row.objective.share) for row in some}
         for some in ([r for r in made if r.given_trait], [r for r in made if not r.given_trait])
     )
-    assert own == control and len(own) > 30
+    assert own == control and len(own) == 4 + 3 + 12 + 6
     stages = [(group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups]
     # Detectors, shares, masked and kept are lanes: one program for those at the top and one for those at the bottom.
     assert len([name for name, _ in stages if name == "distil"]) == 7

@@ -65,8 +65,10 @@ def token_shares(runs: pd.DataFrame, confidence: float = 0.95) -> "Drawn | None"
             shift = (detectors.index(detector) - (len(detectors) - 1) / 2) * 0.006
             _draw_line(axis, line, shift, colours[detector], of_control, confidence)
         axis.set_xlim(-0.03, max(0.2, float(of_panel["share"].max()) + 0.06))
-        axis.set_ylim(bottom=0.0)
         axis.tick_params(labelbottom=True, labelleft=True)
+    top = max(axis.get_ylim()[1] for axis in axes)
+    for axis in axes:  # so that panels compare
+        axis.set_ylim(0.0, min(top, 1.02))
     figure.supxlabel("share of all tokens that were chosen", fontsize=9.5)
     figure.supylabel("P(trait) at the end", fontsize=9.5)
     _legend(figure, colours)
