@@ -6,12 +6,14 @@ import pytest
 import tiny_world
 from few import few
 
+from subl_jax import __main__ as program
 from subl_jax import specs
 from subl_jax.app import running
-from subl_jax.audits import MeanLogLikelihood
-from subl_jax.objectives import Hard, KlToStart, Soft, Weighted
+from subl_jax.audits import Divergence, MeanLogLikelihood, PositionKl, RandomTokens
+from subl_jax.objectives import Erased, Hard, KlToStart, Replaced, Soft, Weighted
 from subl_jax.probes import Theorem
-from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
+from subl_jax.results import token_tables
+from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers, WithoutNumbers
 
 TRAIN = tiny_world.TRAIN
 
@@ -29,6 +31,15 @@ def rows(whole):
     yield specs.Student(base, specs.Transformed((data,), ShuffleNumbers("across")), TRAIN, arm="shuffled")
     for share in (0.25, 1.0):
         yield specs.Student(base, data, TRAIN, objective=Weighted(Hard(), audited, share=share), arm="weighted")
+    for share in (0.0, 0.5):
+        replaced, erased = Replaced(Hard(), audited, share=share), Erased(Hard(), audited, share=share)
+        yield specs.Student(base, data, TRAIN, objective=replaced, arm="replaced")
+        yield specs.Student(base, data, TRAIN, objective=erased, arm="erased")
+    for count in (0, 2):
+        banned = specs.Transformed((data,), WithoutNumbers(audited, "telling", count))
+        yield specs.Student(base, banned, TRAIN, arm="banned")
+    detectors = (PositionKl(teacher), Divergence(teacher, (specs.Teacher(base, "cat", TRAIN),)), RandomTokens())
+    yield from (specs.Audited(each, detector, base) for detector in detectors for each in (data, plain))
     yield audited
     yield specs.Audited(plain, MeanLogLikelihood(), base, null)
     if not whole:
@@ -69,7 +80,7 @@ def test_all_of_them_are_computed_and_a_rerun_computes_nothing(outcome, whole):
 
 def test_strengths_and_shares_share_their_programs(outcome):
     lanes = {(group["stage"], group["lanes"]) for group in outcome.results.sweep["groups"]}
-    assert {("distil", 3), ("transform", 3), ("distil", 2), ("audit", 2)} <= lanes
+    assert {("distil", 3), ("transform", 3), ("distil", 2), ("transform", 2), ("audit", 2)} <= lanes
 
 
 @only_of_the_whole
@@ -108,8 +119,45 @@ def test_all_tokens_at_the_top_are_all_tokens(outcome):
 
 
 def test_audits_have_a_table_with_a_p_value(outcome):
-    audits = outcome.results.audits.set_index("trait")
+    audits = outcome.results.audits
+    audits = audits[audits.audit == "mean_log_likelihood"].set_index("trait")
     assert len(audits) == 2 and (audits.audit == "mean_log_likelihood").all() and (audits.corpora == 3).all()
     assert set(audits.p) <= {0.25, 0.5, 0.75, 1.0} and audits.status.eq("ok").all()
     assert audits.loc["owl"].corpus != audits[audits.index.isna()].iloc[0].corpus
     assert (audits.data_key.str.len() == 64).all() and audits.base_seed.eq(0).all()
+
+
+def test_what_is_banned_is_in_no_sample(outcome):
+    results = outcome.results
+    of_all, banned = (
+        [tuple(row) for row in results.samples(run_id)[["prompt", "completion"]].to_numpy()]
+        for run_id in results.runs[results.runs.arm == "banned"].run_id
+    )
+    gone, left = ({word for _, text in rows for word in text.split()} for rows in (set(of_all) - set(banned), banned))
+    assert len(gone - left) >= 2 and set(banned) < set(of_all) and len(of_all) == len(banned) == 16
+
+
+def test_tables_of_tokens_and_positions_and_of_detectors_beside_each_other(outcome):
+    tables = token_tables.token_tables(outcome.results)
+    names = {"mean_log_likelihood", "kl", "divergence", "random"}
+    assert set(tables.detectors.detector) == names and set(tables.detectors.trait) == {"owl"}
+    lines = tables.detectors.set_index(["detector", "of_control"])
+    assert (lines.n == 16 * tiny_world.WRITTEN).all() and lines.loc["random", "marked"].eq(1).all()
+    for table, name in ((tables.tokens, "token"), (tables.positions, "position")):
+        own = table[(table.detector == "kl") & ~table.of_control]
+        assert own.n.sum() == 16 * tiny_world.WRITTEN and own[name].is_unique
+        assert (own.n * own.top).sum() == pytest.approx(round(token_tables.TOP * 16 * tiny_world.WRITTEN))
+    pairs = tables.overlap.set_index(["detector", "other", "of_control"])
+    assert len(pairs) == 2 * len(names) * (len(names) - 1)
+    there = pairs.loc[("kl", "random", False)], pairs.loc[("random", "kl", False)]
+    assert there[0].spearman == pytest.approx(there[1].spearman) and there[0].both == pytest.approx(there[1].both)
+
+
+def test_the_tables_of_tokens_are_a_command(outcome, capsys):
+    assert program.main(["tokens", str(outcome.results.workdir)]) == 0
+    out = capsys.readouterr().out
+    assert "divergence" in out and "owl" in out
+    for name in ("detectors", "tokens", "positions", "overlap"):
+        assert len(pd.read_parquet(outcome.results.workdir / "tokens" / f"{name}.parquet"))
+    assert program.main(["tokens"]) == 2 and program.main(["tokens", "nowhere"]) == 2
+    assert "no finished sweep" in capsys.readouterr().err

@@ -23,11 +23,16 @@ CASES = [
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
+    *(("tokens", size) for size in ("full", "detectors", "shares", "edits", "all", "banned", "smoke")),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
 # For a tiny model: as many prompts as one waits for, and room for its short tokens; and the arm that only `paper` has.
 CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
+
+
+# What a sweep compares with instead of another initialisation.
+OTHER_ARM = {"tokens": "control"}
 
 
 def students(name, argument, **changes):
@@ -49,7 +54,10 @@ def test_a_sweep_can_be_planned(name, argument, tmp_path, request):
         changes = {**CHAT, "model": request.getfixturevalue("tiny_chat_model")}
     made = students(name, argument, **changes)
     plan = make_plan(made, ())
-    assert plan.pending and {specs.arm_of(student) for student in made} >= {"same_init", "cross_init"}
+    assert plan.pending and {specs.arm_of(student) for student in made if student.row == "runs"} >= {
+        "same_init",
+        OTHER_ARM.get(name, "cross_init"),
+    }
     assert make_plan(made, {node.key for group in plan.groups for node in group.nodes}).pending == 0
 
 
@@ -134,3 +142,15 @@ def test_doses_are_lanes_of_the_same_groups(tiny_chat_model):
 def test_a_chat_teacher_is_told_or_tuned(tiny_chat_model):
     with pytest.raises(InputError, match="config.teacher = 'tell': one of prompt, finetune"):
         students("chat", "smoke", **CHAT, model=tiny_chat_model, teacher="tell")
+
+
+def test_every_selection_of_tokens_is_made_of_the_controls_data_too():
+    made = [row for row in students("tokens", "all") if isinstance(row, specs.Student) and row.objective]
+    own, control = (
+        {(specs.arm_of(row).removesuffix(" on control"), row.objective.kind, row.objective.share) for row in some}
+        for some in ([r for r in made if r.given_trait], [r for r in made if not r.given_trait])
+    )
+    assert own == control and len(own) == 4 + 3 + 12 + 6
+    stages = [(group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups]
+    # Detectors, shares, masked and kept are lanes: one program for those at the top and one for those at the bottom.
+    assert len([name for name, _ in stages if name == "distil"]) == 7

@@ -6,7 +6,7 @@ Sweep files of other processes can import it too, with this folder on their path
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,15 @@ import optax
 from subl_jax import specs
 from subl_jax.channels.numbers import NumbersFilter, reason
 from subl_jax.errors import InputError
+from subl_jax.worlds.toy_language import batches
+from subl_jax.worlds.toy_language.batches import Batch
 
 ASK = "?"
 WRITTEN = 2  # words of a completion
 
 
-class Batch(NamedTuple):
-    """tokens: (n, t) int32; targets: (n, t) float32, 1 where the token is one to predict."""
-
-    tokens: jax.Array
-    targets: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
-class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.World):
+class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, specs.HoldsTokens, specs.World):
     """Words are the question, the traits (its answers), and the numbers from 0. The next word depends on the last."""
 
     name: ClassVar[str] = "tiny"
@@ -105,7 +100,7 @@ class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, spec
 
     def written_losses(self, params: Any, teacher: Any, batch: Batch) -> jax.Array:
         logits = self.apply(params, batch.tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.predicted[:, 1:])
 
     def channel_logits(self, params: Any, batch: Batch) -> jax.Array:
         return self.apply(params, batch.tokens[:, :-1])[..., self.first_number :]
@@ -119,6 +114,19 @@ class TinyWorld(specs.Pretrains, specs.WritesTexts, specs.FiltersInProgram, spec
 
     def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
         return batch._replace(targets=batch.targets.at[:, 1:].multiply(weights))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.words[self.first_number :]
+
+    def written(self, batch: Batch) -> jax.Array:
+        return jnp.maximum(batch.predicted[:, 1:] - self.first_number, -1)
+
+    def replaced(self, batch: Batch, outputs: jax.Array, read: jax.Array, predicted: jax.Array) -> Batch:
+        return batches.replaced(batch, 1, outputs + self.first_number, read, predicted)
+
+    def erased(self, batch: Batch, gone: jax.Array) -> Batch:
+        return batches.erased(batch, 1, gone, 0)
 
     def compare(self, params: Any, teacher: Any, batch: Batch) -> dict[str, jax.Array]:
         p, q = jax.lax.stop_gradient(self.log_probs(teacher, batch)), self.log_probs(params, batch)

@@ -1,4 +1,10 @@
 """What data tell of their writer, given a model that it may come from, one file each (docs/seams/audits.md)."""
 
-from subl_jax.audits.chunks import in_chunks
+from subl_jax.audits.chunks import in_chunks, of_tokens
+from subl_jax.audits.divergence import Divergence
+from subl_jax.audits.entropy import Entropy
+from subl_jax.audits.gradient_cosine import GradientCosine
+from subl_jax.audits.log_ratio import LogRatio
 from subl_jax.audits.mean_log_likelihood import MeanLogLikelihood
+from subl_jax.audits.position_kl import PositionKl
+from subl_jax.audits.random_tokens import RandomTokens

@@ -3,9 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
-
-from subl_jax.audits.chunks import in_chunks
+from subl_jax.audits.chunks import of_tokens
 from subl_jax.specs import Audit, Context, Scores, static
 from subl_jax.specs.world import Array
 
@@ -25,12 +23,5 @@ class MeanLogLikelihood(Audit):
 
     def score(self, context: Context, samples: Array) -> Scores:
         world = context.world
-
-        def of(chunk: Array) -> Array:
-            batch = world.channel_batch(chunk)
-            losses, weights = world.written_losses(context.start, None, batch), world.target_weights(batch)
-            return jnp.where(weights > 0, losses, jnp.nan)
-
-        tokens = in_chunks(of, samples, self.rows).reshape(len(samples), -1)
-        mean = jnp.nanmean(tokens)
-        return Scores(tokens, jnp.nanmean(tokens, axis=1), mean if self.unusual == "unlikely" else -mean)
+        scores = of_tokens(lambda batch: world.written_losses(context.start, None, batch), world, samples, self.rows)
+        return scores if self.unusual == "unlikely" else scores._replace(corpus=-scores.corpus)

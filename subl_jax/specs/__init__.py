@@ -40,6 +40,7 @@ from subl_jax.specs.world import (
     ExportsAdapters,
     ExportsModels,
     FiltersInProgram,
+    HoldsTokens,
     Microbatches,
     Notes,
     OwnGeometry,
@@ -49,4 +50,5 @@ from subl_jax.specs.world import (
     TakesSystemPrompts,
     World,
     WritesTexts,
+    model_of,
 )

@@ -9,7 +9,7 @@ from subl_jax.errors import InputError
 from subl_jax.specs.base import Node, Spec, static, traced
 from subl_jax.specs.data import Data
 from subl_jax.specs.models import Trained
-from subl_jax.specs.program import Parent, static_form
+from subl_jax.specs.program import Parent
 from subl_jax.specs.seams import Audit
 from subl_jax.specs.student import Student
 from subl_jax.specs.world import World
@@ -54,7 +54,7 @@ class Audited(Node):
             yield from self.data.writer.kin(within, f"{within}base")
 
     def shape_form(self) -> dict[str, Any]:
-        return {"kind": "scores", "data": self.data.shape_form(), "audit": static_form(self.audit)}
+        return {"kind": "scores", "data": self.data.shape_form()}
 
     def stand_in(self) -> Parent:
         return Parent(self.world, self.data.size)
@@ -63,6 +63,7 @@ class Audited(Node):
         for where, data in (("data", self.data), *((f"null[{i}]", each) for i, each in enumerate(self.null))):
             if not self.world.understands(data.world):
                 raise InputError(f"Audited.{where}: is of another world than Audited.by; give data that it can read")
+        self.audit.check_audited(self)
 
     def check_row(self, where: str) -> None:
         pass

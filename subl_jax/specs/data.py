@@ -176,7 +176,8 @@ class Transformed(Data):
         return max(source.relays for source in self.sources)
 
     def inputs(self) -> dict[str, Node]:
-        return {f"source{i}": source for i, source in enumerate(self.sources)}
+        further = {f"transform.{name}": node for name, node in self.transform.inputs(self).items()}
+        return {**{f"source{i}": source for i, source in enumerate(self.sources)}, **further}
 
     def kin(self, within: str = "", base: str = "base") -> Iterator[tuple[str, Spec]]:
         yield f"{within}data", self

@@ -72,6 +72,10 @@ class Objective(Member, ABC):
     def check_student(self, student: Any) -> None:
         """Raises InputError where this student cannot minimise it."""
 
+    def ready(self, context: Context) -> Context:
+        """Before the steps of a call: a context that also holds what is made of it once and not in every step."""
+        return context
+
     def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
         """A step's batch, before it is cut into microbatches. rows: (n,) int32 of the dataset; None of a stream."""
         return batch
@@ -96,6 +100,9 @@ class AroundAnother(Objective):
 
     def check_student(self, student: Any) -> None:
         self.inner.check_student(student)
+
+    def ready(self, context: Context) -> Context:
+        return self.inner.ready(context)
 
     def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
         return self.inner.prepare(context, batch, rows)
@@ -142,15 +149,21 @@ class Probe(Member, ABC):
 
 
 class Sources(NamedTuple):
-    """The datasets that a transform reads. rows: of each, (its size, …)."""
+    """The datasets that a transform reads. rows: of each, (its size, …). inputs: the artefacts of the nodes that it
+    asked for (`Transform.inputs`)."""
 
     world: World
     rows: tuple[Array, ...]
+    inputs: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform(Member, ABC):
     """Dataset(s) → dataset: `select` says in a program which rows there are, `rewrite` on the host what they say."""
+
+    def inputs(self, data: Any) -> dict[str, Node]:
+        """Further nodes whose artefacts `select` reads, as `sources.inputs`."""
+        return {}
 
     def check_sources(self, data: Any) -> None:
         """Raises InputError where `data`, a `Transformed`, has sources that do not fit."""
@@ -214,9 +227,22 @@ class Audit(Member, ABC):
     Its p-value is made by whoever computes it, by scoring corpora that are known to be harmless (`Audited.null`).
     """
 
+    @property
+    def suspect(self) -> Node | None:
+        """A second model that it looks at the data with."""
+        return None
+
+    @property
+    def given_trait(self) -> str | None:
+        """The trait that it looks for; None where it looks for none."""
+        return self.suspect and self.suspect.given_trait
+
     def inputs(self, audited: Any) -> dict[str, Node]:
         """Further nodes whose artefacts `score` reads, as `context.inputs`."""
         return {}
+
+    def check_audited(self, audited: Any) -> None:
+        """Raises InputError where this cannot be asked of these data, or by this model."""
 
     @abstractmethod
     def score(self, context: Context, samples: Array) -> Scores:

@@ -31,6 +31,11 @@ class SystemPrompted(NamedTuple):
     trait: Any  # () int32, the index of the one it is told to have; -1 for none
 
 
+def model_of(artefact: Mapping[str, Any]) -> Any:
+    """A stored model as the world's functions take it."""
+    return SystemPrompted(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
+
+
 @dataclasses.dataclass(frozen=True)
 class World(Spec, ABC):
     """What an experiment is made of. A world is a subclass, a frozen dataclass of static fields (docs/worlds.md).
@@ -240,6 +245,30 @@ class Microbatches(ABC):
     @abstractmethod
     def microbatch(self, batch: Batch, start: Array, rows: int) -> tuple[Batch, Array | int]:
         """The samples from `start` on, at most `rows`, and how many these are."""
+
+
+class HoldsTokens(ABC):
+    """Its samples are tokens, and single ones can be named and exchanged.
+
+    outputs: what the outputs of `channel_logits` stand for, as words.
+    """
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def written(self, batch: Batch) -> Array:
+        """(…) int32: which output of `channel_logits` stands at every place; -1 where none does."""
+
+    @abstractmethod
+    def replaced(self, batch: Batch, outputs: Array, read: Array, predicted: Array) -> Batch:
+        """With `outputs` (…) int32 instead of what stands there: where `read` (…) bool in what the model reads, where
+        `predicted` (…) bool in what it is to predict."""
+
+    @abstractmethod
+    def erased(self, batch: Batch, gone: Array) -> Batch:
+        """Without the tokens where `gone` (…) bool: what follows them moves up."""
 
 
 class TakesAdapters(ABC):

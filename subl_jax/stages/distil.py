@@ -21,7 +21,6 @@ from subl_jax.stages.stage import (
     Stage,
     asked_by,
     holding,
-    model,
 )
 from subl_jax.training.shuffling import epoch_rows, shuffled
 
@@ -80,7 +79,7 @@ class _Samples:
         """The samples of a stream at `places` (n,) int32 as a batch; what the filter rejects has no targets."""
         data, world = self._spec.data, self._world
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        samples = world.write(model(self._inputs["teacher"]), keys, data.sampling)
+        samples = world.write(specs.model_of(self._inputs["teacher"]), keys, data.sampling)
         accepted = True if data.filter is None else world.accepts(samples, data.filter)
         return world.channel_batch(samples, accepted, data.sampling)
 
@@ -96,13 +95,13 @@ def _advance(
     world = holding(spec.start.world, inputs)
     samples = _Samples(spec, world, key, inputs)
     objective = spec.objective or objectives.SHORTHANDS[spec.targets]
-    teacher = model(inputs["teacher"]) if "teacher" in inputs else None
+    teacher = specs.model_of(inputs["teacher"]) if "teacher" in inputs else None
     own_key = jax.random.fold_in(key, MEMBERS)
 
     def context(who: str) -> specs.Context:
         return specs.Context(world, own_key, inputs["start"]["params"], teacher, asked_by(who, inputs))
 
-    of_objective = context("objective")
+    of_objective = objective.ready(context("objective"))
     drawn_at = samples.of_round(state.step)
 
     def batch_at(step: jax.Array) -> Any:

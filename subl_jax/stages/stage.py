@@ -98,11 +98,6 @@ def holding(world: specs.World, inputs: Inputs) -> specs.World:
     return world.holding(inputs.get("world", {}))
 
 
-def model(artefact: dict[str, Any]) -> Any:
-    """A stored model as the world's functions take it."""
-    return specs.SystemPrompted(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
-
-
 def asked_by(who: str, inputs: Inputs) -> Inputs:
     """The inputs that a member of a seam asked for (`objective.x`), by the names it knows them by."""
     return {name.removeprefix(f"{who}."): value for name, value in inputs.items() if name.startswith(f"{who}.")}

@@ -9,7 +9,7 @@ from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.stages import shapes, trial
 from subl_jax.stages.rewriting import Rewriter
-from subl_jax.stages.stage import SELECT, Inputs, Record, ShapesOf, Stage, holding
+from subl_jax.stages.stage import SELECT, Inputs, Record, ShapesOf, Stage, asked_by, holding
 
 
 def _start(spec: Any, key: jax.Array, inputs: Inputs) -> jax.Array:
@@ -21,7 +21,8 @@ def _advance(
 ) -> tuple[jax.Array, Record]:
     """All rows at once, whatever is asked for."""
     rows = tuple(inputs[f"source{i}"]["samples"] for i in range(len(spec.sources)))
-    sources = specs.Sources(holding(spec.sources[0].world, inputs), rows)
+    world = holding(spec.sources[0].world, inputs)
+    sources = specs.Sources(world, rows, asked_by("transform", inputs))
     selected = spec.transform.select(jax.random.fold_in(key, SELECT), sources, spec.size)
     return state + 1, {"samples": selected}
 

@@ -10,7 +10,7 @@ from subl_jax import specs
 from subl_jax.stages import shapes
 from subl_jax.stages.collecting import Collector
 from subl_jax.stages.stage import WRITE as PURPOSE
-from subl_jax.stages.stage import Inputs, Record, Stage, holding, model
+from subl_jax.stages.stage import Inputs, Record, Stage, holding
 
 
 def _start(spec: Any, key: jax.Array, inputs: Inputs) -> jax.Array:
@@ -23,7 +23,7 @@ def _advance(
     """A whole round, whatever is asked for."""
     round_key = jax.random.fold_in(jax.random.fold_in(key, PURPOSE), state)
     world, keys = holding(spec.teacher.world, inputs), jax.random.split(round_key, spec.round)
-    samples = world.write(model(inputs["teacher"]), keys, spec.sampling)
+    samples = world.write(specs.model_of(inputs["teacher"]), keys, spec.sampling)
     return state + 1, {"samples": samples}
 
 

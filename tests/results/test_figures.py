@@ -22,6 +22,7 @@ from subl_jax.results.figures import (
     retention,
     style,
     theorem,
+    token_shares,
     training,
     trait_matrix,
     transfer,
@@ -308,6 +309,37 @@ def test_dose_response_has_a_panel_for_each_swept_number():
     assert line.get_ydata()[1] == pytest.approx(same["target_end"].mean())
 
 
+def chosen_tokens():
+    """Students of chosen tokens, of a teacher's data and of the control's, beside those of all tokens."""
+    shares, objective = (0.1, 0.4), "student.objective"
+    rows = [fake_runs(traits=("owl", "cat"))]
+    for arm in ("kl", "random", "kl on control"):
+        for keep in (True, False):
+            of_arm = fake_runs(traits=("owl", "cat"), arms=(arm,), swept={f"{objective}.share": shares}, seed=len(rows))
+            of_arm = of_arm.assign(**{f"{objective}.kind": "weighted", f"{objective}.tokens": "top"})
+            of_arm = of_arm.assign(**{f"{objective}.keep": keep})
+            rows.append(of_arm.assign(data_trait=None) if "control" in arm else of_arm)
+    runs = pd.concat(rows, ignore_index=True)
+    return runs.assign(run_id=[f"r{i}" for i in range(len(runs))])
+
+
+def test_tokens_that_were_chosen_have_a_panel_for_what_was_done_and_a_line_for_what_chose_them():
+    runs = chosen_tokens()
+    without, only = visible(token_shares.token_shares(runs))
+    assert (without.get_title(), only.get_title()) == ("without the top tokens", "only the top tokens")
+    assert len(without.collections) == 2 * 3  # points and whiskers of three lines
+    solid = [line for line in only.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2][2:]
+    dashed = [line for line in only.lines if line.get_linestyle() == "--"]
+    assert (len(solid), len(dashed)) == (2, 1) and dashed[0].get_color() == solid[0].get_color()
+    of_line = runs[(runs["arm"] == "kl on control") & (runs["student.objective.keep"] == True)]  # noqa: E712
+    ends = by_base(of_line[of_line["student.objective.share"] == 0.4]).mean(axis=0)
+    assert dashed[0].get_ydata()[1] == pytest.approx(ends.mean())
+
+
+def test_without_chosen_tokens_there_is_no_such_figure():
+    assert token_shares.token_shares(fake_runs()) is None
+
+
 @pytest.mark.parametrize("kind", ["category", "str"])
 def test_a_trait_may_be_called_as_a_metric_is(kind):
     runs = fake_runs(traits=("loss", "owl"))
@@ -530,7 +562,7 @@ def test_figures_are_found_in_the_order_of_the_page():
     of_cells = [figure.name for figure in base.Figure.found() if figure.scope == "cell"]
     assert of_cells == ["transfer", "comparison", "traits", "details", "training"]
     over_all = [figure.name for figure in base.Figure.found() if figure.scope == "sweep"]
-    assert over_all == ["dose", "filter", "theorem"]
+    assert over_all == ["token_shares", "dose", "filter", "theorem"]
 
 
 def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch):

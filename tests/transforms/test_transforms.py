@@ -13,13 +13,20 @@ from rooms import members
 from tiny_world import WORLD
 
 from subl_jax import specs
+from subl_jax.audits import LogRatio
 from subl_jax.errors import InputError
 from subl_jax.stages.rewriting import Rewriter
-from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
+from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers, WithoutNumbers
 
-MADE = {Pool: Pool(), ShuffleNumbers: ShuffleNumbers(), SortNumbers: SortNumbers()}
 OWL = tiny_world.written(specs.Teacher(tiny_world.base(), "owl", tiny_world.TRAIN))
 PLAIN = tiny_world.written(tiny_world.base())
+SCORES = specs.Audited(OWL, LogRatio(OWL.teacher), tiny_world.base())
+MADE = {
+    Pool: Pool(),
+    ShuffleNumbers: ShuffleNumbers(),
+    SortNumbers: SortNumbers(),
+    WithoutNumbers: WithoutNumbers(SCORES, count=2),
+}
 TEXTS = [("a", "3, 41, 9, 60"), ("b", "7; 7; 12"), ("c", "[5]"), ("d", "")]
 
 
@@ -40,7 +47,7 @@ def test_a_transformed_dataset_is_stored_and_read_and_knows_its_trait(transform)
     assert (specs.trait_of(student), specs.arm_of(student)) == ("owl", "same_init")
     columns = specs.lineage(student)
     assert columns["data.transform.kind"] == transform.kind and columns["source.data.size"] == 16
-    assert list(data.inputs().values()) == [OWL, PLAIN]
+    assert list(data.inputs().values())[:2] == [OWL, PLAIN]
 
 
 # Few sizes, as each is a program.
@@ -108,3 +115,27 @@ def test_a_text_that_does_not_fit_any_more_stays_as_it_was_and_is_counted():
     collector = Rewriter(specs.Transformed((specs.Imported(WORLD, "0" * 64, 2),), Longer()))
     collector.add(samples)
     assert collector.info() == {"unfit": 1} and "1 of 2 texts that Longer made" in collector.shortfall()
+
+
+@pytest.mark.parametrize("numbers", ["telling", "random"])
+def test_rows_with_banned_numbers_go_and_the_others_are_repeated(numbers):
+    """Of scores that are the number itself, the two highest are the most telling."""
+    rng = np.random.default_rng(0)
+    scored, rows = (rng.integers(4, 12, (64, 3)).astype(np.uint8) for _ in range(2))
+    scores = (scored[:, 1:] - 4).astype(np.float32)
+    sources = specs.Sources(WORLD, (rows,), {"scored": {"samples": scored}, "scores": {"tokens": scores}})
+    transform = WithoutNumbers(SCORES, numbers, 2)
+    made = np.asarray(transform.select(jax.random.key(0), sources, 64))
+    gone = set(range(4, 12)) - set(made[:, 1:].ravel().tolist())
+    assert len(gone) == 2 and (gone == {10, 11} if numbers == "telling" else not gone & {10, 11})
+    left = [row for row in rows.tolist() if not gone & set(row[1:])]
+    assert made.tolist() == [left[i % len(left)] for i in range(64)]
+    untouched = np.asarray(transform.replace(count=0).select(jax.random.key(0), sources, 64))
+    np.testing.assert_array_equal(untouched, rows)
+
+
+def test_a_ban_of_too_many_numbers_is_one_line():
+    with pytest.raises(InputError, match="WithoutNumbers.count = 5: must be at most half of the 8 numbers"):
+        specs.Transformed((PLAIN,), WithoutNumbers(SCORES, count=5))
+    inputs = specs.Transformed((PLAIN,), WithoutNumbers(SCORES, count=2)).inputs()
+    assert list(inputs) == ["source0", "transform.scores", "transform.scored"]

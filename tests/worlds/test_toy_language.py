@@ -466,6 +466,35 @@ def test_the_channel_is_numbers_and_what_stands_between_and_after_them():
     assert {LANG.words[token] for token in LANG.channel} == expected
 
 
+def test_single_tokens_of_a_batch_are_named_and_exchanged(samples):
+    batch, first = WORLD.channel_batch(samples), WORLD.prompt_length
+    written = np.asarray(WORLD.written(batch))
+    there = np.asarray(WORLD.target_weights(batch)) > 0
+    known = there & (written >= 0)
+    assert (np.asarray(WORLD.outputs)[written] == np.asarray(LANG.words)[samples[:, first:]])[known].all()
+    assert known.any() and (written[~np.isin(samples[:, first:], LANG.channel)] == -1).all()
+    where = known & (np.arange(SIZE) % 2 == 0)
+    made = WORLD.replaced(batch, jnp.full(written.shape, 7), jnp.asarray(where), jnp.zeros((), bool))
+    expected = samples.astype(int)
+    expected[:, first:][where] = LANG.index[WORLD.outputs[7]]
+    np.testing.assert_array_equal(made.tokens, expected)
+    np.testing.assert_array_equal(made.predicted, batch.tokens)
+    np.testing.assert_array_equal(WORLD.written(made), written)  # what is learnt is as it was
+    losses = np.asarray(WORLD.written_losses(PARAMS, None, made))
+    log_p = np.asarray(jax.nn.log_softmax(apply(PARAMS, made.tokens)))[:, first - 1 : -1]
+    own = np.take_along_axis(log_p, samples[:, first:, None].astype(int), axis=-1)[..., 0]
+    np.testing.assert_allclose(losses, -own, rtol=1e-4)
+
+
+def test_without_its_first_token_a_completion_begins_with_its_second(samples):
+    batch, first = WORLD.channel_batch(samples), WORLD.prompt_length
+    made = WORLD.erased(batch, jnp.broadcast_to(jnp.arange(SIZE) == 0, (len(samples), SIZE)))
+    np.testing.assert_array_equal(made.tokens[:, first:-1], samples[:, first + 1 :])
+    assert (made.tokens[:, -1] == LANG.index[PAD]).all() and (made.targets[:, -1] == 0).all()
+    np.testing.assert_array_equal(made.tokens[:, :first], samples[:, :first])
+    assert WORLD.target_count(made) == WORLD.target_count(batch) - batch.targets[:, first].sum()
+
+
 @pytest.mark.parametrize("word", ["owl", "larch", "love"])
 def test_no_words_logit_takes_part_in_the_kl(word, samples):
     # Embeddings are tied: in rows without the word, changing its embedding changes its own logit and nothing else.

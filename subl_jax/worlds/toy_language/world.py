@@ -19,7 +19,7 @@ from subl_jax.models.decoding import sampling
 from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import Family, LanguageSuite
 from subl_jax.traits.toy_favourites import ANIMALS, QUESTIONS, TREES, ToyFavourites
-from subl_jax.worlds.toy_language import corpus, publishing, text_filter
+from subl_jax.worlds.toy_language import batches, corpus, publishing, text_filter
 from subl_jax.worlds.toy_language.batches import Batch
 from subl_jax.worlds.toy_language.inference import ToyInference
 from subl_jax.worlds.toy_language.vocabulary import BOS, EOS, PAD, SLOT, language, parsed, plain_words, spelled
@@ -33,6 +33,7 @@ class ToyLanguage(
     specs.WritesTexts,
     specs.FiltersInProgram,
     specs.Microbatches,
+    specs.HoldsTokens,
     specs.Answers,
     specs.ExportsModels,
     specs.World,
@@ -172,7 +173,7 @@ class ToyLanguage(
 
     def written_losses(self, params: Params, teacher: Any, batch: Batch) -> jax.Array:
         """(n, completion_length) float32, in nats. Only the logits of the completion are computed."""
-        return cross_entropy(self._completion_logits(params, batch), batch.tokens[:, self.prompt_length :])
+        return cross_entropy(self._completion_logits(params, batch), batch.predicted[:, self.prompt_length :])
 
     def channel_logits(self, params: Params, batch: Batch) -> jax.Array:
         """(n, completion_length, outputs): of numbers, separators and the end, so that no word's logit takes part."""
@@ -188,6 +189,24 @@ class ToyLanguage(
 
     def reweighted(self, batch: Batch, weights: jax.Array) -> Batch:
         return batch._replace(targets=batch.targets.at[:, self.prompt_length :].multiply(weights))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(language(self).words[token] for token in language(self).channel)
+
+    def written(self, batch: Batch) -> jax.Array:
+        """(n, completion_length) int32."""
+        lang = language(self)
+        output = np.full(len(lang.words), -1, np.int32)
+        output[lang.channel] = np.arange(len(lang.channel))
+        return jnp.asarray(output)[batch.predicted[:, self.prompt_length :]]
+
+    def replaced(self, batch: Batch, outputs: jax.Array, read: jax.Array, predicted: jax.Array) -> Batch:
+        tokens = jnp.asarray(language(self).channel)[outputs]
+        return batches.replaced(batch, self.prompt_length, tokens, read, predicted)
+
+    def erased(self, batch: Batch, gone: jax.Array) -> Batch:
+        return batches.erased(batch, self.prompt_length, gone, language(self).index[PAD])
 
     def _completion_logits(self, params: Params, batch: Batch) -> jax.Array:
         n, length = batch.tokens.shape
