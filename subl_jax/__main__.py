@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "subl_jax.app.export",
     "dashboard": "subl_jax.app.dashboard",
     "show": "subl_jax.app.show",
+    "predict": "subl_jax.app.predict",
 }
 
 
