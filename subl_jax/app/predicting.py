@@ -72,7 +72,8 @@ def data_of(data: str, world: specs.World) -> specs.Imported:
     matching = table[table["key"].str.startswith(key)] if colon else table.head(0)
     if len(matching) != 1:
         listed = [
-            f"{row.key[:12]} ({row.trait or 'no trait'}, base {row.base_seed})" for row in table.head(20).itertuples()
+            f"{row.key[:12]} ({row.trait if isinstance(row.trait, str) else 'no trait'}, base {row.base_seed})"
+            for row in table.head(20).itertuples()
         ]
         raise InputError(
             f"--data {data}: {len(matching)} datasets are called so; give {folder}:KEY, of {', '.join(listed)}"
@@ -143,12 +144,17 @@ def shown(gains: pd.DataFrame, most: int = 24) -> Table:
 def scores(summary: pd.DataFrame) -> Table:
     """The summary of a benchmark: its test half, where there is one."""
     half = "test" if (summary["half"] == "test").any() else summary["half"].iloc[0]
+    summary = summary[summary["half"] == half]
+    if summary["setting"].nunique() == 2:  # one setting, which is all there is
+        summary = summary[summary["setting"] != "all"]
     table = Table(title=f"{half} half of the bases; means and 95 % intervals over bases")
-    for name in ("predictor", "setting", "datasets", "first of all", "Spearman", "wrong sign", "slope", "cost, once"):
-        table.add_column(name)
-    for row in summary[summary["half"] == half].to_dict("records"):
+    for name in ("predictor", "setting", "datasets", "first", "Spearman", "wrong sign", "slope", "cost, once"):
+        table.add_column(name, no_wrap=name == "predictor")
+    for row in summary.to_dict("records"):
         table.add_row(
-            *(str(row[name]).replace("_", " ") for name in ("predictor", "setting", "datasets")),
+            row["predictor"].replace("_", " "),
+            row["setting"],
+            str(row["datasets"]),
             *(_interval(row, name) for name in ("top1", "spearman", "sign_errors", "slope")),
             f"{row['cost']:.1%}, {row['cost_once']:.1%}",
         )

@@ -8,4 +8,5 @@ from subl_jax.audits.first_update import FirstUpdate
 from subl_jax.audits.fisher_update import FisherUpdate
 from subl_jax.audits.mean_log_likelihood import MeanLogLikelihood
 from subl_jax.audits.prediction import FirstStep, Prediction
+from subl_jax.audits.prompt_ratio import PromptRatio
 from subl_jax.audits.rollout import Rollout

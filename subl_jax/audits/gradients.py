@@ -78,8 +78,8 @@ class AtStart:
         return jnp.log(self.context.world.evaluate(self.whole(at), self.context.key)["trait"])
 
     def gains(self, step: Array) -> Array:
-        """(traits,): how fast log P of every trait grows along `step` (d,). One pass serves all traits."""
-        return jax.jvp(self.log_p, (self.at,), (step,))[1]
+        """(traits,): how fast log P of every trait grows along `step` (d,). One calculation serves all traits."""
+        return along(self.log_p, self.at, step)
 
     def trait_gradient(self, trait: Array) -> Array:
         """(d,): the gradient of log P(trait); trait: () int32."""
@@ -95,10 +95,19 @@ class AtStart:
             def losses(x: Array) -> Array:
                 return world.written_losses(self.whole(x), self.context.teacher, batch)
 
-            rates = -jax.jvp(losses, (self.at,), (step,))[1]
+            rates = -along(losses, self.at, step)
             return jnp.where(world.target_weights(batch) > 0, rates, jnp.nan)
 
         return in_chunks(of, samples, self.chunk).reshape(len(samples), -1)
+
+
+def along(function: Callable[[Array], Array], at: Array, step: Array) -> Array:
+    """The derivative of `function` at `at` (d,) along `step` (d,), of the shape of its result.
+
+    From backward passes alone, the second one through the first, as some operations of models have no tangents.
+    """
+    value, backward = jax.vjp(function, at)
+    return jax.grad(lambda weights: backward(weights)[0] @ step)(jnp.zeros_like(value))
 
 
 def movable(params: Params, trained: Any) -> tuple[Array, Callable[[Array], Params]]:

@@ -77,34 +77,35 @@ class Prediction(Audit):
 
     @abstractmethod
     def cost(self, audited: Any) -> Cost:
-        """What it takes. The questions behind P(trait), one forward and one tangent pass over a few, are left out."""
+        """What it takes. The questions behind P(trait), a few passes over a few samples, are left out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstStep(Prediction):
     """A prediction from a first step s: the gain of every trait is J · s, J the gradients of log P(trait).
 
-    Of a token, the score is what it alone contributes to the trait that gains most; of a sample the mean over its
-    tokens; of the corpus the largest gain. Beyond the first `rows` samples there are no scores.
+    The score of the corpus is the largest gain. With `tokens` every token has one, what it alone contributes to the
+    trait that gains most, and every sample the mean over its own; without, these are nan.
     """
+
+    tokens: bool = static(False)
 
     def score(self, context: Context, samples: Array) -> Scores:
         student = self.at_start(context)
-        read = samples[: self.rows]
-        found = self.first_step(student, read, context.inputs["null"]["samples"][: self.null_rows])
+        found = self.first_step(student, self.read(samples), context.inputs["null"]["samples"][: self.null_rows])
         gains = student.gains(found.step)
+        if not self.tokens:
+            return of_corpus(context, samples, jnp.max(gains), gains)
         towards = found.scale(student.trait_gradient(jnp.argmax(gains)))
-        tokens = student.token_rates(read, towards)
-        tokens = jnp.pad(tokens, ((0, len(samples) - len(read)), (0, 0)), constant_values=jnp.nan)
+        tokens = student.token_rates(samples, towards)
         return Scores(tokens, jnp.nanmean(tokens, axis=1), jnp.max(gains), gains)
 
     def cost(self, audited: Any) -> Cost:
-        """Forward and backward over both corpora, and one tangent pass over the data for the scores of tokens."""
+        """Forward and backward over both corpora; with `tokens` further passes over all the data."""
         data, null = self.sizes(audited)
-        asked = self.targets == "soft"
-        return Cost(
-            (5 + asked) * data * audited.world.sequence_flops, (3 + asked) * null * audited.world.sequence_flops
-        )
+        passes, asked = 3 + (self.targets == "soft"), 4 * self.tokens * audited.data.size
+        each = audited.world.sequence_flops
+        return Cost((passes * data + asked) * each, passes * null * each)
 
     @abstractmethod
     def first_step(self, student: AtStart, data: Array, null: Array) -> Step:

@@ -21,6 +21,7 @@ from subl_jax.storage.store import Store
 ROLLOUT = 0.1
 # What is no prediction: a rollout, another student of the same data, and the student itself.
 ROLLED, AGAIN, TRAINED = "rollout", "another_seed", "training"
+_PLACES = {ROLLED: 1, AGAIN: 2, TRAINED: 3}
 _LEAST = 1e-30  # a P that is 0 in float32 has no logarithm
 
 
@@ -79,6 +80,10 @@ def table(results: Results) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{results.workdir}: no students of the predicted data and of their null corpora are there")
     made = pd.DataFrame(rows)
+    # Predictions first, and what they are compared with last.
+    made = made.sort_values(
+        "predictor", key=lambda names: names.map(_PLACES).fillna(0), kind="stable", ignore_index=True
+    )
     seeds = sorted(made["base_seed"].unique())
     development = set(seeds[: len(seeds) // 2])
     made.insert(1, "half", ["development" if seed in development else "test" for seed in made["base_seed"]])

@@ -18,6 +18,7 @@ from subl_jax.audits import (
     FirstUpdate,
     FisherUpdate,
     MeanLogLikelihood,
+    PromptRatio,
     Rollout,
     in_chunks,
 )
@@ -30,6 +31,9 @@ PREDICTIONS = (FirstUpdate, AdamUpdate, FisherUpdate, Rollout, DirectionCosine, 
 MADE = {MeanLogLikelihood: MeanLogLikelihood(), **{each: each(TRAIN, NULL) for each in PREDICTIONS}}
 BASE, OTHER = (WORLD.init(jax.random.key(i)) for i in range(2))
 WRITE = jax.jit(lambda params, key: WORLD.write(params, jax.random.split(key, 64), specs.Sampling()))
+MADE[PromptRatio] = PromptRatio(TRAIN, NULL)
+# A world whose models can be told a trait, and one of them.
+TOLD, PROMPTED = tiny_world.TUNED, {"weights": OTHER}
 CONTEXT = specs.Context(
     WORLD,
     jax.random.key(0),
@@ -54,9 +58,10 @@ def test_every_audit_of_the_room_is_tried_here():
 @pytest.mark.parametrize("audit", MADE.values(), ids=lambda each: each.kind)
 def test_scores_have_their_shapes_and_follow_the_samples(audit):
     samples = corpus(BASE, 0)
-    scores = audit.score(CONTEXT, samples)
+    context = CONTEXT._replace(world=TOLD, start=PROMPTED) if isinstance(audit, PromptRatio) else CONTEXT
+    scores = audit.score(context, samples)
     assert scores.tokens.shape == (64, tiny_world.WRITTEN) and scores.samples.shape == (64,)
-    turned = audit.score(CONTEXT, samples[::-1])
+    turned = audit.score(context, samples[::-1])
     np.testing.assert_allclose(turned.samples, scores.samples[::-1], rtol=1e-5)
     np.testing.assert_allclose(turned.corpus, scores.corpus, rtol=1e-4, atol=1e-6)
     if scores.gains is not None:

@@ -11,7 +11,7 @@ import tiny_world
 from tiny_world import TRAIN, WORLD, TinyWorld
 
 from subl_jax import specs
-from subl_jax.audits import AdamUpdate, Coverage, DirectionCosine, FirstUpdate, FisherUpdate, Rollout
+from subl_jax.audits import AdamUpdate, Coverage, DirectionCosine, FirstUpdate, FisherUpdate, PromptRatio, Rollout
 from subl_jax.audits.fisher_update import solved
 from subl_jax.errors import InputError
 from subl_jax.transforms import Pool
@@ -30,7 +30,7 @@ class Gained(TinyWorld):
         return (params["embed"][tokens] * params["gain"]) @ params["out"]
 
 
-GAINED = Gained(width=6)
+GAINED = Gained(width=24)
 GAINS = TRAIN.replace(trainable=("gain",), batch=64)
 BASE = GAINED.init(jax.random.key(3))
 NULL_NODE = tiny_world.written(tiny_world.base(world=GAINED), size=4096)
@@ -100,7 +100,7 @@ def test_the_fisher_step_is_the_dense_inverse_whichever_side_is_longer(shape):
 
 def test_gradients_and_gains_are_finite_differences():
     student, samples = FIRST["first_update"].at_start(context(NULL)), NULL[:100]
-    direction, h = jnp.asarray(np.random.default_rng(0).normal(size=6), jnp.float32), 1e-2
+    direction, h = jnp.asarray(np.random.default_rng(0).normal(size=24), jnp.float32), 1e-2
 
     def loss(at):
         return GAINED.loss(student.whole(at), GAINED.channel_batch(samples))
@@ -113,7 +113,7 @@ def test_gradients_and_gains_are_finite_differences():
     np.testing.assert_allclose(student.gains(direction), change(student.log_p), rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(student.trait_gradient(jnp.int32(1)) @ direction, student.gains(direction)[1], rtol=1e-4)
     each = student.sample_gradients(samples, NULL[:33])
-    assert [x.shape for x in each] == [(100, 6), (33, 6)]
+    assert [x.shape for x in each] == [(100, 24), (33, 24)]
     np.testing.assert_allclose(np.stack([x.mean(axis=0) for x in each]), whole, rtol=1e-4, atol=1e-6)
 
 
@@ -148,7 +148,7 @@ def test_only_what_the_student_trains_counts():
         sizes[name] = student.at.shape
         moved = student.whole(student.at + 1.0)
         assert {key for key in BASE if np.any(moved[key] != BASE[key])} == {name}
-    assert sizes == {"gain": (6,), "embed": (12 * 6,)}
+    assert sizes == {"gain": (24,), "embed": (12 * 24,)}
     with pytest.raises(InputError, match=r"Train.trainable: 'gains' names no parameter; did you mean 'gain'"):
         FIRST["first_update"].replace(train=TRAIN.replace(trainable=("gains",))).at_start(context(NULL))
 
@@ -213,3 +213,22 @@ def test_costs_are_counted_for_a_dataset_and_once():
     assert audited.audit.flops(audited) == cost.each + cost.once
     rollout = Rollout(TRAIN, null, steps=5)
     assert rollout.cost(audited).each == 3 * 5 * TRAIN.batch * world.sequence_flops
+
+
+def test_what_a_told_base_would_rather_say_by_hand():
+    world, start, data = tiny_world.TUNED, {"weights": WORLD.init(jax.random.key(3))}, jnp.array([[4, 1, 5], [6, 5, 1]])
+    null = jnp.array([[4, 5, 6]])
+    told = specs.Context(world, jax.random.key(0), start, None, {"null": {"samples": null}})
+    gains = PromptRatio(TRAIN, tiny_world.written(tiny_world.READ)).score(told, data).gains
+
+    def mean(samples, trait):
+        model = start if trait is None else specs.SystemPrompted(start, trait)
+        log_p = jax.nn.log_softmax(world.apply(model, samples[:, :-1]))
+        return jnp.take_along_axis(log_p, samples[:, 1:, None], axis=-1).mean()
+
+    ratio = [sum(sign * (mean(x, trait) - mean(x, None)) for sign, x in ((1, data), (-1, null))) for trait in range(3)]
+    np.testing.assert_allclose(gains, ratio, rtol=1e-4, atol=1e-6)
+    assert gains.argmax() == 0  # the data say "owl", whose index is 0
+    plain = tiny_world.written(tiny_world.base())
+    with pytest.raises(InputError, match=r"PromptRatio: models of tiny take no system prompts"):
+        specs.Audited(plain, PromptRatio(TRAIN, plain), tiny_world.base()).inputs()
