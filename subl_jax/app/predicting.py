@@ -13,7 +13,7 @@ from rich.table import Table
 
 from subl_jax import specs
 from subl_jax.app import cli
-from subl_jax.audits import AdamUpdate, FirstUpdate, FisherUpdate, Prediction, Rollout
+from subl_jax.audits import AdamUpdate, FirstUpdate, FisherUpdate, Prediction, PromptRatio, Rollout
 from subl_jax.channels.imported import imported, suspicious
 from subl_jax.engine.observers import NoTracker
 from subl_jax.engine.plan import plan_of
@@ -91,9 +91,7 @@ def gains(
     """
     written = student.data
     null = written.replace(teacher=student.start, size=min(written.size, _NULL_ROWS), seed=0)
-    audits: list[Prediction] = [
-        each(student.train, null, student.lora, rows=rows) for each in (FirstUpdate, AdamUpdate, FisherUpdate)
-    ]
+    audits: list[Prediction] = [each(student.train, null, student.lora, rows=rows) for each in _predictors(student)]
     if rollout:
         audits.append(Rollout(student.train, null, student.lora, steps=rollout))
     audited = [specs.Audited(data, audit, student.start) for audit in audits]
@@ -108,6 +106,12 @@ def gains(
     )
     told = suspicious(data, student.world.standard_filter)
     return table, [f"warning: {told}"] if told else []
+
+
+def _predictors(student: specs.Student) -> tuple[type[Prediction], ...]:
+    """Those that need the gradient of every single sample only where these are small, and told bases where there are."""
+    told = (PromptRatio,) if isinstance(student.world, specs.TakesSystemPrompts) else ()
+    return (FirstUpdate, *told) if student.lora else (FirstUpdate, AdamUpdate, FisherUpdate, *told)
 
 
 def _computed(rows: Sequence[specs.Audited], base: specs.Base, stored: Store | None, folder: epath.Path) -> Store:
