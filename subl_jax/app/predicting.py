@@ -109,7 +109,7 @@ def gains(
 
 
 def _predictors(student: specs.Student) -> tuple[type[Prediction], ...]:
-    """Those that need the gradient of every single sample only where these are small, and told bases where there are."""
+    """Those that need every sample's gradient only where these are small; told bases where there are such."""
     told = (PromptRatio,) if isinstance(student.world, specs.TakesSystemPrompts) else ()
     return (FirstUpdate, *told) if student.lora else (FirstUpdate, AdamUpdate, FisherUpdate, *told)
 
