@@ -18,6 +18,7 @@ COMMANDS = {
     "dashboard": "subl_jax.app.dashboard",
     "show": "subl_jax.app.show",
     "tokens": "subl_jax.app.tokens",
+    "predict": "subl_jax.app.predict",
 }
 
 

@@ -22,6 +22,7 @@ CASES = [
     *(("digits", size) for size in ("8x8", "mnist")),
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
+    *(("predict", size) for size in ("full", "smoke")),
     *(("theorem", world) for world in ("digits", "language")),
     *(("tokens", size) for size in ("full", "detectors", "shares", "edits", "all", "banned", "smoke")),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),

@@ -169,6 +169,7 @@ def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> 
 
     corpus: the statistic, the larger the more unusual. p: how often one of the `corpora` that are known to be harmless
     looks at least as unusual; missing without such. trait: of whoever wrote the data; missing where it has none.
+    predicted, gain/<trait>: of audits that predict, the trait that would gain most, and how much each would.
     """
     rows = [store.row(node.key) for node in audited]
     curves = [store.curves(node.key)[1] for node in audited]
@@ -190,7 +191,18 @@ def audits_table(sweep: str, audited: Sequence[specs.Audited], store: Store) -> 
     }
     if not audited:
         return pd.DataFrame(columns=list(OF_AUDITS))
-    return pd.concat([pd.DataFrame(columns), _lineages(audited)], axis=1)
+    return pd.concat([pd.DataFrame(columns), _gains(curves), _lineages(audited)], axis=1)
+
+
+def _gains(curves: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """`predicted` and `gain/<trait>`, of audits that predict; no columns where none does."""
+    names = list(dict.fromkeys(name for each in curves for name in each if name.startswith("gain/")))
+    gains = pd.DataFrame({name: [_last(each, name) for each in curves] for name in names})
+    if not names:
+        return gains
+    known = gains.notna().any(axis=1)
+    gains.insert(0, "predicted", gains[known].idxmax(axis=1).str.removeprefix("gain/"))
+    return gains
 
 
 def _last(curves: Mapping[str, np.ndarray], metric: str) -> float:

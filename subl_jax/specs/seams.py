@@ -213,11 +213,13 @@ def _fitting(world: Any, pair: tuple[str, str]) -> np.ndarray | None:
 
 class Scores(NamedTuple):
     """What an audit finds. tokens: (n, places) float32. samples: (n,) float32. corpus: () float32, the larger the
-    more unusual of what the auditing model would write."""
+    more unusual of what the auditing model would write. gains: (traits,) float32, of an audit that predicts how much
+    of every trait a student of this corpus would gain; None of the others."""
 
     tokens: Array
     samples: Array
     corpus: Array
+    gains: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +245,10 @@ class Audit(Member, ABC):
 
     def check_audited(self, audited: Any) -> None:
         """Raises InputError where this cannot be asked of these data, or by this model."""
+
+    def flops(self, audited: Any) -> float:
+        """Floating-point operations of all that it computes; a forward pass over every sample, by default."""
+        return sum(each.size for each in (audited.data, *audited.null)) * audited.world.sequence_flops
 
     @abstractmethod
     def score(self, context: Context, samples: Array) -> Scores:

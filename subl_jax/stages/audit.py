@@ -27,7 +27,10 @@ def _advance(
 ) -> tuple[Params, Record]:
     corpus, null = state["scores"].corpus, state["null"]
     p = rank_p(corpus, null) if len(spec.null) else jnp.full((), jnp.nan)
-    return state, {"loss": jnp.full((), jnp.nan), "corpus": corpus, "p": p}
+    gains = state["scores"].gains
+    names = () if gains is None else spec.by.world.traits
+    predicted = {f"gain/{trait}": gains[i] for i, trait in enumerate(names)}
+    return state, {"loss": jnp.full((), jnp.nan), "corpus": corpus, "p": p, **predicted}
 
 
 def rank_p(corpus: jax.Array, null: jax.Array) -> jax.Array:
@@ -52,7 +55,8 @@ def _shapes(node: specs.Audited, of: ShapesOf) -> dict[str, Any]:
 def _check(node: specs.Audited, of: ShapesOf) -> None:
     state, _ = trial.traced(node, of, _start, _advance, [node.audit])
     given, wanted = state["scores"], _shapes(node, of)
-    for name, shape in {**{name: x.shape for name, x in wanted.items()}, "corpus": ()}.items():
+    gains = {} if given.gains is None else {"gains": (len(node.world.traits),)}
+    for name, shape in {**{name: x.shape for name, x in wanted.items()}, "corpus": (), **gains}.items():
         if getattr(given, name).shape != shape:
             where = f"{type(node.audit).__name__}.score: {name} of shape {getattr(given, name).shape}"
             raise InputError(f"{where}; expected {shape}")
@@ -68,5 +72,5 @@ AUDIT = Stage(
     shapes=_shapes,
     check=_check,
     finite=False,  # where a sample has no token there is no score
-    flops=lambda node: sum(each.size for each in (node.data, *node.null)) * node.world.sequence_flops,
+    flops=lambda node: node.audit.flops(node),
 )

@@ -31,13 +31,14 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
     if not train.trainable and not frozen:
         return whole
 
-    def trained(params: Any) -> Any:
-        chosen = named(train.trainable, params) if train.trainable else jax.tree.map(lambda _: True, params)
-        fixed = _matches(frozen, params)
-        return jax.tree.map(lambda yes, no: yes and not no, chosen, fixed)
-
     # What is frozen has no moments to keep, and the program never computes its gradient.
-    return optax.partition({True: whole, False: optax.set_to_zero()}, trained)
+    return optax.partition({True: whole, False: optax.set_to_zero()}, lambda params: trained(train, params, frozen))
+
+
+def trained(train: Train, params: Any, frozen: tuple[str, ...] = ()) -> Any:
+    """A tree of bools in the structure of `params`: which parameters `train` changes. Raises as `named`."""
+    chosen = named(train.trainable, params) if train.trainable else jax.tree.map(lambda _: True, params)
+    return jax.tree.map(lambda yes, no: yes and not no, chosen, _matches(frozen, params))
 
 
 def named(patterns: tuple[str, ...], params: Any, where: str = "Train.trainable") -> Any:

@@ -12,19 +12,29 @@ from tiny_world import WORLD
 
 from subl_jax import audits, specs, stages
 from subl_jax.audits import (
+    AdamUpdate,
+    Coverage,
+    DirectionCosine,
     Divergence,
     Entropy,
+    FirstUpdate,
+    FisherUpdate,
     GradientCosine,
     LogRatio,
     MeanLogLikelihood,
     PositionKl,
+    PromptRatio,
     RandomTokens,
+    Rollout,
     in_chunks,
 )
 from subl_jax.errors import InputError
 from subl_jax.stages.audit import rank_p
 
 TEACHER, RIVAL = (specs.Teacher(tiny_world.base(), trait, tiny_world.TRAIN) for trait in ("owl", "cat"))
+# A whole corpus is one batch, so that the order of its samples does not matter to a rollout either.
+TRAIN, NULL = tiny_world.TRAIN.replace(batch=64), tiny_world.written(tiny_world.base(), size=64)
+PREDICTIONS = (FirstUpdate, AdamUpdate, FisherUpdate, Rollout, DirectionCosine, Coverage)
 MADE = {
     MeanLogLikelihood: MeanLogLikelihood(),
     PositionKl: PositionKl(TEACHER),
@@ -33,10 +43,20 @@ MADE = {
     Entropy: Entropy(),
     RandomTokens: RandomTokens(),
     GradientCosine: GradientCosine("owl", ("out",)),
+    **{each: each(TRAIN, NULL) for each in PREDICTIONS},
+    PromptRatio: PromptRatio(TRAIN, NULL),
 }
 BASE, OTHER = (WORLD.init(jax.random.key(i)) for i in range(2))
 WRITE = jax.jit(lambda params, key: WORLD.write(params, jax.random.split(key, 64), specs.Sampling()))
-INPUTS = {"model": {"params": OTHER}, "other0": {"params": BASE}}
+# A world whose models can be told a trait, and one of them.
+TOLD, PROMPTED = tiny_world.TUNED, {"weights": OTHER}
+INPUTS = {
+    "model": {"params": OTHER},
+    "other0": {"params": BASE},
+    "null": {"samples": WRITE(BASE, jax.random.key(9))},
+    "writer": {"params": OTHER},
+    "writer_start": {"params": BASE},
+}
 CONTEXT = specs.Context(WORLD, jax.random.key(0), BASE, None, INPUTS)
 
 
@@ -56,15 +76,19 @@ def bound(audit):
 @pytest.mark.parametrize("audit", MADE.values(), ids=lambda each: each.kind)
 def test_scores_have_their_shapes_and_follow_the_samples(audit):
     samples = corpus(BASE, 0)
-    score = jax.jit(lambda samples: bound(audit).score(CONTEXT, samples))
+    context = CONTEXT._replace(world=TOLD, start=PROMPTED) if isinstance(audit, PromptRatio) else CONTEXT
+    score = jax.jit(lambda samples: bound(audit).score(context, samples))
     scores = score(samples)
     assert scores.tokens.shape == (64, tiny_world.WRITTEN) and scores.samples.shape == (64,)
-    assert np.isfinite(scores.tokens).all()
+    assert scores.gains is not None or np.isfinite(scores.tokens).all()
     if audit.kind == "random":
         return
     turned = score(samples[::-1])
     np.testing.assert_allclose(turned.samples, scores.samples[::-1], rtol=1e-5)
-    np.testing.assert_allclose(turned.corpus, scores.corpus, rtol=1e-5)
+    np.testing.assert_allclose(turned.corpus, scores.corpus, rtol=1e-4, atol=1e-6)
+    if scores.gains is not None:
+        assert scores.gains.shape == (len(WORLD.traits),)
+        np.testing.assert_allclose(turned.gains, scores.gains, rtol=1e-3, atol=1e-6)
 
 
 def test_the_mean_log_likelihood_by_hand():

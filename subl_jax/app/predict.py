@@ -1,0 +1,121 @@
+"""Predicts, before any training, which traits a dataset would pass on to students of a base, and shows the ranking.
+
+    python -m subl_jax predict --base SWEEP --data DATA     a table, and a picture in FOLDER
+    python -m subl_jax predict --benchmark WORKDIR          a sweep of sweeps/predict.py: predictions against students
+
+    --base SWEEP       a sweep file (FILE or FILE:ARGUMENT) or the workdir of a finished one: whose base, and what its
+                       students train. A base that the workdir has stored is not trained again
+    --seed N           the seed of the base (default 0)
+    --data DATA        a file of {"prompt", "completion"} lines, or WORKDIR:KEY for a dataset of a sweep, by the first
+                       characters of its key; WORKDIR alone lists them
+    --rollout N        also train for N steps, on the data and on numbers that the base writes (default 0: none)
+    --rows N           samples of the data that are read (default 256)
+    --to FOLDER        where the picture goes, and what was computed on the way (default runs/predict)
+
+Exit status: 0; 1 a file could not be written; 2 bad input; 75 interrupted.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from etils import epath
+
+from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
+
+
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python -m subl_jax predict --help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command line (without the program's and the command's names) and returns its exit status."""
+    from subl_jax.runtime import devices
+    from subl_jax.tracking import plain_text
+
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    plain_text.allow()
+    try:
+        given = _parsed(argv)
+        devices.prepare()
+        if given.benchmark:
+            _benchmark(given.benchmark)
+        else:
+            _predict(given)
+        return 0
+    except InputError as error:
+        return _said(f"error: {error}", 2)
+    except (OutOfMemory, StorageError) as error:
+        return _said(f"error: {error}", 1)
+    except (KeyboardInterrupt, Preempted):
+        return _said("interrupted: what is stored stays; run the same command again to go on", 75)
+
+
+def _said(line: str, status: int) -> int:
+    print(line, file=sys.stderr)
+    return status
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Arguments(prog="subl_jax predict", add_help=False, allow_abbrev=False)
+    parser.add_argument("--base", default="")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--benchmark", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rollout", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--to", default="runs/predict")
+    given = parser.parse_args(argv)
+    if given.benchmark and (given.base or given.data):
+        raise InputError("--benchmark: compares what is stored; leave out --base and --data")
+    if not given.benchmark and not (given.base and given.data):
+        raise InputError("predict: give --base SWEEP and --data DATA, or --benchmark WORKDIR")
+    return given
+
+
+def _predict(given: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from subl_jax.app import predicting
+    from subl_jax.results.figures import prediction
+    from subl_jax.storage.atomic import write_bytes_atomic
+
+    began = time.perf_counter()
+    folder = epath.Path(given.to).expanduser()
+    student, stored = predicting.student_of(given.base, given.seed)
+    data = predicting.data_of(given.data, student.world)
+    console = Console()
+    gains, warnings = predicting.gains(student, stored, data, folder, given.rows, given.rollout)
+    console.print(predicting.shown(gains))
+    path = folder / "prediction.png"
+    seconds = time.perf_counter() - began
+    drawn = prediction.ranking(gains, f"{epath.Path(given.data).name}: what a student of base {given.seed} would gain")
+    write_bytes_atomic(path, predicting.png(drawn))
+    for line in (*warnings, f"{path} · {seconds:.0f} s"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _benchmark(workdir: str) -> None:
+    from rich.console import Console
+
+    from subl_jax.app import predicting
+    from subl_jax.results import load, prediction
+    from subl_jax.results.figures import prediction as figure
+    from subl_jax.storage.atomic import write_bytes_atomic, write_parquet_atomic
+
+    results = load(workdir)
+    made = prediction.table(results)
+    summary = prediction.summary(made)
+    console = Console()
+    console.print(predicting.scores(summary))
+    write_parquet_atomic(results.workdir / "predictions.parquet", made)
+    write_bytes_atomic(results.workdir / "predictions.csv", summary.to_csv(index=False).encode())
+    path = results.workdir / "figures" / "prediction.png"
+    write_bytes_atomic(path, predicting.png(figure.prediction(summary, made)))
+    for file in ("predictions.parquet", "predictions.csv", "figures/prediction.png"):
+        console.print(str(results.workdir / file), soft_wrap=True, highlight=False)
