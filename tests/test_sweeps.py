@@ -23,6 +23,7 @@ CASES = [
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
+    *(("layers", kind) for kind in MODULES["layers"].TRAINS),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
@@ -61,6 +62,15 @@ def test_an_axis_varies_something_in_every_arm(axis):
         of_arm = {specs.run_id(student) for student in made if specs.arm_of(student) == arm}
         # A start of its own is the same init's alone.
         assert len(of_arm) == 2 * (1 if arm == "cross_init" and axis in ("sigma", "shared_layers") else values)
+
+
+def test_layers_are_lanes_and_all_pairs_of_them_are_crossed():
+    made = students("layers", "map", layers=3)
+    groups = sorted((group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups)
+    # Two bases: 3 teachers each, 4 datasets, 3 × 3 students, 3 of another base and 3 controls.
+    assert groups == [("distil", 30), ("instil", 6), ("pretrain", 2), ("write", 8)]
+    trained = {(s.data.teacher.train.last_layer, s.train.last_layer) for s in made if s.arm is None and not s.trait}
+    assert trained == {(t, s) for t in range(3) for s in range(3)}
 
 
 def test_the_six_bars_are_there():

@@ -43,6 +43,8 @@ from subl_jax.specs.world import (
     Microbatches,
     OwnGeometry,
     Pretrains,
+    ReadsResiduals,
+    Steered,
     SystemPrompted,
     TakesAdapters,
     TakesSystemPrompts,
