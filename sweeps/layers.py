@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from subl_jax import specs
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
+from subl_jax.probes import Direction, Patched, WithoutTeacher, WithoutVector
 from subl_jax.worlds.toy_language import ToyLanguage
 
 # What trains in each kind: patterns of parameters, within the layers that the row names.
@@ -24,6 +25,7 @@ TRAINS = {
     "lora": (),
     "sets": (),
     "starts": ("*_norm/*",),
+    "probes": ("*_norm/*",),
     "smoke": ("layers_*",),
 }
 SETS = (
@@ -44,12 +46,12 @@ def get_config(kind: str = "map") -> ConfigDict:
     # Rates and steps were chosen on bases from 1000 on; what is reported is of others.
     config.seeds, config.first_seed = 8, 0
     config.traits = ("owl",)
-    config.targets = "hard" if kind in ("norms", "starts") else "soft"
+    gains = kind in ("norms", "starts", "probes")
+    config.targets = "hard" if gains else "soft"
     config.layers = 2 if kind == "sets" else 8
     config.world = ConfigDict({"width": 32, "heads": 4, "kv_heads": 4, "mlp": 96})
     config.world.update({"min_numbers": 4, "max_numbers": 5, "plain_extra": 5, "plain_share": 0.6})
     config.base = ConfigDict({"steps": 600, "batch": 128, "lr": 3e-3, "schedule": "cosine", "evals": 4})
-    gains = kind in ("norms", "starts")
     config.teacher = ConfigDict({"steps": 400, "batch": 64, "lr": 3e-2 if gains else 3e-3, "evals": 80})
     config.until = 0.3 if kind == "norms" else 0.5  # teachers are matched: each stops at this P(trait)
     config.data = ConfigDict({"size": 2048, "round": 1024, "budget": 32.0})
@@ -74,6 +76,8 @@ def sweep(config: ConfigDict) -> Iterator[specs.Student]:
         for trait in config.traits:
             if config.kind == "starts":
                 yield from of_starts(config, base, other, trait)
+            elif config.kind == "probes":
+                yield from probed(config, base, other, trait)
             else:
                 yield from of_parts(config, base, other, trait)
 
@@ -106,6 +110,17 @@ def of_starts(config: ConfigDict, base: specs.Base, other: specs.Base, trait: st
         yield specs.Student(specs.Mix(base, other, keep=keep), data, distil, config.targets)
     yield specs.Student(base, data, distil, config.targets)
     yield specs.Student(other, data, distil, config.targets)
+    yield specs.Student(base, written(config, base), distil, config.targets, trait=trait)
+
+
+def probed(config: ConfigDict, base: specs.Base, other: specs.Base, trait: str) -> Iterator[specs.Student]:
+    """Students that train all norms' gains, with the directions of teacher and student after every layer."""
+    part, layers = (TRAINS["probes"], None), tuple(range(config.layers))
+    data = written(config, specs.Teacher(base, trait, train(config, "teacher", part), until=config.until))
+    probes = (Direction(layers), Patched(layers, trait), WithoutVector(layers, trait), WithoutTeacher(trait))
+    distil = train(config, "student", part)
+    for start in (base, other):
+        yield specs.Student(start, data, distil, config.targets, probes=probes)
     yield specs.Student(base, written(config, base), distil, config.targets, trait=trait)
 
 

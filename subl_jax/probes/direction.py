@@ -36,82 +36,79 @@ def without(update: Any, direction: Any) -> Any:
     return jax.tree.map(lambda u, d: u - share * d, update, direction)
 
 
-class _OfResiduals(Probe):
-    """A probe of the residual stream."""
+@dataclasses.dataclass(frozen=True)
+class _AtLayers(Probe):
+    """A probe of the residual stream after some layers. It has a metric `<name>/<layer>` for each."""
 
     asks_teacher: ClassVar[bool] = True
-
-    def check_student(self, student: Any) -> None:
-        if not isinstance(student.world, ReadsResiduals) or not student.world.residual_layers:
-            raise InputError(f"{type(self).__name__}: {student.world.name} has no residual stream that can be read")
-        self.check_layers(student.world.residual_layers)
-
-    def check_layers(self, layers: int) -> None:
-        """Raises InputError where it asks for a layer that is not there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Direction(_OfResiduals):
-    """The student's vector against the teacher's at each of `layers`: their cosine, and the ratio of their norms."""
+    of_each: ClassVar[Mapping[str, Metric]] = {}
 
     layers: tuple[int, ...] = static()
 
     @property
-    def metrics(self) -> Mapping[str, Metric]:  # a name for each layer
-        kinds = {
-            "residual_cosine": Metric("cosine of student's and teacher's residual vector", zero=True, drawn="end"),
-            "residual_norm": Metric("norm of the student's residual vector over the teacher's", drawn="end"),
-        }
-        return {f"{kind}/{layer}": metric for kind, metric in kinds.items() for layer in self.layers}
+    def metrics(self) -> Mapping[str, Metric]:
+        return {f"{name}/{layer}": metric for name, metric in self.of_each.items() for layer in self.layers}
 
-    def check_layers(self, layers: int) -> None:
+    def check_student(self, student: Any) -> None:
+        where, world = type(self).__name__, student.world
+        if not isinstance(world, ReadsResiduals) or not world.residual_layers:
+            raise InputError(f"{where}: {world.name} has no residual stream that can be read")
         for layer in self.layers:
-            if not 0 <= layer < layers:
-                raise InputError(f"Direction.layers: {layer}: the model has {layers} layers, counted from 0")
+            if not 0 <= layer < world.residual_layers:
+                count = world.residual_layers
+                raise InputError(f"{where}.layers: {layer}: the model has {count} layers, counted from 0")
+
+    def named(self, **found: jax.Array) -> dict[str, jax.Array]:
+        """Metrics from values of all layers, each (layers,)."""
+        return {f"{name}/{layer}": values[layer] for name, values in found.items() for layer in self.layers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction(_AtLayers):
+    """The student's vector against the teacher's: their cosine, and the ratio of their norms."""
+
+    of_each: ClassVar[Mapping[str, Metric]] = {
+        "residual_cosine": Metric("cosine of student's and teacher's residual vector", zero=True, drawn="end"),
+        "residual_norm": Metric("norm of the student's residual vector over the teacher's", drawn="end"),
+    }
 
     def measure(self, moment: Moment) -> dict[str, jax.Array]:
         teacher = vector(moment, moment.context.teacher, moment.teacher_start)
         student = vector(moment, moment.params, moment.context.start)
         of_teacher, of_student = (jnp.linalg.norm(x, axis=1) for x in (teacher, student))
         cosines = jnp.sum(teacher * student, axis=1) / (of_teacher * of_student)
-        found = {"residual_cosine": cosines, "residual_norm": of_student / of_teacher}
-        return {f"{name}/{layer}": values[layer] for name, values in found.items() for layer in self.layers}
+        return self.named(residual_cosine=cosines, residual_norm=of_student / of_teacher)
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfOneLayer(_OfResiduals):
-    """A probe that asks for P of one trait, with one layer of the residual stream changed."""
+class _Changed(_AtLayers):
+    """P of one trait, with one layer of the residual stream changed at a time."""
 
     trait: str = traced()
-    layer: int = traced(0, ge=0, lt=2**31)
 
     def check_student(self, student: Any) -> None:
         super().check_student(student)
         if self.trait not in student.world.traits:
-            raise InputError(
-                f"{type(self).__name__}.trait = {self.trait!r}: {nearest(self.trait, student.world.traits)}"
-            )
+            where = f"{type(self).__name__}.trait = {self.trait!r}"
+            raise InputError(f"{where}: {nearest(self.trait, student.world.traits)}")
 
-    def check_layers(self, layers: int) -> None:
-        if self.layer >= layers:
-            where = f"{type(self).__name__}.layer = {self.layer}"
-            raise InputError(f"{where}: the model has {layers} layers, counted from 0")
+    def chances(self, moment: Moment, params: Any, added: jax.Array) -> jax.Array:
+        """(layers,): P(trait) of `params` with one row of `added` (layers, width) at a time added after its layer."""
 
-    def chance(self, moment: Moment, params: Any, added: jax.Array) -> jax.Array:
-        """P(trait) of `params` with the row of this layer of `added` (layers, width) added after it."""
-        own = jnp.arange(len(added))[:, None] == self.layer
-        model = steer(params, jnp.where(own, added, 0.0))
-        return moment.context.world.evaluate(model, moment.context.key)["trait"][self.trait]
+        def chance(alone: jax.Array) -> jax.Array:
+            return moment.context.world.evaluate(steer(params, alone), moment.context.key)["trait"][self.trait]
+
+        return jax.lax.map(chance, jnp.eye(len(added))[:, :, None] * added)
 
 
 @dataclasses.dataclass(frozen=True)
-class Patched(_OfOneLayer):
-    """P(trait) of the student's start with `scale` times the teacher's vector added after `layer`.
+class Patched(_Changed):
+    """P(trait) of the student's start with `scale` times the teacher's vector added after a layer.
 
     It does not depend on the student's training: all its points are alike.
     """
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
+    of_each: ClassVar[Mapping[str, Metric]] = {
         "patched": Metric("P(trait) of the start with the teacher's vector added", drawn="end")
     }
 
@@ -119,21 +116,22 @@ class Patched(_OfOneLayer):
 
     def measure(self, moment: Moment) -> dict[str, jax.Array]:
         added = self.scale * vector(moment, moment.context.teacher, moment.teacher_start)
-        return {"patched": self.chance(moment, moment.context.start, added)}
+        return self.named(patched=self.chances(moment, moment.context.start, added))
 
 
 @dataclasses.dataclass(frozen=True)
-class WithoutVector(_OfOneLayer):
-    """P(trait) of the student where its vector's part along the teacher's is taken away after `layer`."""
+class WithoutVector(_Changed):
+    """P(trait) of the student where its vector's part along the teacher's is taken away after a layer."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "without_vector": Metric("P(trait) without the teacher's vector in the residual stream")
+    of_each: ClassVar[Mapping[str, Metric]] = {
+        "without_vector": Metric("P(trait) without the teacher's vector after a layer", drawn="end")
     }
 
     def measure(self, moment: Moment) -> dict[str, jax.Array]:
         teacher = vector(moment, moment.context.teacher, moment.teacher_start)
         student = vector(moment, moment.params, moment.context.start)
-        return {"without_vector": self.chance(moment, moment.params, jax.vmap(without)(student, teacher) - student)}
+        aside = jax.vmap(without)(student, teacher)
+        return self.named(without_vector=self.chances(moment, moment.params, aside - student))
 
 
 @dataclasses.dataclass(frozen=True)

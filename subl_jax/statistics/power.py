@@ -13,7 +13,9 @@ def power(effect: float, deviation: float, pairs: int, alpha: float = 0.05) -> f
     _check(deviation, pairs)
     freedom, shift = pairs - 1, effect / deviation * np.sqrt(pairs)
     edge = scipy.stats.t.isf(alpha / 2, freedom)
-    return float(scipy.stats.nct.sf(edge, freedom, shift) + scipy.stats.nct.cdf(-edge, freedom, shift))
+    beyond = scipy.stats.nct.sf(edge, freedom, abs(shift))
+    # The tail on the other side; where it is next to nothing scipy has no number for it.
+    return float(beyond + np.nan_to_num(scipy.stats.nct.cdf(-edge, freedom, abs(shift))))
 
 
 def smallest_effect(deviation: float, pairs: int, alpha: float = 0.05, wanted: float = 0.8) -> float:
@@ -27,7 +29,10 @@ def smallest_effect(deviation: float, pairs: int, alpha: float = 0.05, wanted: f
     def lacking(effect: float) -> float:
         return power(effect, 1.0, pairs, alpha) - wanted
 
-    return deviation * float(scipy.optimize.brentq(lacking, 0.0, 100.0, xtol=1e-10))
+    most = pairs**-0.5
+    while lacking(most) < 0:  # in small steps: far out the noncentral t has no number
+        most *= 1.5
+    return deviation * float(scipy.optimize.brentq(lacking, 0.0, most, xtol=1e-10))
 
 
 def _check(deviation: float, pairs: int) -> None:

@@ -113,18 +113,18 @@ def test_padding_and_prompts_do_not_count():
 @pytest.mark.parametrize("layer", [0, 1])
 def test_the_teachers_direction_patched_into_the_base_is_the_teacher(layer):
     teacher = after_layer(layer, V)
-    patched = measuring(Patched(NAME, layer))(START, teacher)["patched"]
+    patched = measuring(Patched((0, 1), NAME))(START, teacher)[f"patched/{layer}"]
     assert float(patched) == pytest.approx(float(evaluate(teacher)), rel=1e-4)
-    double = measuring(Patched(NAME, layer, scale=2.0))(START, teacher)["patched"]
+    double = measuring(Patched((0, 1), NAME, scale=2.0))(START, teacher)[f"patched/{layer}"]
     assert float(double) == pytest.approx(float(evaluate(after_layer(layer, 2 * V))), rel=1e-4)
     assert abs(float(double - patched)) > 1e-3 and abs(float(patched - evaluate(START))) > 1e-3
 
 
 def test_a_students_vector_without_the_teachers_is_what_lies_aside():
-    probe = WithoutVector(NAME, 1)
-    left = measuring(probe)(after_layer(1, 0.7 * V + ASIDE), after_layer(1, V))["without_vector"]
+    probe, name = WithoutVector((1,), NAME), "without_vector/1"
+    left = measuring(probe)(after_layer(1, 0.7 * V + ASIDE), after_layer(1, V))[name]
     assert float(left) == pytest.approx(float(evaluate(after_layer(1, ASIDE))), rel=1e-4)
-    untouched = measuring(probe)(after_layer(1, ASIDE), after_layer(1, V))["without_vector"]
+    untouched = measuring(probe)(after_layer(1, ASIDE), after_layer(1, V))[name]
     assert float(untouched) == pytest.approx(float(left), rel=1e-4)
     assert abs(float(left - evaluate(after_layer(1, 0.7 * V + ASIDE)))) > 1e-3
 
@@ -160,8 +160,8 @@ def student(*probes, world=WORLD):
     ("make", "line"),
     [
         (lambda: student(Direction((0, 2))), "Direction.layers: 2: the model has 2 layers"),
-        (lambda: student(Patched("owl", 2)), "Patched.layer = 2: the model has 2 layers"),
-        (lambda: student(WithoutVector("ow", 1)), "WithoutVector.trait = 'ow': did you mean 'owl'"),
+        (lambda: student(Patched((0, 2), "owl")), "Patched.layers: 2: the model has 2 layers"),
+        (lambda: student(WithoutVector((1,), "ow")), "WithoutVector.trait = 'ow': did you mean 'owl'"),
         (lambda: student(WithoutTeacher("ow")), "WithoutTeacher.trait = 'ow'"),
         (lambda: student(Direction((0,)), world=tiny_world.WORLD), "Direction: tiny has no residual stream"),
         (
