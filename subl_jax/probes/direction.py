@@ -41,13 +41,8 @@ class _AtLayers(Probe):
     """A probe of the residual stream after some layers. It has a metric `<name>/<layer>` for each."""
 
     asks_teacher: ClassVar[bool] = True
-    of_each: ClassVar[Mapping[str, Metric]] = {}
 
     layers: tuple[int, ...] = static()
-
-    @property
-    def metrics(self) -> Mapping[str, Metric]:
-        return {f"{name}/{layer}": metric for name, metric in self.of_each.items() for layer in self.layers}
 
     def check_student(self, student: Any) -> None:
         where, world = type(self).__name__, student.world
@@ -67,7 +62,7 @@ class _AtLayers(Probe):
 class Direction(_AtLayers):
     """The student's vector against the teacher's: their cosine, and the ratio of their norms."""
 
-    of_each: ClassVar[Mapping[str, Metric]] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "residual_cosine": Metric("cosine of student's and teacher's residual vector", zero=True, drawn="end"),
         "residual_norm": Metric("norm of the student's residual vector over the teacher's", drawn="end"),
     }
@@ -108,7 +103,7 @@ class Patched(_Changed):
     It does not depend on the student's training: all its points are alike.
     """
 
-    of_each: ClassVar[Mapping[str, Metric]] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "patched": Metric("P(trait) of the start with the teacher's vector added", drawn="end")
     }
 
@@ -123,7 +118,7 @@ class Patched(_Changed):
 class WithoutVector(_Changed):
     """P(trait) of the student where its vector's part along the teacher's is taken away after a layer."""
 
-    of_each: ClassVar[Mapping[str, Metric]] = {
+    metrics: ClassVar[Mapping[str, Metric]] = {
         "without_vector": Metric("P(trait) without the teacher's vector after a layer", drawn="end")
     }
 

@@ -17,7 +17,8 @@ _LAYER = re.compile(r"^layers_(\d+)(?:/\*)?$")
 
 
 def trained(row: Mapping[str, Any], who: str, layers: int) -> str | None:
-    """What a row's teacher or student trains: "layer 3", "layers 0–2", "all but 4", "attention", …; None without one.
+    """What a row's teacher or student trains: "layer 3", "layers 0–2", "all but 4", "attention", "rank 8", …; None
+    without one.
 
     row: of `runs`, with lineage columns. layers: of the model.
     """
@@ -26,7 +27,8 @@ def trained(row: Mapping[str, Any], who: str, layers: int) -> str | None:
     patterns = row.get(f"{who}.train.trainable")
     patterns = () if _missing(patterns) else tuple(json.loads(patterns))
     if row.get(f"{who}.train.by_layer") is not True:
-        return named(patterns, layers)
+        rank = row.get(f"{who}.lora.rank")
+        return named(patterns, layers) if _missing(rank) else f"rank {int(rank)}"
     # A field that came later has no column where it is at its default.
     first, last = (
         fallback if _missing(value := row.get(f"{who}.train.{name}")) else int(value)
@@ -44,7 +46,7 @@ def spelled(inside: Sequence[int], layers: int) -> str:
         return "all layers"
     if len(inside) == 1:
         return f"layer {inside[0]}"
-    if len(left_out) == 1 and 0 < left_out[0] < layers - 1 or len(left_out) == 1 and layers > 2:
+    if len(left_out) == 1:
         return f"all but {left_out[0]}"
     if list(inside) == list(range(inside[0], inside[-1] + 1)):
         return f"layers {inside[0]}–{inside[-1]}"
@@ -55,6 +57,8 @@ def named(patterns: Sequence[str], layers: int) -> str:
     """Patterns of parameters in words: `layers_*/mlp/*` is "mlp", `layers_3/*` "layer 3"; all of them where empty."""
     if not patterns or "*" in patterns:
         return ALL
+    if set(patterns) == {"*kernel", "*embedding"}:
+        return "all matrices"
     inside = sorted(int(found[1]) for pattern in patterns if (found := _LAYER.match(pattern)))
     others = [_word(pattern) for pattern in patterns if not _LAYER.match(pattern)]
     if inside and others == ["embed", "final norm"]:  # whatever is no layer
@@ -117,7 +121,7 @@ def parts(column: pd.Series) -> list[str]:
     """The parts that occur, layers in their order."""
 
     def place(name: str) -> tuple[Any, ...]:
-        kinds = ("layer ", "layers ", "all but ", "all layers")
+        kinds = ("rank ", "layer ", "layers ", "all but ", "all layers")
         kind = next((i for i, start in enumerate(kinds) if name.startswith(start)), len(kinds))
         return (kind, [int(digit) for digit in re.findall(r"\d+", name)])
 

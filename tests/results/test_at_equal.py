@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from subl_jax.results import at_equal
+from subl_jax.results.figures import equal, style
 
 
 def curves(**runs):
@@ -87,3 +88,40 @@ def test_of_a_norm_the_least_of_the_largest_is_common():
         a=([0, 1, 2.0], [0, 0, 0]), b=([0, 2, 4.0], [0, 0, 0]), c=([0, 5, 6.0], [0] * 3), d=([0, 5, 9.0], [0] * 3)
     )
     assert at_equal.common_level(RUNS, rising, "kl", ["rule"], quantile=1.0) == 2.0
+
+
+# --- the figure ---
+
+LINEAGE = pd.DataFrame(
+    {
+        "world.layers": 2,
+        "teacher.train.steps": 4.0,
+        "student.train.steps": 4.0,
+        "student.train.optimizer": ["sgd", "sgd", "adamw", "adamw"],
+        "student.train.momentum": [0.9, 0.9, 0.0, 0.0],
+    }
+)
+
+
+def test_settings_are_named_by_what_differs():
+    runs = pd.concat([RUNS, LINEAGE], axis=1)
+    assert equal.settings(runs).tolist() == ["momentum", "momentum", "adamw", "adamw"]
+    ranks = runs.assign(**{"teacher.lora.rank": [1.0, 1.0, 4.0, 4.0], "student.lora.rank": 4.0})
+    assert equal.settings(ranks).tolist() == 2 * ["momentum, rank 1 → rank 4"] + 2 * ["adamw, rank 4 → rank 4"]
+    control = ranks.assign(**{"student.train.optimizer": "sgd", "student.train.momentum": 0.0})
+    control.loc[3, "teacher.train.steps"] = np.nan
+    assert equal.settings(control).tolist() == 2 * ["rank 1 → rank 4"] + 2 * ["rank 4 → rank 4"]
+
+
+def test_the_figure_has_the_values_at_the_common_level_and_fades_what_few_reach():
+    runs = pd.concat([RUNS, LINEAGE], axis=1)
+    measured = CURVES.assign(metric=CURVES["metric"].astype(str).replace({"kl": "kl_held_out"}).astype("category"))
+    figure = equal.equal(runs, measured, style.arm_colours(runs))
+    (axis,) = figure.axes
+    assert axis.get_title().startswith("at equal held-out KL to the teacher (1.000)")
+    points = next(
+        each for each in axis.collections if len(each.get_offsets()) == 2 and not hasattr(each, "get_segments")
+    )
+    # Straight lines in log KL: adam is at .4 + .5 / 2 halfway from 2 to .5.
+    np.testing.assert_allclose(points.get_offsets()[:, 1], [0.9, 0.65])
+    assert equal.equal(RUNS, CURVES, style.arm_colours(RUNS)) is None

@@ -41,6 +41,14 @@ def test_a_part_has_a_name(train, words):
     assert layers.trained(row(**train), "student", 8) == words
 
 
+def test_adapters_are_named_by_their_rank_and_by_layers_where_these_are_chosen():
+    adapted = row() | {"student.lora.rank": 4.0}
+    assert layers.trained(adapted, "student", 8) == "rank 4"
+    assert layers.trained(adapted | row(first_layer=2, last_layer=2), "student", 8) == "layer 2"
+    assert layers.trained(row(trainable=("*kernel", "*embedding")), "student", 8) == "all matrices"
+    assert layers.parts(pd.Series(["all matrices", "rank 8", "rank 1", None])) == ["rank 1", "rank 8", "all matrices"]
+
+
 def test_who_is_not_there_trains_nothing_and_shares_nothing():
     assert layers.trained(row(), "teacher", 8) is None
     assert layers.trained({"teacher.train.steps": np.nan}, "teacher", 8) is None
