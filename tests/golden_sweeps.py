@@ -19,12 +19,16 @@ KEYS = pathlib.Path(__file__).parent / "golden" / "keys.json"
 AXES = load_sweep(str(SWEEPS / "digits_axes.py")).AXES
 # The chat sweeps at the settings of a tiny model: as many prompts as one waits for, and room for its short tokens.
 CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
+ARBITRATION = load_sweep(str(SWEEPS / "arbitration.py")).KINDS
+LAYERS = load_sweep(str(SWEEPS / "layers.py")).TRAINS
 VARIANTS = [
     *(("traits", size) for size in ("full", "smoke", "strong")),
     *(("digits", size) for size in ("8x8", "mnist")),
     *(("digits_axes", axis) for axis in AXES),
     *(("blurry_seven", size) for size in ("8x8", "mnist")),
     *(("theorem", world) for world in ("digits", "language")),
+    *(("layers", kind) for kind in LAYERS),
+    *(("arbitration", kind) for kind in ARBITRATION),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 

@@ -27,7 +27,7 @@ UPWARD: dict[tuple[str, str], str] = {}
 # File → lines that it may have for now.
 LONG: dict[str, int] = {}
 # Class → methods that it may have: a world has one for each member of the contract, most of them a line.
-WIDE: dict[str, int] = {"World": 25, "Digits": 29, "ToyLanguage": 38, "Pretrained": 44}
+WIDE: dict[str, int] = {"World": 27, "Digits": 29, "ToyLanguage": 40, "Pretrained": 44}
 # file → private members of others that it may use for now.
 PRIVATE: dict[str, set[str]] = {
     # W&B's client has no public way to stop it, nor to be told that it may not ask for a login.

@@ -2,8 +2,10 @@
 
 import collections
 import pathlib
+import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_chat
 from image_files import folder
@@ -25,6 +27,8 @@ CASES = [
     *(("predict", size) for size in ("full", "smoke")),
     *(("theorem", world) for world in ("digits", "language")),
     *(("tokens", size) for size in ("full", "detectors", "shares", "edits", "all", "banned", "smoke")),
+    *(("layers", kind) for kind in MODULES["layers"].TRAINS),
+    *(("arbitration", kind) for kind in MODULES["arbitration"].KINDS),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
@@ -70,6 +74,69 @@ def test_an_axis_varies_something_in_every_arm(axis):
         of_arm = {specs.run_id(student) for student in made if specs.arm_of(student) == arm}
         # A start of its own is the same init's alone.
         assert len(of_arm) == 2 * (1 if arm == "cross_init" and axis in ("sigma", "shared_layers") else values)
+
+
+def test_layers_are_lanes_and_all_pairs_of_them_are_crossed():
+    made = students("layers", "map", layers=3)
+    groups = sorted((group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups)
+    # Two bases: 3 teachers each, 4 datasets, 3 × 3 students, 3 of another base and 3 controls.
+    assert groups == [("distil", 30), ("instil", 6), ("pretrain", 2), ("write", 8)]
+    trained = {(s.data.teacher.train.last_layer, s.train.last_layer) for s in made if s.arm is None and not s.trait}
+    assert trained == {(t, s) for t in range(3) for s in range(3)}
+
+
+def test_ranks_of_teacher_and_student_are_crossed_and_are_lanes():
+    made = students("arbitration", "adapters", ranks=(1, 2, 0))
+    same = [s for s in made if specs.arm_of(s) == "same_init"]
+
+    def rank(node):
+        return node.lora.rank if node.lora else 0
+
+    assert sorted((rank(s.data.teacher), rank(s)) for s in same) == sorted(
+        2 * [(t, s) for t in (0, 1, 2) for s in (0, 1, 2)]
+    )
+    distil = [len(group.nodes) for group in make_plan(made, ()).groups if group.stage.name == "distil"]
+    # What the teacher is and what the student trains decide a program: 3 are of a writer by adapters or not, for each.
+    assert len(distil) == 4 and sum(distil) == len(made)
+    assert {node.train.trainable for node in same if not node.lora} == {MODULES["arbitration"].MATRICES}
+
+
+def test_rates_are_tuned_on_bases_that_the_comparison_never_uses(tmp_path):
+    tuning = students("arbitration", "optimizer", tune=True, rules=("sgd", "muon"))
+    used = students("arbitration", "optimizer", rules=("sgd", "muon"))
+    assert not {s.start.seed for s in tuning} & {s.start.seed for s in used}
+    assert len(tuning) == 2 * 2 * 2 * 5  # bases × rules × adapters or all × rates
+    held = {s.probes[0].data for s in used}
+    assert all(d.seed == 1 for d in held) and not held & {s.data for s in used}
+    assert {s.train.lr for s in used} == {0.3, 1e-3}  # the middle of those tried, where none is said to be tuned
+    with pytest.raises(InputError, match="config.rules: 'adams': did you mean 'adamw'"):
+        students("arbitration", "optimizer", rules=("adams",))
+    with pytest.raises(InputError, match="config.tune: data has rates of its own"):
+        students("arbitration", "data", tune=True)
+
+
+def test_the_tuned_rates_of_a_workdir_are_used(tmp_path, monkeypatch):
+    module, rate = MODULES["arbitration"], 0.125
+    cells = {s.role_in_sweep for s in students("arbitration", "optimizer", tune=True, rules=("sgd",))}
+    runs = [
+        {"run_id": f"{cell}{lr}", "arm": cell, "student.train.lr": lr, "status": "ok", "last": abs(lr - rate)}
+        for cell in cells
+        for lr in (0.1, rate, 0.5)
+    ]
+    curves = [{"run_id": run["run_id"], "step": 1, "metric": "kl_held_out", "value": run.pop("last")} for run in runs]
+    runs = [{**run, "base_seed": base, "target_end": 0.1 * base} for run in runs for base in range(2)]
+    found = types.SimpleNamespace(runs=pd.DataFrame(runs).assign(student_base_seed=0), curves=pd.DataFrame(curves))
+    monkeypatch.setattr(module.subl_jax, "load", lambda workdir: found)
+    made = students("arbitration", "optimizer", tuned="somewhere", rules=("sgd",))
+    assert {s.train.lr for s in made} == {rate}
+    with pytest.raises(InputError, match="somewhere has no rate of 'muon, rank 8 → rank 8'"):
+        students("arbitration", "optimizer", tuned="somewhere", rules=("sgd", "muon"))
+
+
+def test_bodies_and_heads_are_shared_apart():
+    arms = collections.Counter(specs.arm_of(s) for s in students("arbitration", "heads"))
+    apart = ("shares_all", "shares_body", "shares_head", "shares_layer_0", "shares_layer_1_head")
+    assert arms == dict.fromkeys(("same_init", "cross_init", *apart), 3 * 2)
 
 
 def test_the_six_bars_are_there():

@@ -139,3 +139,18 @@ class TakesAdapters(abc.ABC):
     @abc.abstractmethod
     def adapter_sites(self) -> dict[str, Site]:
         """By the name of a projection, as in `Lora.modules`."""
+
+
+class HasResiduals(abc.ABC):
+    """A model whose residual stream can be read and changed. `layers` is how many layers it has."""
+
+    layers: int
+
+    @abc.abstractmethod
+    def residuals(self, params: Params, inputs: jax.Array, added: jax.Array | None = None) -> jax.Array:
+        """What flows on after each layer: inputs (n, length) → (layers, n, length, width) float32; `added` to it, of
+        a steered model, included."""
+
+    @abc.abstractmethod
+    def steered(self, params: Params, inputs: jax.Array, added: jax.Array, at: jax.Array | None = None) -> jax.Array:
+        """As `Decodes.apply`, where `added` (layers, width) is added after each layer, at every token."""

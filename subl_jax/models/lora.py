@@ -62,6 +62,23 @@ def update(model: TakesAdapters, params: Params) -> Params:
     return {"layers": layers}
 
 
+def merged(model: TakesAdapters, base: Params, params: Params) -> Params:
+    """`base` with its adapters added to the projections they are on; layers apart (`layers_0`, …)."""
+    whole = dict(base)
+    for layer in range(model.layers):
+        own = whole[f"layers_{layer}"]
+        for name, adapter in params["lora"].items():
+            added = params["scale"] * adapter["a"][layer] @ adapter["b"][layer]
+            own = _added(own, (*model.adapter_sites()[name].path, "kernel"), added)
+        whole[f"layers_{layer}"] = own
+    return whole
+
+
+def _added(tree: Params, path: tuple[str, ...], array: jax.Array) -> Params:
+    first, *rest = path
+    return {**tree, first: _added(tree[first], tuple(rest), array) if rest else tree[first] + array}
+
+
 def dot(one: Params, other: Params) -> jax.Array:
     """The inner product of what two sets of adapters add to the weights, without making these matrices.
 

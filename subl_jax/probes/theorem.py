@@ -128,6 +128,8 @@ class Theorem(Probe):
     def check_student(self, student: Any) -> None:
         if not student.world.theory:
             raise InputError(f"Theorem: {student.world.name} cannot follow it; leave it out")
+        if student.lora is not None or student.writer.tuned and student.writer.tuned.lora:
+            raise InputError("Theorem: is about parameters that student and teacher share, not adapters; leave it out")
         if not student.asks_teacher:
             raise InputError("Theorem: is about a distance to the teacher; use an objective that asks it, such as Soft")
         if self.trait not in student.world.traits:

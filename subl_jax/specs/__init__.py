@@ -45,6 +45,8 @@ from subl_jax.specs.world import (
     Notes,
     OwnGeometry,
     Pretrains,
+    ReadsResiduals,
+    Steered,
     SystemPrompted,
     TakesAdapters,
     TakesSystemPrompts,

@@ -68,8 +68,8 @@ class Trained(Node):
     def shape_form(self) -> dict[str, Any]:
         tuned = self.tuned
         adapters = tuned and tuned.lora and static_form(tuned.lora)
-        # Where a world takes adapters, its bases have no parameters of their own, and trained models have.
-        trained = isinstance(self.world, TakesAdapters) and tuned is not None
+        # Where bases have no parameters of their own, trained models have.
+        trained = isinstance(self.world, TakesAdapters) and self.world.bare_bases and tuned is not None
         return {"kind": "model", "world": self.world.key, "trained": trained, "lora": adapters, "told": self.told}
 
     def stand_in(self) -> Parent:

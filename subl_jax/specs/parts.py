@@ -14,11 +14,21 @@ class Train(Spec):
 
     `trainable` names the parameters that change, as patterns of their paths with `*` for anything
     (`("*_norm/*",)`, `("layers_0/*",)`); all of them where it is empty.
+
+    `signsgd` takes the sign of the momentum. `rmsprop` divides by √v + eps, v a mean of squared gradients that forgets
+    by b2, without correction of its start. `muon` makes the momentum, which forgets by b1, orthogonal; it trains
+    matrices only. `frozen_adam` is SGD with scales 1 / (√v + eps) that stay as they are: v is the mean squared gradient
+    of the first `hold` steps, which move nothing.
+
+    Of the trainable parameters only those of the layers `first_layer` … `last_layer` change, both included; a negative
+    number counts from the end. Where the first comes after the last, counting goes on past the end: 4 … 2 are all
+    layers but 3. What belongs to no layer (embedding, final norm) changes where `trainable` says so. `by_layer` is set
+    by itself where not all layers change; a program has it or not, whichever layers they are.
     """
 
     steps: int = static(ge=0)
     batch: int = static(ge=1)
-    optimizer: str = static("adamw", choices=("adamw", "adam", "sgd"))
+    optimizer: str = static("adamw", choices=("adamw", "adam", "sgd", "signsgd", "rmsprop", "muon", "frozen_adam"))
     schedule: str = static("constant", choices=("constant", "linear", "cosine"))
     evals: int = static(1, ge=1)
     accumulate: int = static(1, ge=1)
@@ -31,8 +41,13 @@ class Train(Spec):
     b2: float = traced(0.999, ge=0.0, lt=1.0)
     eps: float = traced(1e-8, gt=0.0)
     momentum: float = traced(0.0, ge=0.0, lt=1.0)
+    first_layer: int = traced(0, since=2, ge=-(2**31), lt=2**31)
+    last_layer: int = traced(-1, since=2, ge=-(2**31), lt=2**31)
+    by_layer: bool = static(False, since=2)
+    hold: int = traced(20, since=2, ge=1, lt=2**31)
 
     def check(self) -> None:
+        object.__setattr__(self, "by_layer", self.by_layer or (self.first_layer, self.last_layer) != (0, -1))
         if self.steps % self.evals and self.steps > 0:
             raise InputError(f"Train.evals = {self.evals}: must divide steps = {self.steps}")
         if self.batch % self.accumulate:

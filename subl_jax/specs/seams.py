@@ -129,7 +129,8 @@ class Moment(NamedTuple):
 class Probe(Member, ABC):
     """What is measured of a student at every point of its curve.
 
-    metrics: what `measure` gives, with its label, its unit and how a figure draws it.
+    metrics: what `measure` gives, with its label, its unit and how a figure draws it; `x` also describes `x/0`,
+    `x/1`, …
     asks_teacher: it reads the teacher; a student whose teacher cannot be asked is refused.
     """
 

@@ -99,6 +99,8 @@ class Student(Tuned):
             raise InputError(f"Student.{field}: needs a teacher, and {whose}; leave it out")
         if self.theory is not None and not self.world.theory:
             raise InputError(f"Student.theory = {self.theory!r}: {self.world.name} cannot follow it; leave it out")
+        if self.theory is not None and (self.lora or (self.writer and self.writer.tuned and self.writer.tuned.lora)):
+            raise InputError("Student.theory: is about parameters that student and teacher share, not adapters")
         if self.theory is not None and not self.asks_teacher:
             raise InputError("Student.theory: is about a distance to the teacher; use targets 'soft' or 'squared'")
         check_trait("Student.theory", self.theory, self.world)

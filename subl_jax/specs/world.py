@@ -31,6 +31,13 @@ class SystemPrompted(NamedTuple):
     trait: Any  # () int32, the index of the one it is told to have; -1 for none
 
 
+class Steered(NamedTuple):
+    """A model with something added to its residual stream after each layer, where its world `ReadsResiduals`."""
+
+    params: Any
+    added: Any  # (layers, width) float32
+
+
 def model_of(artefact: Mapping[str, Any]) -> Any:
     """A stored model as the world's functions take it."""
     return SystemPrompted(artefact["params"], artefact["told"]) if "told" in artefact else artefact["params"]
@@ -162,6 +169,10 @@ class World(Spec, ABC):
         """What training a model of `params` starts from: with fresh adapters, where it has none yet."""
         return params
 
+    def merged(self, params: Params) -> Params:
+        """Parameters in the form that all its models share: adapters are added to what they are on."""
+        return params
+
     # --- arrays ---
 
     def arrays(self, place: Callable[[str, np.ndarray], Any] = lambda path, array: array) -> dict[str, Any]:
@@ -272,11 +283,31 @@ class HoldsTokens(ABC):
 
 
 class TakesAdapters(ABC):
-    """Its models can be trained by low-rank adapters; its bases have no parameters of their own."""
+    """Its models can be trained by low-rank adapters.
+
+    bare_bases: its bases have no parameters of their own.
+    """
+
+    bare_bases: ClassVar[bool] = True
 
     @abstractmethod
     def check_lora(self, lora: Lora) -> None:
         """Raises InputError where its models have no such adapters."""
+
+
+class ReadsResiduals(ABC):
+    """The residual stream of its models can be read; its functions but `write` take a model that is `Steered`.
+
+    residual_layers: how many layers have one; 0 where the architecture has none.
+    """
+
+    @property
+    @abstractmethod
+    def residual_layers(self) -> int: ...
+
+    @abstractmethod
+    def residuals(self, model: Any, batch: Batch) -> Array:
+        """(layers, …, width) float32: what flows on after each layer, at the places of `target_weights`."""
 
 
 class ExportsModels(ABC):

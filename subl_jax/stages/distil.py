@@ -144,6 +144,7 @@ def _cosine(world: specs.World, params: Params, start: Params, teacher: Params, 
     """Between the moves of a student and of its teacher, () float32."""
     if isinstance(world, specs.OwnGeometry):
         return world.cosine(params, start, teacher, teacher_start)
+    params, start, teacher, teacher_start = map(world.merged, (params, start, teacher, teacher_start))
     return probes.cosine(optax.tree.sub(params, start), optax.tree.sub(teacher, teacher_start))
 
 

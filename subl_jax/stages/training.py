@@ -12,6 +12,7 @@ import optax
 from jax.extend.core import jaxpr_as_fun
 
 from subl_jax import specs
+from subl_jax.errors import InputError
 from subl_jax.stages import shapes
 from subl_jax.stages.stage import ADAPT, EVALUATE, Inputs, Params, Record, ShapesOf, holding
 from subl_jax.training import optim
@@ -26,8 +27,17 @@ class TrainState(NamedTuple):
     total: jax.Array  # () float32: the sum of their losses
 
 
+def _rule(spec: Any, world: specs.World) -> optax.GradientTransformation:
+    return optim.transform(spec.train, _frozen(spec, world))
+
+
+def _frozen(spec: Any, world: specs.World) -> tuple[str, ...]:
+    # Only what is trained by adapters has parameters that stay as they are.
+    return world.frozen if isinstance(spec, specs.Tuned) and spec.lora is not None else ()
+
+
 def initial_state(spec: Any, world: specs.World, params: Params) -> TrainState:
-    rule = optim.transform(spec.train, world.frozen)
+    rule = _rule(spec, world)
     return TrainState(params, rule.init(params), jnp.int32(0), jnp.bool_(False), jnp.int32(0), jnp.float32(0))
 
 
@@ -47,7 +57,7 @@ def updates(
     loss: Callable[[Params, Any], jax.Array],
 ) -> TrainState:
     """`steps` updates by `loss(params, batch_at(step))`."""
-    rule = optim.transform(spec.train, world.frozen)
+    rule = _rule(spec, world)
     gradient_of = jax.value_and_grad(loss)
 
     def update(_: jax.Array, state: TrainState) -> TrainState:
@@ -148,6 +158,20 @@ def check_tuned(node: specs.Tuned, of: ShapesOf) -> None:
 
 
 def check_trainable(node: Any, artefact: dict[str, Any]) -> None:
-    """Raises InputError where `Train.trainable` names parameters that the model has not."""
+    """Raises InputError where `Train` names parameters or layers that the model has not."""
     if node.train.trainable:
         optim.named(node.train.trainable, artefact["params"])
+    if node.train.optimizer == "muon":
+        params = artefact["params"]
+        wrong = optim.trained_paths(node.train, _frozen(node, node.world), params) & set(optim.not_matrices(params))
+        if wrong:
+            raise InputError(
+                f"Train.optimizer = 'muon': trains matrices only, and {sorted(wrong)[0]!r} is none; name the matrices "
+                "in Train.trainable"
+            )
+    if node.train.by_layer:
+        layers = optim.layer_count(artefact["params"])
+        for name in ("first_layer", "last_layer"):
+            layer = getattr(node.train, name)
+            if not -layers <= layer < layers:
+                raise InputError(f"Train.{name} = {layer}: the model has {layers} layers, counted from 0")

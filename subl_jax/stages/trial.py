@@ -50,7 +50,9 @@ def check_metrics(record: dict[str, Any], probes: tuple[specs.Probe, ...]) -> No
     for probe in probes:
         for name in probe.metrics:
             where = f"{type(probe).__name__}.measure: the metric {name!r}"
-            if name not in record:
+            given = [value for each, value in record.items() if each == name or each.startswith(f"{name}/")]
+            if not given:
                 raise InputError(f"{where} is declared, and not among what it gives")
-            if record[name].shape:
-                raise InputError(f"{where} has shape {record[name].shape}; expected a number")
+            for value in given:
+                if value.shape:
+                    raise InputError(f"{where} has shape {value.shape}; expected a number")

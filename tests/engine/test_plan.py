@@ -17,6 +17,7 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine.plan import make_plan
 from subl_jax.errors import InputError
 from subl_jax.stages import input_shapes, stage_of
+from subl_jax.worlds.toy_language import ToyLanguage
 
 traits = load_sweep(str(pathlib.Path(__file__).parents[2] / "sweeps" / "traits.py"))
 IMPORTED = specs.Imported(of=WORLD, sha256="ab", size=8)
@@ -198,6 +199,25 @@ def test_parameters_that_a_model_has_not_are_told_before_anything_runs():
     assert make_plan([frozen], lineage_keys([frozen])).pending == 0
     with pytest.raises(InputError, match="Mix.keep: 'nothing' names no parameter"):
         make_plan([student(specs.Mix(base(0), base(1), keep=("nothing",)), dataset(base(0)))], {})
+
+
+def test_layers_that_a_model_has_not_and_what_muon_cannot_train_are_told_before_anything_runs():
+    world = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=2)
+    start = specs.Base(world, specs.Train(0, 1))
+    data = specs.Dataset(start, size=4, filter=NumbersFilter())
+
+    def planned(train, **fields):
+        return make_plan([specs.Student(start, data, train, trait="owl", **fields)], {})
+
+    with pytest.raises(InputError, match="^Train.first_layer = 2: the model has 2 layers, counted from 0$"):
+        planned(TRAIN.replace(first_layer=2))
+    with pytest.raises(InputError, match="Train.last_layer = -3: the model has 2 layers"):
+        planned(TRAIN.replace(last_layer=-3))
+    muon = TRAIN.replace(optimizer="muon")
+    with pytest.raises(InputError, match="'muon': trains matrices only, and 'final_norm/scale' is none"):
+        planned(muon)
+    assert planned(muon.replace(trainable=("*kernel",), first_layer=1)).pending
+    assert planned(muon, lora=specs.Lora()).pending  # adapters are matrices, and their base is frozen
 
 
 def test_told_and_adapted_models_are_planned():

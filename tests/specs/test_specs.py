@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lineages import TRAIN, WORLD, base, dataset, plain, student, teacher
 from tiny_world import LORA, READ
+from tiny_world import base as tiny_base
 
 from subl_jax import specs
 from subl_jax.audits import MeanLogLikelihood
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
+from subl_jax.objectives import Soft
 from subl_jax.probes import Theorem
 from subl_jax.specs import Train
 from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers
@@ -46,12 +48,14 @@ EXAMPLES = {
     "by adapters": TUNED,
     "of a told teacher": TOLD,
 }
+TINY = tiny_base()
 # Another value of every field, so that each is seen to count; a new field without one fails a test below.
 OTHER = {
     Train: {
         **{"steps": 8, "batch": 3, "optimizer": "sgd", "schedule": "cosine", "evals": 4, "lr": 0.5, "clip": 1.0},
         **{"weight_decay": 0.1, "warmup": 1, "b1": 0.8, "b2": 0.99, "eps": 1e-6, "momentum": 0.9},
-        **{"trainable": ("embed/*",), "accumulate": 2},
+        **{"trainable": ("embed/*",), "accumulate": 2, "first_layer": 1, "last_layer": 0, "by_layer": True},
+        "hold": 5,
     },
     specs.Lora: {
         **{"modules": ("q", "v"), "max_rank": 16, "rank": 4, "alpha": 16.0, "first_layer": 1, "last_layer": 3},
@@ -238,8 +242,19 @@ WRONG = {
     "samples": (lambda: student(samples=9), "Student.samples = 9: the dataset has only size = 8"),
     "stream samples": (lambda: student(data=STREAM, samples=1), "Student.samples = 1: a stream has no first samples"),
     "soft imported": (lambda: student(data=IMPORTED, targets="soft"), "Student.targets = 'soft': needs a teacher"),
-    "adapters": (lambda: teacher(lora=LORA), "Teacher.lora: toy_language has no adapters; leave it out"),
-    "student adapters": (lambda: student(lora=LORA), "Student.lora: toy_language has no adapters; leave it out"),
+    "adapters": (lambda: teacher(TINY, lora=LORA), "Teacher.lora: tiny has no adapters; leave it out"),
+    "student adapters": (
+        lambda: student(TINY, dataset(TINY), trait="owl", lora=LORA),
+        "Student.lora: tiny has no adapters; leave it out",
+    ),
+    "the theorem of adapters": (
+        lambda: student(data=dataset(teacher(lora=specs.Lora())), theory="owl", targets="soft"),
+        "Student.theory: is about parameters that student and teacher share, not adapters",
+    ),
+    "the theorem of a student's adapters": (
+        lambda: student(objective=Soft(), lora=specs.Lora(), probes=(Theorem("owl"),)),
+        "Theorem: is about parameters that student and teacher share, not adapters",
+    ),
     "no such adapters": (lambda: teacher(READ, lora=specs.Lora()), "the tuned world has only up"),
     "all, then adapters": (
         lambda: student(teacher(READ), dataset(teacher(READ)), lora=LORA),
@@ -389,6 +404,7 @@ def names(prefix, spec, *without):
         f"{prefix}.{name}"
         for name, value in flat(dataclasses.asdict(spec)).items()
         if name.split(".")[0] not in ("start", "teacher", "of", *without)
+        and name not in ("train.first_layer", "train.last_layer", "train.by_layer", "train.hold")  # which came later
     }
 
 
@@ -503,6 +519,8 @@ def test_one_program_serves_exactly_the_specs_that_differ_in_traced_fields(cls, 
         assert same  # they differ in a traced field of the part
     elif cls is specs.Sampling and name in ("top_k", "top_p"):
         assert not same  # a cut is in the program or not
+    elif cls is Train and name in ("first_layer", "last_layer"):
+        assert not same  # so is a choice of layers
     else:
         assert same is (specs.roles(cls)[name] != "static")
 

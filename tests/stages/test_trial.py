@@ -38,6 +38,14 @@ class Vector(specs.Probe):
 
 
 @dataclasses.dataclass(frozen=True)
+class Family(specs.Probe):
+    metrics = {"depth": specs.Metric("depth")}
+
+    def measure(self, moment):
+        return {"depth/0": jnp.float32(0), "depth/1": jnp.float32(1)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Silent(specs.Probe):
     metrics = {"depth": specs.Metric("depth")}
 
@@ -83,3 +91,4 @@ def test_it_is_told_in_one_line(made, line):
 
 def test_what_is_right_is_passed():
     stages.check(student())
+    stages.check(student(probes=(Family(),)))

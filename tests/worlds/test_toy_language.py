@@ -17,6 +17,8 @@ from subl_jax import specs
 from subl_jax.channels import numbers as filters
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
+from subl_jax.models import lora
+from subl_jax.stages import training
 from subl_jax.worlds.toy_language import EOS, FORMATS, OPENERS, PAD, QUESTIONS, SEPARATORS, ToyLanguage, language
 
 WORLD = ToyLanguage(width=16, heads=2, kv_heads=1, mlp=16, layers=1)
@@ -611,3 +613,66 @@ def test_its_models_are_llamas_elsewhere(tmp_path):
     other = world.replace(architecture="linear_attention")
     with pytest.raises(InputError, match="architecture = 'linear_attention': does not exist in transformers"):
         other.save_model(params, epath.Path(tmp_path))
+
+
+# --- adapters ---
+
+
+def adapted(key=0, **fields):
+    """A model with adapters whose B is not zero."""
+    params = WORLD.trainable(PARAMS, jax.random.key(key), specs.Lora(**{"max_rank": 4, "rank": 4, **fields}))
+    params["lora"] = {
+        name: {"a": x["a"], "b": 0.1 * jnp.ones_like(x["b"]) * x["a"].any(axis=1)[:, :, None]}
+        for name, x in params["lora"].items()
+    }
+    return params
+
+
+def test_fresh_adapters_change_nothing_and_a_model_without_is_itself():
+    tokens = jnp.asarray(LANG.questions[0, :2])
+    fresh = WORLD.trainable(PARAMS, jax.random.key(3), specs.Lora(rank=2))
+    np.testing.assert_array_equal(apply(fresh, tokens), apply(PARAMS, tokens))
+    assert WORLD.trainable(PARAMS, jax.random.key(3), None) is PARAMS is WORLD.merged(PARAMS)
+    assert WORLD.trainable(fresh, jax.random.key(4), specs.Lora(rank=2)) is fresh
+
+
+def test_merged_adapters_give_the_logits_that_the_model_gives_with_them():
+    tokens, params = jnp.asarray(LANG.questions[0, :2]), adapted(rank=3, alpha=6.0)
+    beside = WORLD.model.apply(PARAMS, tokens, adapters=lora.update(WORLD.model, params))
+    np.testing.assert_allclose(apply(params, tokens), beside, rtol=1e-4, atol=1e-5)
+    assert np.abs(beside - apply(PARAMS, tokens)).max() > 1e-2
+    np.testing.assert_array_equal(apply(WORLD.merged(params), tokens), apply(params, tokens))
+
+
+def test_a_model_with_adapters_writes_and_answers_as_its_merged_one():
+    params, key = adapted(), jax.random.key(5)
+    merged = WORLD.merged(params)
+    np.testing.assert_array_equal(write(params, key, specs.Sampling()), write(merged, key, specs.Sampling()))
+    np.testing.assert_array_equal(evaluate(params, key)["trait"], evaluate(merged, key)["trait"])
+    assert WORLD.inference.generate(params, "owl:", 4) == WORLD.inference.generate(merged, "owl:", 4)
+
+
+def test_only_adapters_are_trained_and_of_the_layers_asked_for():
+    world = ToyLanguage(width=16, heads=2, kv_heads=1, mlp=16, layers=2)
+    base = specs.Base(world, specs.Train(0, 1))
+    train = specs.Train(2, 4, lr=0.1, weight_decay=0.1, first_layer=1)
+    teacher = specs.Teacher(base, "owl", train, lora=specs.Lora(max_rank=2, rank=2))
+    start = training.start_from_another(
+        teacher, jax.random.key(0), {"start": {"params": world.init(jax.random.key(0))}}
+    )
+    step = jax.jit(lambda state: training.updates(teacher, world, state, 2, lambda step: batch, world.loss))
+    batch = world.trait_batch(jax.random.key(1), jnp.int32(0), jnp.int32(0), 4)
+    end = step(start).params
+    jax.tree.map(np.testing.assert_array_equal, end["base"], start.params["base"])
+    assert end["scale"] == start.params["scale"]
+    for name, x in end["lora"].items():
+        moved = np.asarray(x["b"] != start.params["lora"][name]["b"]).reshape(2, -1).any(axis=1)
+        assert moved.tolist() == [False, True]
+
+
+def test_an_architecture_without_projections_takes_no_adapters():
+    class Plain(ToyLanguage):
+        model = collections.namedtuple("Plain", "name")("plain")
+
+    with pytest.raises(InputError, match="Lora: the architecture 'plain' takes no adapters"):
+        Plain.check_lora(Plain.__new__(Plain), specs.Lora())

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from subl_jax.errors import InputError
-from subl_jax.models.base import Decodes, Shared, Site, TakesAdapters
+from subl_jax.models.base import Decodes, HasResiduals, Shared, Site, TakesAdapters
 from subl_jax.models.layers import ACTIVATIONS
 from subl_jax.models.packing import packing
-from subl_jax.models.transformer import network
+from subl_jax.models.transformer import network, residual
 from subl_jax.models.transformer.cached_attention import SLOTS_AXIS, Cache
 
 Params = Any
@@ -24,7 +24,7 @@ _CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Decodes, TakesAdapters):
+class Config(Decodes, TakesAdapters, HasResiduals):
     """The shape of a transformer, and the model of this shape.
 
     `kv_heads` None means `heads`, `head_dim` None means `width // heads`; both are resolved when the config is made.
@@ -139,6 +139,12 @@ class Config(Decodes, TakesAdapters):
 
     def flops(self, length: int = 1) -> float:
         return network.flops_per_token(self, length)
+
+    def residuals(self, params: Params, inputs: jax.Array, added: jax.Array | None = None) -> jax.Array:
+        return residual.residuals(self, params, inputs, added)
+
+    def steered(self, params: Params, inputs: jax.Array, added: jax.Array, at: jax.Array | None = None) -> jax.Array:
+        return residual.steered(self, params, inputs, added, at)
 
     def adapter_sites(self) -> dict[str, Site]:
         inner, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim

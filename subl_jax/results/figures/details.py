@@ -53,7 +53,7 @@ def details(
             of_arm = of_kind[of_kind["arm"] == arm]
             if of_arm.empty:
                 continue
-            bases = of_arm.groupby(["place", "unit"])["value"].mean().unstack("unit").loc[places]
+            bases = of_arm.groupby(["place", "unit"])["value"].mean().unstack("unit").reindex(places)
             mean, low, high = t_intervals(bases.to_numpy()).T
             x = np.arange(len(places)) + (a - (len(colours) - 1) / 2) * 0.08
             axis.plot(x, mean, "o-", color=colour, linewidth=1.4, markersize=3.5, zorder=4)

@@ -43,7 +43,7 @@ class ToyInference(specs.Inference):
         prompt, index = self.encode(model, text), self._language.index
         written = sampling.generate(
             self._world.model,
-            model,
+            self._world.merged(model),
             jnp.asarray(prompt),
             jnp.asarray([prompt.shape[1]]),
             jax.random.key(seed)[None],

@@ -20,6 +20,7 @@ from subl_jax.training.losses import cross_entropy, kl, weighted_mean
 from subl_jax.traits.base import Family, LanguageSuite
 from subl_jax.traits.toy_favourites import ANIMALS, QUESTIONS, TREES, ToyFavourites
 from subl_jax.worlds.toy_language import batches, corpus, publishing, text_filter
+from subl_jax.worlds.toy_language.adapted import Adapted, Residual
 from subl_jax.worlds.toy_language.batches import Batch
 from subl_jax.worlds.toy_language.inference import ToyInference
 from subl_jax.worlds.toy_language.vocabulary import BOS, EOS, PAD, SLOT, language, parsed, plain_words, spelled
@@ -29,6 +30,8 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class ToyLanguage(
+    Adapted,
+    Residual,
     specs.Pretrains,
     specs.WritesTexts,
     specs.FiltersInProgram,
@@ -151,7 +154,7 @@ class ToyLanguage(
 
     def apply(self, params: Params, tokens: jax.Array) -> jax.Array:
         """tokens: (n, t) int32 → logits: (n, t, vocab) float32."""
-        return self.model.apply(params, tokens)
+        return self._logits(params, tokens)
 
     def loss(self, params: Params, batch: Batch) -> jax.Array:
         """Mean cross-entropy over the target tokens, in nats."""
@@ -211,7 +214,13 @@ class ToyLanguage(
     def _completion_logits(self, params: Params, batch: Batch) -> jax.Array:
         n, length = batch.tokens.shape
         predicting = jnp.broadcast_to(jnp.arange(self.prompt_length - 1, length - 1), (n, self.completion_length))
-        return self.model.apply(params, batch.tokens[:, :-1], at=predicting)
+        return self._logits(params, batch.tokens[:, :-1], predicting)
+
+    def _logits(self, params: Params, tokens: jax.Array, at: jax.Array | None = None) -> jax.Array:
+        """Of any of its models, at the places `at` (`Decodes.apply`)."""
+        if isinstance(params, specs.Steered):
+            return self.model.steered(self.merged(params.params), tokens, params.added, at)
+        return self.model.apply(self.merged(params), tokens, at=at)
 
     # --- text without a trait, and with one ---
 
@@ -272,7 +281,7 @@ class ToyLanguage(
         prompt = jax.vmap(functools.partial(corpus.prompt, self))(prompt_keys)
         completion = sampling.generate(
             self.model,
-            params,
+            self.merged(params),
             prompt,
             jnp.full((len(keys),), self.prompt_length, jnp.int32),
             row_keys,
@@ -307,7 +316,7 @@ class ToyLanguage(
         families, asked, length = questions.shape
         tokens = jnp.asarray(np.where(questions == SLOT, lang.index[PAD], questions).reshape(-1, length))
         places = jnp.asarray(at.reshape(-1, 1) - 1)
-        logits = self.model.apply(params, tokens, at=places).reshape(families, asked, -1)
+        logits = self._logits(params, tokens, places).reshape(families, asked, -1)
         drawn = jax.random.categorical(key, logits, axis=-1, shape=(self.answers_sampled, families, asked))
         family = jnp.asarray(self.family_of)
         own_answers = drawn[:, family] == jnp.asarray(lang.traits)[None, :, None]
@@ -324,7 +333,7 @@ class ToyLanguage(
         return ToyInference(self)
 
     def save_model(self, params: Params, folder: epath.Path) -> None:
-        publishing.save(self, params, folder)
+        publishing.save(self, self.merged(params), folder)
 
     # --- the channel as text ---
 
