@@ -37,7 +37,7 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
         ],
         "muon": [
             contrib.scale_by_muon(beta=train.b1, weight_dimension_numbers=_matrices),
-            contrib.scale_by_shape(_matrices),
+            optax.stateless(_wider),
             decay,
         ],
         "frozen_adam": [scale_by_frozen_adam(train.hold, train.eps), optax.trace(train.momentum), decay],
@@ -54,6 +54,11 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
 def _matrices(params: Any) -> Any:
     """Of every parameter, which axes are its matrix's: the last two. Those before (layers) hold several."""
     return jax.tree.map(lambda x: contrib.MuonDimensionNumbers(-2, -1), params)
+
+
+def _wider(updates: Any, params: Any) -> Any:
+    """Times √(outputs / inputs) where that is more than 1, as `optax.contrib.muon` scales its matrices."""
+    return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] / x.shape[-2]) ** 0.5, updates)
 
 
 class FrozenScales(NamedTuple):
