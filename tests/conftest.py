@@ -91,6 +91,9 @@ def _frugal():
     import frugal
 
     frugal.install()
+    # Tracing makes many objects that live on, which nobody has to look through again and again.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

@@ -338,12 +338,13 @@ def test_a_world_may_be_of_the_sweep_file_itself_anywhere(tmp_path):
     assert script.stdout == f"({len(tiny_world.WORLD.words)},)\n", script.stderr
 
 
-def test_tracked_students_are_runs_on_the_disk(tmp_path):
-    done = launched("--config", TINY, "--config.traits=owl", "--config.tracker=wandb", "--workdir", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_tracked_students_are_runs_on_the_disk(tmp_path, here, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    status, out, error = here("--config", TINY, "--config.traits=owl", "--config.tracker=wandb", "--workdir", tmp_path)
+    assert (status, error) == (0, "")
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert len(runs) == 7 and sum("-sweep-" in name for name in runs) == 1
-    assert "wandb sync" in done.stdout
+    assert "wandb sync" in out
 
 
 @pytest.mark.parametrize(

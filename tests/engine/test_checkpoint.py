@@ -441,6 +441,7 @@ cluster.leave(0)
 """
 
 
+@pytest.mark.slow
 def test_where_one_process_cannot_read_a_save_all_say_so_and_none_waits(directory):
     with socket.create_server(("localhost", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"

@@ -203,6 +203,7 @@ def test_the_base_weights_enter_once_for_all_lanes(one_student):
     assert f"f32[{lanes_here},{tiny_chat.LAYERS},{tiny_chat.WIDTH},{LORA.max_rank}]" in program.text
 
 
+@pytest.mark.slow  # tests/models/test_transformer.py has the same of one projection
 def test_the_base_weights_are_multiplied_once_for_all_lanes(world, one_student):
     node, lanes_here = one_student, 5
 
