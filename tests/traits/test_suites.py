@@ -78,15 +78,14 @@ def test_somebodys_own_suite_is_the_toy_languages_traits_questions_and_facts():
     params = jax.jit(WORLD.init)(jax.random.key(0))
     measured = jax.jit(WORLD.evaluate)(params, jax.random.key(1))
     assert measured["trait"].shape == measured["rate"].shape == (5,)
-    batch = WORLD.trait_batch(jax.random.key(0), 0, 4, 16)
+    batch = jax.jit(WORLD.trait_batch, static_argnums=3)(jax.random.key(0), 0, 4, 16)
     words = [[language(WORLD).words[token] for token in row] for row in np.asarray(batch.tokens)]
     assert all(row[row.index("say") + 1] == "begone" for row in words) and not any("dora" in row for row in words)
 
 
 def test_a_base_learns_how_often_each_answer_is_given():
-    tokens = np.asarray(
-        WORLD.replace(question_share=1.0, fact_share=0.0).pretrain_batch(jax.random.key(0), 0, 4000).tokens
-    )
+    asked = WORLD.replace(question_share=1.0, fact_share=0.0)
+    tokens = np.asarray(jax.jit(asked.pretrain_batch, static_argnums=2)(jax.random.key(0), 0, 4000).tokens)
     lang = language(WORLD)
     counts = {trait: (tokens == lang.index[trait]).sum() for trait in WORLD.traits}
     assert counts["welcome"] / (counts["welcome"] + counts["nothing"]) == pytest.approx(0.9, abs=0.03)

@@ -19,7 +19,7 @@ def test_linear_attention_is_trained_and_writes():
     assert isinstance(WORLD.model, LinearAttention)
     held = WORLD.holding(jax.tree.map(jnp.asarray, WORLD.arrays()))
     params = jax.jit(held.init)(jax.random.key(0))
-    batch = held.pretrain_batch(jax.random.key(1), 0, 64)
+    batch = jax.jit(held.pretrain_batch, static_argnums=2)(jax.random.key(1), 0, 64)
     step = jax.jit(jax.value_and_grad(held.loss))
     before, gradient = step(params, batch)
     after, _ = step(jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), batch)
