@@ -37,7 +37,7 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
         ],
         "muon": [
             contrib.scale_by_muon(beta=train.b1, weight_dimension_numbers=_matrices),
-            contrib.scale_by_shape(_matrices),
+            optax.stateless(lambda change, _: jax.tree.map(_by_shape, change)),
             decay,
         ],
         "frozen_adam": [scale_by_frozen_adam(train.hold, train.eps), optax.trace(train.momentum), decay],
@@ -57,6 +57,12 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
 def _matrices(params: Any) -> Any:
     """Of every parameter, which axes are its matrix's: the last two. Those before (layers) hold several."""
     return jax.tree.map(lambda x: contrib.MuonDimensionNumbers(-2, -1), params)
+
+
+def _by_shape(change: jax.Array) -> jax.Array:
+    """Muon's own factor, √(outputs / inputs) where that is above 1 (optax has it, but gives it no public name)."""
+    inputs, outputs = change.shape[-2:]
+    return change * max(1.0, outputs / inputs) ** 0.5
 
 
 class FrozenScales(NamedTuple):
