@@ -37,7 +37,7 @@ def transform(train: Train, frozen: tuple[str, ...] = ()) -> optax.GradientTrans
         ],
         "muon": [
             contrib.scale_by_muon(beta=train.b1, weight_dimension_numbers=_matrices),
-            optax.stateless(_wider),
+            optax.stateless(lambda change, _: jax.tree.map(_by_shape, change)),
             decay,
         ],
         "frozen_adam": [scale_by_frozen_adam(train.hold, train.eps), optax.trace(train.momentum), decay],
@@ -56,9 +56,10 @@ def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda x: contrib.MuonDimensionNumbers(-2, -1), params)
 
 
-def _wider(updates: Any, params: Any) -> Any:
-    """Times √(outputs / inputs) where that is more than 1, as `optax.contrib.muon` scales its matrices."""
-    return jax.tree.map(lambda x: x * max(1.0, x.shape[-1] / x.shape[-2]) ** 0.5, updates)
+def _by_shape(change: jax.Array) -> jax.Array:
+    """Muon's own factor, √(outputs / inputs) where that is above 1 (optax has it, but gives it no public name)."""
+    inputs, outputs = change.shape[-2:]
+    return change * max(1.0, outputs / inputs) ** 0.5
 
 
 class FrozenScales(NamedTuple):

@@ -93,11 +93,6 @@ def test_a_planted_direction_has_its_cosine_and_its_norm(student, cosine, norm):
     assert norm is None or float(found["residual_norm/1"]) == pytest.approx(norm, rel=1e-4)
 
 
-def test_where_a_teacher_has_not_moved_there_is_no_cosine():
-    found = measuring(Direction((1,)))(after_layer(1, V), START)
-    assert np.isnan(found["residual_cosine/1"]) and not np.isfinite(found["residual_norm/1"])
-
-
 def test_padding_and_prompts_do_not_count():
     rejected = WORLD.channel_batch(BATCH.tokens, jnp.arange(4) > 0)
     scrambled = BATCH.tokens.at[0].set(BATCH.tokens[0, ::-1])
@@ -126,7 +121,7 @@ def test_a_students_vector_without_the_teachers_is_what_lies_aside():
     assert float(left) == pytest.approx(float(evaluate(after_layer(1, ASIDE))), rel=1e-4)
     untouched = measuring(probe)(after_layer(1, ASIDE), after_layer(1, V))[name]
     assert float(untouched) == pytest.approx(float(left), rel=1e-4)
-    assert abs(float(left - evaluate(after_layer(1, 0.7 * V + ASIDE)))) > 1e-3
+    assert abs(float(left / evaluate(after_layer(1, 0.7 * V + ASIDE))) - 1) > 0.05
 
 
 # --- parameters ---
