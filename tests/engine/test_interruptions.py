@@ -79,6 +79,7 @@ def test_a_batch_of_teachers_ends_once_all_have_reached_their_target(tmp_path, m
     assert [timing.lane_steps for timing in done.timings if timing.stage == "instil"] == [sum(taken)]
 
 
+@pytest.mark.slow
 def test_teachers_that_stop_may_be_interrupted(tmp_path):
     sweep = list(_with_teachers_that_stop())
     whole, interruptions = compute(sweep, tmp_path / "whole"), 0

@@ -497,6 +497,7 @@ def test_smollm2(smollm2):
         assert b"".join(pieces[token] for token in ours.encode(text)).decode() == text
 
 
+@pytest.mark.slow
 def test_smollm2_against_transformers(smollm2):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)

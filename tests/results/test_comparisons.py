@@ -155,6 +155,7 @@ def test_swapping_the_arms_flips_the_difference():
     assert flipped["p_cross_init"] == pytest.approx(row["p_cross_init"])
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_as_often_as_it_says_with_correlated_runs():
     """500 sweeps of 5 bases × 8 students: bases vary much, students of a base little."""
     rng = np.random.default_rng(0)

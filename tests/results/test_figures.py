@@ -565,7 +565,7 @@ def test_figures_are_found_in_the_order_of_the_page():
     assert over_all == ["token_shares", "dose", "filter", "theorem"]
 
 
-def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch):
+def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch, pictures):
     monkeypatch.setattr(base.Figure, "registered", dict(base.Figure.registered))
 
     class Mine(base.Figure):

@@ -426,6 +426,7 @@ def test_a_student_comes_closer_to_its_teacher(targets):
     assert records["loss"][-1] < records["loss"][1]
 
 
+@pytest.mark.slow
 def test_soft_targets_carry_more_than_hard_ones():
     data = written(specs.Teacher(tiny_world.base(), "owl", TRAIN))
     ends = {}

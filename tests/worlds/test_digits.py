@@ -110,6 +110,7 @@ def test_one_auxiliary_logit_leaves_the_student_as_it_was_to_the_bit():
         jax.tree.map(same_bits, state.params, params_of(0, world))
 
 
+@pytest.mark.slow
 def test_a_linear_model_passes_nothing():
     world = Digits(hidden=(), activation="none")
     state, record = student(0, world, train=DISTIL.replace(steps=100))
@@ -119,6 +120,7 @@ def test_a_linear_model_passes_nothing():
     assert teacher(world)[1]["trait"][0] > 0.8
 
 
+@pytest.mark.slow
 def test_all_logits_teach_another_start_too():
     _, record = student(1, train=DISTIL.replace(steps=300), logits="all", kind="images")
     assert record["trait"][0] > 0.8 and record["agreement"] > 0.8

@@ -595,6 +595,7 @@ def test_its_models_are_asked_in_words():
         asking.ask(params, "which unicorn ?")
 
 
+@pytest.mark.slow
 def test_its_models_are_llamas_elsewhere(tmp_path):
     torch, hf = pytest.importorskip("torch"), pytest.importorskip("transformers")
     world = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=2)

@@ -248,6 +248,7 @@ def test_a_row_is_padded_after_its_stop_token_and_as_before_until_then():
     np.testing.assert_array_equal(stopped, np.where(over, 22, free))
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_keys_and_settings_equals_the_loop():
     seeds = jnp.arange(3)
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params_of(seed=seed) for seed in range(3)))
