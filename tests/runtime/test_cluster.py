@@ -1,6 +1,7 @@
 """Several processes as one: options, exchanges, and whole sweeps on the CPU, with the tables of one process."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
