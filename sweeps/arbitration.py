@@ -84,7 +84,7 @@ def get_config(kind: str = "adapters") -> ConfigDict:
         of_data(config)
     if kind == "smoke":
         config.rules, config.ranks = ("sgd", "adamw", "muon"), (2,)
-        config.base.steps, config.teacher.steps, config.teacher.evals, config.until = 150, 20, 2, 1.0
+        config.base.steps, config.teacher.steps, config.teacher.evals, config.until = 160, 20, 2, 1.0
         config.data.size, config.data.round, config.held_out = 256, 256, 64
         config.student.steps, config.student.evals = 20, 4
     return config
