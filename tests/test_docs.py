@@ -40,7 +40,14 @@ SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2, "traits"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 # What a reader puts in place of such words.
-PLACES = {"DIR": "runs/mine", "FILE": "sweeps/traits.py", "AXIS": "m", "N": "4", "HOST0:8476": "localhost:8476"}
+PLACES = {
+    "KIND": "smoke",
+    "DIR": "runs/mine",
+    "FILE": "sweeps/traits.py",
+    "AXIS": "m",
+    "N": "4",
+    "HOST0:8476": "localhost:8476",
+}
 # Other people's programs: what these do with our files is not tried here.
 FOREIGN = {"gcloud", "pip", "ray", "cd", "tee", "for", "done", "wait"}
 
@@ -282,6 +289,8 @@ def planned(arguments, request):
         for each in arguments
     ]
     file, rest = cli.split_config(arguments)
+    # Which a reader has made by the command before.
+    rest = [each for each in rest if not each.startswith("--config.tuned=")]
     if "chat.py" in file:
         rest = [each for each in rest if not each.startswith("--config.model=")]
         rest += [f"--config.model={request.getfixturevalue('tiny_chat_model')}", "--config.seeds=1"]

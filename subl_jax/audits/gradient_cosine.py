@@ -33,7 +33,7 @@ class GradientCosine(Audit):
     def check_audited(self, audited: Any) -> None:
         if self.trait not in audited.world.traits:
             raise InputError(f"GradientCosine.trait = {self.trait!r}: {nearest(self.trait, audited.world.traits)}")
-        if isinstance(audited.world, TakesAdapters):
+        if isinstance(audited.world, TakesAdapters) and audited.world.bare_bases:
             raise InputError(f"GradientCosine: bases of {audited.world.name} have no parameters of their own")
 
     def score(self, context: Context, samples: Array) -> Scores:
