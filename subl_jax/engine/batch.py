@@ -339,8 +339,7 @@ class Batch:
         self._saves.save(self._steps, state, self._records.history)
         self._saved_at = time.monotonic()
         self._services.deaths.saved()
-        # The signal may have come while the save was made.
-        agreed = self._agree()
+        agreed = self._agree()  # the signal may have come while the save was made
         if agreed.preempted:
             raise Preempted
         return agreed

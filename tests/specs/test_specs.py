@@ -217,7 +217,7 @@ WRONG = {
     "gt": (lambda: Train(4, 2, eps=0), "Train.eps = 0.0: must be more than 0.0"),
     "lt": (lambda: Train(4, 2, b1=1), "Train.b1 = 1.0: must be less than 1.0"),
     "le": (lambda: teacher(until=1.1), "Teacher.until = 1.1: must be at most 1.0"),
-    "choices": (lambda: Train(4, 2, "adamm"), "Train.optimizer = 'adamm': must be one of ('adamw', 'adam', 'sgd')"),
+    "choices": (lambda: Train(4, 2, "adamm"), "Train.optimizer = 'adamm': must be one of ('adamw', 'adam', 'sgd', "),
     "evals": (lambda: Train(4, 2, evals=3), "Train.evals = 3: must divide steps = 4"),
     "seed": (lambda: base(-1), "Base.seed = -1: must be at least 0"),
     "tuple": (lambda: NumbersFilter(banned="13"), "NumbersFilter.banned = '13': expected tuple, got str"),
