@@ -40,8 +40,7 @@ SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2, "traits"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 # What a reader puts in place of such words.
-PLACES = {"KIND": "smoke", "DIR": "runs/mine", "FILE": "sweeps/traits.py", "AXIS": "m", "N": "4"}
-PLACES["HOST0:8476"] = "localhost:8476"
+PLACES = {
     "KIND": "smoke",
     "DIR": "runs/mine",
     "FILE": "sweeps/traits.py",
