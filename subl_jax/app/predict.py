@@ -1,16 +1,17 @@
-"""Predicts, before any training, which traits a dataset would pass on to students of a base, and shows the ranking.
+"""Predicts which traits a dataset would pass on, before any training.
 
-    python -m subl_jax predict --base SWEEP --data DATA     a table, and a picture in FOLDER
-    python -m subl_jax predict --benchmark WORKDIR          a sweep of sweeps/predict.py: predictions against students
+  predict --base SWEEP --data DATA    a table, and a picture in FOLDER
+  predict --benchmark WORKDIR         predictions against students, of a
+                                      sweep of sweeps/predict.py
 
-    --base SWEEP       a sweep file (FILE or FILE:ARGUMENT) or the workdir of a finished one: whose base, and what its
-                       students train. A base that the workdir has stored is not trained again
-    --seed N           the seed of the base (default 0)
-    --data DATA        a file of {"prompt", "completion"} lines, or WORKDIR:KEY for a dataset of a sweep, by the first
-                       characters of its key; WORKDIR alone lists them
-    --rollout N        also train for N steps, on the data and on numbers that the base writes (default 0: none)
-    --rows N           samples of the data that are read (default 256)
-    --to FOLDER        where the picture goes, and what was computed on the way (default runs/predict)
+  --base SWEEP   a sweep file (FILE or FILE:ARGUMENT), or the workdir of a
+                 finished sweep, whose stored base is not trained again
+  --seed N       the seed of the base (default 0)
+  --data DATA    a file of {"prompt", "completion"} lines, or WORKDIR:KEY for a
+                 dataset of a sweep; WORKDIR alone lists them
+  --rollout N    also train for N steps (default 0: none)
+  --rows N       samples of the data that are read (default 256)
+  --to FOLDER    for the picture, and what was computed (runs/predict)
 
 Exit status: 0; 1 a file could not be written; 2 bad input; 75 interrupted.
 """

@@ -43,7 +43,8 @@ def student_of(base: str, seed: int) -> tuple[specs.Student, Store | None]:
     else:
         results = load(base)
         store = results.store
-        keys = results.runs[results.runs["student_base_seed"] == seed]["key"].drop_duplicates()
+        of_seed = results.runs[results.runs["student_base_seed"] == seed]
+        keys = (results.runs if of_seed.empty else of_seed)["key"].drop_duplicates()
         students = [specs.from_json(store.spec(key)) for key in keys]
     found = [
         each

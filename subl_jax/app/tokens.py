@@ -1,11 +1,12 @@
-"""Which tokens and positions carry a trait, and how far detectors agree: `tokens WORKDIR`.
+"""Prints which tokens carry a trait, and how far detectors agree.
 
-    WORKDIR     where a sweep with audited data lies, such as sweeps/tokens.py; any etils.epath path
+  tokens WORKDIR    a sweep with audited data, such as sweeps/tokens.py
 
-Prints means over bases and writes what they are of, a row per detector, trait and base, to WORKDIR/tokens/:
-detectors.parquet, tokens.parquet, positions.parquet, overlap.parquet.
+Prints means over bases, and writes what they are of, a row per detector, trait
+and base, to WORKDIR/tokens/: detectors.parquet, tokens.parquet,
+positions.parquet, overlap.parquet.
 
-Exit status: 0; 1 a file could not be written; 2 where no such sweep is there.
+Exit status: 0; 1 a file could not be written; 2 no such sweep is there.
 """
 
 import os

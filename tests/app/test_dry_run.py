@@ -65,7 +65,7 @@ def test_all_is_there_to_compute_in_a_new_workdir_that_is_not_made(tmp_path, nev
     assert "FLOP in all" in text and "lane" not in text
 
 
-class Remarked(tiny_world.TinyWorld):
+class Remarked(specs.Notes, tiny_world.TinyWorld):
     notes = ("the model: has no chat template",)
 
 

@@ -42,7 +42,7 @@ def test_each_command_has_its_help(name, capsys):
 
 def test_a_command_that_there_is_not_is_one_line(capsys):
     assert program.main(["swep"]) == 2
-    assert capsys.readouterr().err == "error: 'swep': no such command; one of sweep, export, dashboard, show, tokens\n"
+    assert capsys.readouterr().err == f"error: 'swep': no such command; one of {', '.join(program.COMMANDS)}\n"
 
 
 def test_a_mistake_of_a_command_is_its_own_line_and_status(capsys):

@@ -259,7 +259,7 @@ class FullDisk:
         return self.replace(source, target)
 
 
-@pytest.mark.parametrize("after", [0, 3, 12])
+@pytest.mark.parametrize("after", [0, 5, 12])
 def test_a_full_disk_is_one_line_and_what_is_stored_serves_the_next_run(tmp_path, monkeypatch, outcome, after):
     students = list(tiny_world.students(3))[:3]
     with monkeypatch.context() as patch:
@@ -271,7 +271,7 @@ def test_a_full_disk_is_one_line_and_what_is_stored_serves_the_next_run(tmp_path
     assert not (tmp_path / "sweep.json").exists()
     assert not list(tmp_path.rglob("*.tmp*"))
     stored = len(list((tmp_path / "artifacts").glob("*.json"))) if (tmp_path / "artifacts").exists() else 0
-    assert (stored > 0) == (after >= 3)
+    assert (stored > 0) == (after >= 5)
     again = run(students, tmp_path).results
     assert len(again.sweep["groups"]) <= 4
     mine = outcome.results.runs.set_index("run_id").loc[again.runs.run_id]

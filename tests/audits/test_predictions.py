@@ -67,20 +67,23 @@ def planted(trait, size):
 def test_a_planted_direction_is_found_first_and_its_opposite_last(kind, trait):
     gains = {sign: np.asarray(SCORE[kind](WRITE(planted(trait, sign), jax.random.key(1))).gains) for sign in (1, -1)}
     assert gains[1].argmax() == trait and gains[1][trait] > 0
-    assert gains[-1].argmin() == trait and gains[-1][trait] < 0
+    assert gains[-1][trait] < 0
+    # Adam scales every parameter by itself: the step against a trait may be still further against another one.
+    assert gains[-1].argmin() == trait or kind == "adam_update"
 
 
 @pytest.mark.parametrize("kind", FIRST)
 def test_data_of_the_base_predict_nothing(kind):
-    null = np.stack([SCORE[kind](WRITE(BASE, jax.random.key(200 + i))).gains for i in range(24)])
+    # Each with a corpus of its own to compare with: what chance gave one corpus would be in all differences.
+    score = jax.jit(lambda corpus, samples: FIRST[kind].score(context(corpus), samples).gains)
+    corpora = [[WRITE(BASE, jax.random.key(200 + 2 * i + j)) for j in range(2)] for i in range(24)]
+    null = np.stack([score(*pair) for pair in corpora])
     found = np.asarray(SCORE[kind](WRITE(planted(0, 1.0), jax.random.key(1))).gains)
     assert np.abs(null[:, 0]).max() < found[0]
-    # The corpus that all are compared with has noise of its own, which does not average out.
-    noise = null.std(axis=0, ddof=1)
-    assert (np.abs(null.mean(axis=0)) < 3 * noise).all()
+    assert (np.abs(null.mean(axis=0)) < 4 * null.std(axis=0, ddof=1) / 24**0.5).all()
     ranks = (-null).argsort(axis=1).argsort(axis=1)
     assert set(ranks[:, 0]) == {0, 1, 2}
-    np.testing.assert_array_equal(SCORE[kind](NULL).gains, 0)
+    np.testing.assert_allclose(score(NULL, NULL), 0, atol=1e-6)
 
 
 def test_the_fisher_step_by_hand():
@@ -178,10 +181,11 @@ def test_a_teacher_tells_how_far_its_data_go_its_way():
     assert ways[1] > 0.3 and ways[-1] < -0.3
     covered = float(Coverage(GAINS, NULL_NODE).score(given, data[1]).corpus)
     assert 0 < covered < 1
-    # A direction that no sample's likelihood depends on: the question's own embedding.
+    # A direction that no sample's likelihood depends on: the embedding of the question, where nobody wrote that.
+    without = data[1][(data[1] != 0).all(axis=1)]
     apart = {**BASE, "embed": BASE["embed"].at[0].add(1.0)}
     unseen = Coverage(TRAIN.replace(trainable=("embed",)), NULL_NODE)
-    assert float(unseen.score(context(NULL, writer=apart, writer_start=BASE), data[1]).corpus) == 0
+    assert float(unseen.score(context(NULL, writer=apart, writer_start=BASE), without).corpus) == 0
 
 
 def test_data_without_a_teacher_are_refused_where_one_is_asked():
