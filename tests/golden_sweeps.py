@@ -29,6 +29,8 @@ VARIANTS = [
     *(("theorem", world) for world in ("digits", "language")),
     *(("layers", kind) for kind in LAYERS),
     *(("arbitration", kind) for kind in ARBITRATION),
+    ("tokens", "smoke"),
+    ("predict", "smoke"),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
@@ -60,7 +62,9 @@ def nodes(student: specs.Student) -> Iterator[specs.Node]:
 
 def keys(made: list[specs.Student]) -> dict[str, list[str]]:
     """Kind of node → the first 16 digits of every key, sorted; and the names of the rows."""
-    found: dict[str, set[str]] = {"rows": {specs.run_id(student) for student in made}}
+    found: dict[str, set[str]] = {
+        "rows": {specs.run_id(student) for student in made if isinstance(student, specs.Student)}
+    }
     for student in made:
         for node in nodes(student):
             found.setdefault(type(node).__name__, set()).add(node.key[:16])

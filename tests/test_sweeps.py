@@ -37,7 +37,7 @@ CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
 
 
 # What a sweep compares with instead of another initialisation.
-OTHER_ARM = {"tokens": "control"}
+OTHER_ARM = {"tokens": "control", "predict": "control"}
 
 
 def students(name, argument, **changes):

@@ -562,7 +562,7 @@ def test_figures_are_found_in_the_order_of_the_page():
     of_cells = [figure.name for figure in base.Figure.found() if figure.scope == "cell"]
     assert of_cells == ["transfer", "comparison", "traits", "details", "training"]
     over_all = [figure.name for figure in base.Figure.found() if figure.scope == "sweep"]
-    assert over_all == ["token_shares", "dose", "filter", "theorem"]
+    assert over_all == ["layers", "token_shares", "equal", "dose", "filter", "theorem"]
 
 
 def test_a_figure_of_ones_own_is_on_the_page(tmp_path, monkeypatch, pictures):

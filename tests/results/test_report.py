@@ -57,7 +57,7 @@ def test_teachers_and_what_was_kept_of_theirs(tmp_path):
     assert "|none (control)||4||–||–||4,000||2,806||.702|" in page
 
 
-def test_a_failed_dataset_is_marked_where_averages_are_over_all_traits(tmp_path):
+def test_a_failed_dataset_is_marked_where_averages_are_over_all_traits(tmp_path, pictures):
     runs = fake_runs().assign(data_key=lambda runs: "d-" + runs["trait"] + "-" + runs["base_seed"].astype(str))
     lost = (runs["data_key"] == f"d-{TRAITS[1]}-2") & (runs["arm"] != "control")
     runs.loc[lost, ["status", "why", "target_end"]] = ["failed", "the filter kept 3 of 100", np.nan]
@@ -129,7 +129,7 @@ def test_page_lists_settings_timings_and_runs_that_did_not_end_well(tmp_path):
     assert "did not end well" not in written(tmp_path, fake_runs())
 
 
-def test_each_setting_has_its_section_or_is_a_click_away(tmp_path, monkeypatch):
+def test_each_setting_has_its_section_or_is_a_click_away(tmp_path, monkeypatch, pictures):
     monkeypatch.setattr(report, "_MOST_FOLDED", 1)
     runs = fake_runs(traits=("owl",), bases=2, swept={"student.train.lr": tuple(10.0**-k for k in range(1, 9))})
     page = written(tmp_path, runs)

@@ -23,7 +23,7 @@ def replaced(batch: Batch, first: int, tokens: jax.Array, read: jax.Array, predi
     """With `tokens` (n, length - first) from the place `first` on, in what is `read` and what is `predicted`."""
 
     def put(old: jax.Array, where: jax.Array) -> jax.Array:
-        return old.at[:, first:].set(jnp.where(where, tokens, old[:, first:]))
+        return jnp.asarray(old).at[:, first:].set(jnp.where(where, tokens, old[:, first:]))
 
     return batch._replace(tokens=put(batch.tokens, read), labels=put(batch.predicted, predicted))
 
@@ -34,7 +34,11 @@ def erased(batch: Batch, first: int, gone: jax.Array, pad: int) -> Batch:
     left = jnp.arange(gone.shape[1]) < jnp.sum(~gone, axis=1, keepdims=True)
 
     def moved(old: jax.Array, filler: int) -> jax.Array:
-        return old.at[:, first:].set(jnp.where(left, jnp.take_along_axis(old[:, first:], order, axis=1), filler))
+        return (
+            jnp.asarray(old)
+            .at[:, first:]
+            .set(jnp.where(left, jnp.take_along_axis(old[:, first:], order, axis=1), filler))
+        )
 
     labels = None if batch.labels is None else moved(batch.labels, pad)
     return Batch(moved(batch.tokens, pad), moved(batch.targets, 0), labels)
