@@ -62,9 +62,8 @@ def nodes(student: specs.Student) -> Iterator[specs.Node]:
 
 def keys(made: list[specs.Student]) -> dict[str, list[str]]:
     """Kind of node → the first 16 digits of every key, sorted; and the names of the rows."""
-    found: dict[str, set[str]] = {
-        "rows": {specs.run_id(student) for student in made if isinstance(student, specs.Student)}
-    }
+    rows = {specs.run_id(student) for student in made if isinstance(student, specs.Student)}
+    found: dict[str, set[str]] = {"rows": rows}
     for student in made:
         for node in nodes(student):
             found.setdefault(type(node).__name__, set()).add(node.key[:16])

@@ -8,8 +8,6 @@ from subl_jax.engine import batch, deaths, lanes
 from subl_jax.errors import OutOfMemory, PeerLost
 from subl_jax.runtime.kills import Kills
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 WIDE = {"devices": 1, "width": 8, "lanes_a_batch": 8}
 
 

@@ -33,12 +33,9 @@ def erased(batch: Batch, first: int, gone: jax.Array, pad: int) -> Batch:
     order = jnp.argsort(gone, axis=1, stable=True)
     left = jnp.arange(gone.shape[1]) < jnp.sum(~gone, axis=1, keepdims=True)
 
-    def moved(old: jax.Array, filler: int) -> jax.Array:
-        return (
-            jnp.asarray(old)
-            .at[:, first:]
-            .set(jnp.where(left, jnp.take_along_axis(old[:, first:], order, axis=1), filler))
-        )
+    def shifted(old: jax.Array, filler: int) -> jax.Array:
+        moved = jnp.where(left, jnp.take_along_axis(old[:, first:], order, axis=1), filler)
+        return jnp.asarray(old).at[:, first:].set(moved)
 
-    labels = None if batch.labels is None else moved(batch.labels, pad)
-    return Batch(moved(batch.tokens, pad), moved(batch.targets, 0), labels)
+    labels = None if batch.labels is None else shifted(batch.labels, pad)
+    return Batch(shifted(batch.tokens, pad), shifted(batch.targets, 0), labels)
