@@ -39,6 +39,7 @@ from ml_collections import ConfigDict, config_flags
 
 from subl_jax import specs
 from subl_jax.app.code import code_of
+from subl_jax.app.command import said
 from subl_jax.engine.settings import Settings
 from subl_jax.errors import FleetError, InputError, OutOfMemory, PeerLost, Preempted, StorageError
 from subl_jax.runtime import cluster, devices
@@ -79,25 +80,20 @@ def main(argv: Sequence[str]) -> int:
         devices.prepare()
         return cluster.leave(_execute(command(file, module, rest)))
     except InputError as error:
-        return cluster.leave(_said(f"error: {error}", 2))
+        return cluster.leave(said(f"error: {error}", 2))
     except (FleetError, OutOfMemory, StorageError) as error:
-        return cluster.leave(_said(f"error: {error}", 1))
+        return cluster.leave(said(f"error: {error}", 1))
     except PeerLost as error:
-        return cluster.abandon(_said(f"preempted: {error}; {RESUME}", PREEMPTED))
+        return cluster.abandon(said(f"preempted: {error}; {RESUME}", PREEMPTED))
     except Preempted:
-        return cluster.leave(_said(f"preempted: {RESUME}", PREEMPTED))
+        return cluster.leave(said(f"preempted: {RESUME}", PREEMPTED))
     except KeyboardInterrupt:
-        return cluster.abandon(_said(f"preempted: {RESUME}", PREEMPTED))
+        return cluster.abandon(said(f"preempted: {RESUME}", PREEMPTED))
     except BaseException:
         if cluster.joined():
             traceback.print_exc()
             cluster.abandon(1)
         raise
-
-
-def _said(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status
 
 
 def _execute(command: Command) -> int:
@@ -141,7 +137,7 @@ def _execute(command: Command) -> int:
             print_outcome(console, Summarised(results.summary, results.comparisons), files, outcome.lines)
         except Exception as error:  # the results are stored: a table that cannot be shown costs no more than a line
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            _said(f"warning: {results.workdir}: the tables are stored, but cannot be shown: {reason}", 0)
+            said(f"warning: {results.workdir}: the tables are stored, but cannot be shown: {reason}", 0)
     return 0 if outcome.all_ok else 1
 
 

@@ -14,13 +14,13 @@ nothing was saved.
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import flags
 
-from subl_jax.errors import InputError
+from subl_jax.app.command import ended
+from subl_jax.errors import InputError, StorageError
 
 
 class Command(NamedTuple):
@@ -33,18 +33,19 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help", "--helpfull"} & set(argv):
         print(__doc__)
         return 0
+    return ended(lambda: _save(parsed(argv)))
+
+
+def _save(command: Command) -> None:
     try:
-        addresses = _saved(parsed(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        addresses = _saved(command)
+    except InputError:
+        raise
     except Exception as error:  # W&B's client raises errors of many kinds, those of the network's libraries among them
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        print(f"error: W&B: {reason}", file=sys.stderr)
-        return 1
+        raise StorageError(f"W&B: {reason}") from error
     for name, address in addresses.items():
         print(f"{name}: {address}")
-    return 0
 
 
 def parsed(argv: Sequence[str]) -> Command:

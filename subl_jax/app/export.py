@@ -19,22 +19,16 @@ Exit status: 0 all is written; 1 a file could not be written; 2 bad input.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from etils import epath
 
-from subl_jax.errors import InputError, StorageError
+from subl_jax.app.command import Arguments, ended
+from subl_jax.errors import InputError
 from subl_jax.results import Results, load
 from subl_jax.runtime import devices
 
 _SHOWN = 20
-
-
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m subl_jax export --help")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,26 +36,21 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    try:
-        given = _parsed(argv)
-        devices.prepare()
-        results = load(given.workdir)
-        if not given.run:
-            print(_listing(results))
-            return 0
-        for line in _exported(results, given.run, given.to, given.what):
-            print(line)
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(lambda: _export(_parsed(argv)))
+
+
+def _export(given: argparse.Namespace) -> None:
+    devices.prepare()
+    results = load(given.workdir)
+    if not given.run:
+        print(_listing(results))
+        return
+    for line in _exported(results, given.run, given.to, given.what):
+        print(line)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Arguments(prog="subl_jax export", add_help=False, allow_abbrev=False)
+    parser = Arguments("export")
     parser.add_argument("workdir")
     parser.add_argument("--run", default="")
     parser.add_argument("--to", default="")

@@ -17,53 +17,35 @@ Exit status: 0; 1 a file could not be written; 2 bad input; 75 interrupted.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
 from etils import epath
 
-from subl_jax.errors import InputError, OutOfMemory, Preempted, StorageError
-
-
-class _Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see python -m subl_jax predict --help")
+from subl_jax.app.command import Arguments, ended
+from subl_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line (without the program's and the command's names) and returns its exit status."""
-    from subl_jax.runtime import devices
-    from subl_jax.tracking import plain_text
-
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    plain_text.allow()
-    try:
-        given = _parsed(argv)
-        devices.prepare()
-        if given.benchmark:
-            _benchmark(given.benchmark)
-        else:
-            _predict(given)
-        return 0
-    except InputError as error:
-        return _said(f"error: {error}", 2)
-    except (OutOfMemory, StorageError) as error:
-        return _said(f"error: {error}", 1)
-    except (KeyboardInterrupt, Preempted):
-        return _said("interrupted: what is stored stays; run the same command again to go on", 75)
+    return ended(lambda: _run(_parsed(argv)))
 
 
-def _said(line: str, status: int) -> int:
-    print(line, file=sys.stderr)
-    return status
+def _run(given: argparse.Namespace) -> None:
+    from subl_jax.runtime import devices
+
+    devices.prepare()
+    if given.benchmark:
+        _benchmark(given.benchmark)
+    else:
+        _predict(given)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Arguments(prog="subl_jax predict", add_help=False, allow_abbrev=False)
+    parser = Arguments("predict")
     parser.add_argument("--base", default="")
     parser.add_argument("--data", default="")
     parser.add_argument("--benchmark", default="")

@@ -9,19 +9,18 @@ positions.parquet, overlap.parquet.
 Exit status: 0; 1 a file could not be written; 2 no such sweep is there.
 """
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from subl_jax.errors import InputError, StorageError
+from subl_jax.app.command import ended
+from subl_jax.errors import InputError
 from subl_jax.results import load
 from subl_jax.results.formats import number
 from subl_jax.results.token_tables import TOP, TokenTables, means, token_tables
 from subl_jax.runtime import devices
-from subl_jax.storage.atomic import replacing
+from subl_jax.storage.atomic import write_parquet_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,31 +30,25 @@ _SHOWN = 10  # tokens of a trait
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command line (without the program's name in front) and returns its exit status."""
+    return ended(lambda: _tell(argv))
+
+
+def _tell(argv: Sequence[str]) -> None:
     from rich.console import Console
 
-    try:
-        if len(argv) != 1 or argv[0].startswith("-"):
-            given = " ".join(argv) or "nothing"
-            raise InputError(f"tokens: expected one WORKDIR, as in tokens runs/tokens-full; got {given}")
-        devices.prepare()
-        results = load(argv[0])
-        found = token_tables(results)
-        folder = results.workdir / "tokens"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("detectors", "tokens", "positions", "overlap"):
-            with replacing(folder / f"{name}.parquet") as temporary:
-                getattr(found, name).to_parquet(os.fspath(temporary), index=False)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if len(argv) != 1 or argv[0].startswith("-"):
+        given = " ".join(argv) or "nothing"
+        raise InputError(f"tokens: expected one WORKDIR, as in tokens runs/tokens-full; got {given}")
+    devices.prepare()
+    results = load(argv[0])
+    found = token_tables(results)
+    folder = results.workdir / "tokens"
+    for name in ("detectors", "tokens", "positions", "overlap"):
+        write_parquet_atomic(folder / f"{name}.parquet", getattr(found, name))
     console = Console()
     for table in shown(found):
         console.print(table)
     console.print(f"each base and trait: {folder}")
-    return 0
 
 
 def shown(found: TokenTables) -> "list[Table]":
