@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from subl_jax.results import cells, comparisons, report_tables
+from subl_jax.results import cells, comparisons, findings, report_tables
 from subl_jax.results.comparisons import Summarised
 from subl_jax.results.figures import Figure, Tables, style
 from subl_jax.results.figures.style import arm_colours
-from subl_jax.results.headline import adjusted, headline
 from subl_jax.results.units import of_runs
 from subl_jax.specs.metrics import OF_TRAINING, Metric
 from subl_jax.storage.atomic import write_bytes_atomic
@@ -93,12 +92,8 @@ def write_report(
         metrics=metrics or OF_TRAINING,
     )
 
-    said = [comparisons.in_cell(grid, Summarised(whole.summary, whole.comparisons), cell) for cell in grid.cells]
-    said = adjusted(said) if len(said) > 1 else said
-    verdicts = [
-        {"title": section_title(cell, several_worlds), "headline": headline(of_cell, whole.base_rate)}
-        for cell, of_cell in zip(grid.cells, said, strict=True)
-    ]
+    said = findings.of_cells(grid, Summarised(whole.summary, whole.comparisons), whole.base_rate)
+    verdicts = [{"title": title, "headline": line} for title, line in said]
     of_cells = [figure for figure in Figure.found() if figure.scope == "cell"]
     sections = {}
     for which in (*chosen, *folded):
@@ -183,8 +178,3 @@ def _saved(
 def _spread(count: int, most: int) -> list[int]:
     """Indices of at most `most` of `count` things, first and last included, evenly apart."""
     return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist())) if count else []
-
-
-def section_title(cell: Mapping[str, Any], several_worlds: bool) -> str:
-    name = cells.cell_name(cell)
-    return ": ".join(part for part in (cell["world"] if several_worlds else "", name) if part)
