@@ -6,6 +6,7 @@ family has query, key and value in one weight, their adapters become one of that
 
 import dataclasses
 import json
+import pathlib
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from etils import epath
 
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
+from subl_jax.pretrained.folders import ADAPTER, read_json
 from subl_jax.pretrained.names import Names
 from subl_jax.pretrained.publishing import write_safetensors
 from subl_jax.specs import PROJECTIONS, Lora
@@ -63,7 +65,7 @@ def save(folder: epath.Path, names: Names, config: transformer.Config, params: A
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
-    write_bytes_atomic(folder / "adapter_config.json", json.dumps(described, indent=2).encode())
+    write_bytes_atomic(folder / ADAPTER, json.dumps(described, indent=2).encode())
 
 
 # Ways to start that change the base's own weights, so that the adapter alone is not the model.
@@ -183,13 +185,8 @@ def _stacked(folder: str, config: transformer.Config, found: Any) -> Adapter:
 
 
 def _described(folder: epath.Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
-        raise InputError(f"{path}: is not JSON") from None
+    path = folder / ADAPTER
+    described = read_json(pathlib.Path(path))
     start = str(described.get("init_lora_weights", "")).lower()
     refused = {
         "peft_type": described.get("peft_type") != "LORA",

@@ -10,22 +10,12 @@ from etils import epath
 
 from subl_jax.errors import InputError
 from subl_jax.models import transformer
+from subl_jax.pretrained import folders
 from subl_jax.pretrained.chat import PLAIN, Chat
 from subl_jax.pretrained.names import Names, tensors_of
 from subl_jax.storage.atomic import replacing, write_bytes_atomic
 
-_TOKENIZER = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_OF_WEIGHTS = ("config.json", "model.safetensors.index.json")  # which are written anew
 # How far a model made from settings alone may read, where its file does not say.
 _POSITIONS = 8192
 
@@ -88,9 +78,9 @@ def described(kind: str, config: transformer.Config) -> dict[str, Any]:
 
 def copy_tokenizer(source: pathlib.Path, folder: epath.Path) -> None:
     """The files of a Hugging Face folder that tell text from tokens."""
-    for name in _TOKENIZER:
-        if (source / name).is_file():
-            write_bytes_atomic(folder / name, (source / name).read_bytes())
+    for pattern in folders.DESCRIPTION:
+        for file in folders.listed(str(source), pattern) if pattern not in _OF_WEIGHTS else ():
+            write_bytes_atomic(folder / file.relative_to(source).as_posix(), file.read_bytes())
 
 
 def write_tokenizer(chat: Chat, folder: epath.Path) -> None:
