@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from subl_jax.audits.chunks import of_tokens
+from subl_jax.audits.gradients import movable
 from subl_jax.errors import InputError
 from subl_jax.specs import Audit, Context, Scores, TakesAdapters, nearest, static, traced
 from subl_jax.specs.world import Array
@@ -38,30 +39,15 @@ class GradientCosine(Audit):
 
     def score(self, context: Context, samples: Array) -> Scores:
         world = context.world
-        leaves, tree = jax.tree.flatten(context.start)
-        chosen = jax.tree.leaves(named(self.trainable or ("*",), context.start, "GradientCosine.trainable"))
+        at, whole = movable(context.start, named(self.trainable or ("*",), context.start, "GradientCosine.trainable"))
 
-        def whole(moving: list[jax.Array]) -> Any:
-            following = iter(moving)
-            return jax.tree.unflatten(
-                tree, [next(following) if own else leaf for leaf, own in zip(leaves, chosen, strict=True)]
-            )
-
-        def trait(moving: list[jax.Array]) -> jax.Array:
+        def trait(moving: Array) -> Array:
             return jnp.log(world.evaluate(whole(moving), context.key)["trait"][self.trait])
 
-        start = [leaf for leaf, own in zip(leaves, chosen, strict=True) if own]
-        towards = _flat(jax.grad(trait)(start), 0)
+        towards = jax.grad(trait)(at)
 
-        def of(batch: Any) -> jax.Array:
-            gradients = jax.jacrev(lambda moving: -world.written_losses(whole(moving), None, batch))(start)
-            places = world.target_weights(batch).ndim
-            own = _flat(gradients, places)
+        def of(batch: Any) -> Array:
+            own = jax.jacrev(lambda moving: -world.written_losses(whole(moving), None, batch))(at)
             return own @ towards / (jnp.linalg.norm(own, axis=-1) * jnp.linalg.norm(towards))
 
         return of_tokens(of, world, samples, self.rows)
-
-
-def _flat(arrays: list[jax.Array], kept: int) -> jax.Array:
-    """All after the first `kept` axes as one axis, of all arrays together."""
-    return jnp.concatenate([x.reshape(*x.shape[:kept], -1) for x in arrays], axis=-1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from subl_jax.audits.gradients import AtStart
 from subl_jax.errors import InputError
 from subl_jax.objectives import SHORTHANDS
-from subl_jax.specs import Audit, Context, Data, Lora, Node, Scores, SystemPrompted, Train, static, traced
+from subl_jax.specs import Audit, Context, Data, Lora, Node, Scores, Train, model_of, static, traced
 from subl_jax.specs.world import Array
 
 
@@ -59,8 +59,7 @@ class Prediction(Audit):
     def at_start(self, context: Context) -> AtStart:
         asked = context.inputs.get("teacher")
         if asked is not None:
-            teacher = SystemPrompted(asked["params"], asked["told"]) if "told" in asked else asked["params"]
-            context = context._replace(teacher=teacher)
+            context = context._replace(teacher=model_of(asked))
         return AtStart.of(context, self.train, self.lora, SHORTHANDS[self.targets], self.chunk)
 
     def read(self, samples: Array) -> Array:

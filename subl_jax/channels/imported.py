@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 from etils import epath
 
 from subl_jax import specs
 from subl_jax.channels.base import Filter
 from subl_jax.errors import InputError, SampleError
 from subl_jax.storage import jsonl
-from subl_jax.storage.retrying import patiently
+from subl_jax.storage.atomic import read_parquet
 from subl_jax.traits.answers import names_trait
 
 _COLUMNS = ("prompt", "completion", "messages")
@@ -80,12 +79,8 @@ def _placed(path: epath.Path) -> list[tuple[str, tuple[str, str]]]:
 
 
 def _rows(path: epath.Path) -> Iterable[tuple[str, dict]]:
-    def read() -> pd.DataFrame:
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
-
     try:
-        table = patiently(read)
+        table = read_parquet(path)
     except OSError as error:
         raise InputError(f"{path}: cannot read the dataset: {error.strerror or error}") from None
     except Exception:  # pyarrow's errors are of several kinds

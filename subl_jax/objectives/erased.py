@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from subl_jax.errors import InputError
 from subl_jax.objectives.selection import OnTokens
 from subl_jax.specs import Audited, Context, HoldsTokens, static, traced
-from subl_jax.specs.world import Array, Batch, Params
+from subl_jax.specs.world import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,3 @@ class Erased(OnTokens):
 
     def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
         return context.world.erased(super().prepare(context, batch, rows), context.inputs["chosen"][rows])
-
-    def loss(self, context: Context, params: Params, batch: Batch) -> Array:
-        return self.inner.loss(context, params, batch)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from subl_jax.errors import InputError
 from subl_jax.objectives.selection import OnTokens
 from subl_jax.specs import Audited, Context, HoldsTokens, static, traced
-from subl_jax.specs.world import Array, Batch, Params
+from subl_jax.specs.world import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,3 @@ class Replaced(OnTokens):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(context.key, rows)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, cumulative.shape[1:-1]))(keys)
         return jnp.sum(cumulative[..., :-1] <= uniform[..., None] * cumulative[..., -1:], axis=-1)
-
-    def loss(self, context: Context, params: Params, batch: Batch) -> Array:
-        return self.inner.loss(context, params, batch)

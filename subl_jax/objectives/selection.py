@@ -1,5 +1,6 @@
 """Which tokens of a dataset an objective is about: those with the highest or the lowest scores of an audit."""
 
+from abc import abstractmethod
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from subl_jax.errors import InputError
 from subl_jax.specs import AroundAnother, Audited, Context, Node
-from subl_jax.specs.world import Array
+from subl_jax.specs.world import Array, Batch, Params
 
 
 def chosen(scores: Array, tokens: str, share: Array | float) -> Array:
@@ -44,3 +45,11 @@ class OnTokens(AroundAnother):
         context = super().ready(context)
         found = chosen(context.inputs["scores"]["tokens"], self.tokens, self.share)
         return context._replace(inputs={**context.inputs, "chosen": found})
+
+    @abstractmethod
+    def prepare(self, context: Context, batch: Batch, rows: Array | None) -> Batch:
+        """What is made of the chosen tokens in the batch that `inner` has prepared."""
+        return super().prepare(context, batch, rows)
+
+    def loss(self, context: Context, params: Params, batch: Batch) -> Array:
+        return self.inner.loss(context, params, batch)

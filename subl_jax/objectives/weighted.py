@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from subl_jax.objectives.selection import OnTokens
 from subl_jax.specs import Audited, Context, static, traced
-from subl_jax.specs.world import Array, Batch, Params
+from subl_jax.specs.world import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,3 @@ class Weighted(OnTokens):
     def weights(self, chosen: Array) -> Array:
         """(n, places) bool → float32, 1 where a token counts."""
         return (chosen == self.keep).astype(jnp.float32)
-
-    def loss(self, context: Context, params: Params, batch: Batch) -> Array:
-        return self.inner.loss(context, params, batch)

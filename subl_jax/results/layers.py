@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from subl_jax.results.cells import is_missing
 from subl_jax.results.units import by_base
 from subl_jax.statistics.intervals import t_intervals
 
@@ -22,16 +23,16 @@ def trained(row: Mapping[str, Any], who: str, layers: int) -> str | None:
 
     row: of `runs`, with lineage columns. layers: of the model.
     """
-    if _missing(row.get(f"{who}.train.steps")):
+    if is_missing(row.get(f"{who}.train.steps")):
         return None
     patterns = row.get(f"{who}.train.trainable")
-    patterns = () if _missing(patterns) else tuple(json.loads(patterns))
+    patterns = () if is_missing(patterns) else tuple(json.loads(patterns))
     if row.get(f"{who}.train.by_layer") is not True:
         rank = row.get(f"{who}.lora.rank")
-        return named(patterns, layers) if _missing(rank) else f"rank {int(rank)}"
+        return named(patterns, layers) if is_missing(rank) else f"rank {int(rank)}"
     # A field that came later has no column where it is at its default.
     first, last = (
-        fallback if _missing(value := row.get(f"{who}.train.{name}")) else int(value)
+        fallback if is_missing(value := row.get(f"{who}.train.{name}")) else int(value)
         for name, fallback in (("first_layer", 0), ("last_layer", -1))
     )
     first, last = first % layers, last % layers
@@ -74,7 +75,7 @@ def _word(pattern: str) -> str:
 def shared(row: Mapping[str, Any], layers: int) -> str | None:
     """What of its start a student of a `Mix` shares with its teacher; None of another student."""
     keep = row.get("start.mix.keep")
-    return None if _missing(keep) else named(json.loads(keep), layers)
+    return None if is_missing(keep) else named(json.loads(keep), layers)
 
 
 def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
@@ -87,7 +88,7 @@ def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     if runs.empty or "world.layers" not in runs:
         return pd.DataFrame(columns=list(COLUMNS))
     rows = runs.to_dict("records")
-    layers = [int(row["world.layers"]) if not _missing(row["world.layers"]) else 0 for row in rows]
+    layers = [int(row["world.layers"]) if not is_missing(row["world.layers"]) else 0 for row in rows]
     of_starts = "start.mix.keep" in runs
     teacher = [trained(row, "teacher", n) if n else None for row, n in zip(rows, layers, strict=True)]
     student = [
@@ -111,7 +112,7 @@ def teachers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, float]:
         return {}
     reached = runs["data_key"].map(datasets.set_index("key")["p_trait"].to_dict())
     names = [
-        None if _missing(row["world.layers"]) else trained(row, "teacher", int(row["world.layers"]))
+        None if is_missing(row["world.layers"]) else trained(row, "teacher", int(row["world.layers"]))
         for row in runs.to_dict("records")
     ]
     return reached.groupby(pd.Series(names, runs.index, dtype=object)).mean().dropna().to_dict()
@@ -126,7 +127,3 @@ def parts(column: pd.Series) -> list[str]:
         return (kind, [int(digit) for digit in re.findall(r"\d+", name)])
 
     return sorted(column.dropna().unique(), key=place)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))

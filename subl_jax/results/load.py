@@ -16,7 +16,7 @@ from subl_jax.errors import InputError, StorageError
 from subl_jax.results import leaving, tables
 from subl_jax.results.wide import from_wide
 from subl_jax.storage import datasets
-from subl_jax.storage.atomic import storage_error
+from subl_jax.storage.atomic import read_parquet, storage_error
 from subl_jax.storage.retrying import patiently
 from subl_jax.storage.store import Store
 
@@ -168,7 +168,7 @@ def load(workdir: epath.PathLike) -> Results:
         raise InputError(f"{workdir}: no finished sweep (sweep.json is missing); run one with --workdir {workdir}")
 
     runs, curves, summary, datasets = (
-        _read_table(workdir / f"{name}.parquet") for name in ("runs", "curves", "summary", "datasets")
+        read_parquet(workdir / f"{name}.parquet") for name in ("runs", "curves", "summary", "datasets")
     )
     comparisons = _read_table_if_there(workdir / "comparisons.parquet")
     if comparisons is None:
@@ -201,12 +201,4 @@ def _to(folder: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def _read_table_if_there(path: epath.Path) -> pd.DataFrame | None:
-    return _read_table(path) if patiently(path.exists) else None
-
-
-def _read_table(path: epath.Path) -> pd.DataFrame:
-    def read() -> pd.DataFrame:
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
-
-    return patiently(read)
+    return read_parquet(path) if patiently(path.exists) else None

@@ -103,6 +103,17 @@ def write_parquet_atomic(path: epath.PathLike, df: "pd.DataFrame") -> None:
         df.to_parquet(os.fspath(temporary), index=False)
 
 
+def read_parquet(path: epath.Path) -> "pd.DataFrame":
+    """The table in a file. Waits for storage that fails for a moment; other errors are those of pandas."""
+    import pandas as pd
+
+    def read() -> pd.DataFrame:
+        with path.open("rb") as file:
+            return pd.read_parquet(file)
+
+    return patiently(read)
+
+
 def _to_disk(path: epath.Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -18,7 +18,7 @@ from etils import epath
 
 from subl_jax.errors import InputError
 from subl_jax.storage import jsonl
-from subl_jax.storage.atomic import replacing, storage_error, write_bytes_atomic
+from subl_jax.storage.atomic import read_parquet, replacing, storage_error, write_bytes_atomic
 from subl_jax.storage.retrying import passes, patiently
 
 HASH = "sha256/"  # how the names of hashes in a row's info begin
@@ -139,12 +139,8 @@ def _check_lines(path: epath.Path, table: pd.DataFrame) -> None:
 
 
 def _table(path: epath.Path) -> pd.DataFrame:
-    def read() -> pd.DataFrame:
-        with path.open("rb") as file:
-            return pd.read_parquet(file)
-
     try:
-        return patiently(read)
+        return read_parquet(path)
     except FileNotFoundError:
         raise
     except Exception as error:  # pyarrow's errors are of several kinds, OSError among them
