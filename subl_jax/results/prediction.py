@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from subl_jax.audits import Prediction
 from subl_jax.errors import InputError
 from subl_jax.results.load import Results
 from subl_jax.stages import stage_of
-from subl_jax.statistics.intervals import t_intervals
+from subl_jax.statistics.intervals import probability_intervals, t_intervals
 from subl_jax.storage.store import Store
 
 # A rollout is read at this part of the student's steps.
@@ -91,7 +91,8 @@ def table(results: Results) -> pd.DataFrame:
 
 
 def summary(made: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """One row per predictor, setting (`all` first) and half. Means over bases, with t intervals (`…_low`, `…_high`).
+    """One row per predictor, setting (`all` first) and half. Means over bases, with t intervals (`…_low`, `…_high`),
+    those of shares on the logit scale.
 
     top1: how often the trait of the writer is predicted to gain most, of all traits. spearman: of predicted and actual
     gains over traits, a mean over datasets. sign_errors: of the writer's trait; sign_errors_all: of all traits. slope:
@@ -126,7 +127,8 @@ def _within(frame: pd.DataFrame, setting: str, half: str) -> pd.DataFrame:
 def _line(pairs: pd.DataFrame, data: pd.DataFrame, confidence: float) -> dict[str, Any]:
     line: dict[str, Any] = {"datasets": len(data), "bases": data["base_seed"].nunique()}
     for metric in ("top1", "spearman", "sign_errors", "sign_errors_all"):
-        line |= _over_bases(metric, data.groupby("base_seed")[metric].mean(), confidence)
+        intervals = t_intervals if metric == "spearman" else probability_intervals
+        line |= _over_bases(metric, data.groupby("base_seed")[metric].mean(), confidence, intervals)
     slopes = {seed: _slope(base["calibrated"], base["actual"]) for seed, base in pairs.groupby("base_seed")}
     line |= _over_bases("slope", pd.Series(slopes), confidence)
     missed, total = ((pairs["actual"] - pairs["calibrated"]) ** 2).sum(min_count=1), (pairs["actual"] ** 2).sum()
@@ -142,8 +144,10 @@ def _line(pairs: pd.DataFrame, data: pd.DataFrame, confidence: float) -> dict[st
     return line
 
 
-def _over_bases(metric: str, by_base: pd.Series, confidence: float) -> dict[str, float]:
-    mean, low, high = t_intervals(by_base.to_numpy(float)[None], confidence)[0]
+def _over_bases(
+    metric: str, by_base: pd.Series, confidence: float, intervals: Callable[..., np.ndarray] = t_intervals
+) -> dict[str, float]:
+    mean, low, high = intervals(by_base.to_numpy(float)[None], confidence)[0]
     return {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
 
 

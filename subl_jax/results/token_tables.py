@@ -16,7 +16,6 @@ from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.objectives.selection import chosen
 from subl_jax.results.load import Results
-from subl_jax.results.units import by_base
 from subl_jax.statistics.intervals import interval
 
 TOP = 0.1  # the share of all tokens that counts as the top
@@ -143,7 +142,7 @@ def means(table: pd.DataFrame, value: str, by: list[str]) -> pd.DataFrame:
     """The mean of `value` over traits and then bases, with its 95 % t interval, for each combination of `by`."""
     lines = []
     for names, rows in table.groupby(by, sort=False, dropna=False):
-        bases = by_base(rows.assign(status="ok", student_base_seed=rows["base_seed"]), value).mean(axis=0)
-        mean, low, high = interval(bases)
+        bases = rows.groupby(["base_seed", "trait"])[value].mean().groupby("base_seed").mean()
+        mean, low, high = interval(bases, probability=True)
         lines.append({**dict(zip(by, names, strict=True)), "mean": mean, "low": low, "high": high, "n": len(bases)})
     return pd.DataFrame(lines)

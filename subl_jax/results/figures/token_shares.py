@@ -99,7 +99,7 @@ def _draw_references(axis: "Axes", runs: pd.DataFrame, confidence: float) -> Non
         of_arm = runs[runs["arm"] == arm]
         if of_arm.empty:
             continue
-        mean, low, high = interval(by_base(of_arm).mean(axis=0), confidence)
+        mean, low, high = interval(by_base(of_arm).mean(axis=0), confidence, probability=True)
         axis.axhline(mean, color=style.ARM_COLOURS[arm], linewidth=1.2, zorder=2)
         if np.isfinite(low):
             axis.axhspan(low, high, color=style.ARM_COLOURS[arm], alpha=0.12, linewidth=0, zorder=1)
@@ -109,7 +109,7 @@ def _draw_line(
     axis: "Axes", rows: pd.DataFrame, shift: float, colour: str, of_control: bool, confidence: float
 ) -> None:
     points = [
-        (share + shift, *interval(by_base(of_share).mean(axis=0), confidence))
+        (share + shift, *interval(by_base(of_share).mean(axis=0), confidence, probability=True))
         for share, of_share in rows.groupby("share")
     ]
     x, mean, low, high = np.array(points).T
