@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawn
 
+_SHIFT, _SHIFTED = 0.018, 0.07  # between arms at one place, and the most that one is shifted: less than the margin
 _MOST_WORDS = 10  # values of a field that is no number
 _MOST_LINES = 6  # values of the other field, a line each
 _ACROSS = 3  # panels in a row
@@ -163,7 +164,7 @@ def _draw_panel(
             if np.isfinite(low):
                 axis.axhspan(low, high, color=colour, alpha=0.12, linewidth=0, zorder=1)
             continue
-        shift = (a - (len(colours) - 1) / 2) * 0.018
+        shift = (a - (len(colours) - 1) / 2) * min(_SHIFT, 2 * _SHIFTED / len(colours))
         # Points of two checkpoints are not one curve.
         models = [name for name in swept if name.startswith("world.") and name not in (field, *panel.along, other)]
         for _, of_model in of_arm.groupby(models, dropna=False) if models else [((), of_arm)]:

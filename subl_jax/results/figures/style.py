@@ -13,13 +13,15 @@ from subl_jax.results.formats import arm_label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours, and greys of controls: told apart under every common colour blindness.
 ARM_COLOURS = {"same_init": "#0072B2", "cross_init": "#E69F00", "control": "#666666", "cross_control": "#AFAFAF"}
-_OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F")
+_OTHER_COLOURS = ("#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D1F", "#7F3C8D", "#80BA5A", "#E73F74", "#1B4965")
 _GRID = "#E3E3E3"
 CHANCE = "#222222"
-_LEGEND_ENTRY = 1.45  # inches
+# Inches: an entry of a legend at least, and what it takes beside and for each character of its label.
+_LEGEND_ENTRY, _LEGEND_MARK, _LEGEND_CHARACTER = 1.45, 0.55, 0.078
 
 
 def arm_colours(runs: pd.DataFrame) -> dict[str, str]:
@@ -81,5 +83,12 @@ def legend(figure: "Figure", arms: Sequence[str], colours: Mapping[str, str], ch
     handles = [Line2D([], [], color=colours[arm], linewidth=2.5, label=arm_label(arm)) for arm in arms]
     if chance:
         handles.append(Line2D([], [], color=CHANCE, linewidth=1, linestyle=(0, (4, 3)), label="chance"))
-    across = min(6, len(handles), max(1, int(figure.get_figwidth() / _LEGEND_ENTRY)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=across, frameon=False, fontsize=9)
+    legend_above(figure, handles)
+
+
+def legend_above(figure: "Figure", handles: Sequence["Line2D"], fontsize: float = 9) -> None:
+    """A legend over the panels, with as many entries beside one another as there is room for, and at most six."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    entry = max(_LEGEND_ENTRY, _LEGEND_MARK + _LEGEND_CHARACTER * longest)
+    across = min(6, len(handles), max(1, int(figure.get_figwidth() / entry)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=across, frameon=False, fontsize=fontsize)

@@ -130,5 +130,4 @@ def _legend(figure: "Drawn", colours: dict[str, str]) -> None:
         Line2D([], [], color=style.ARM_COLOURS[_ALL], linewidth=1.2, label="all tokens"),
         Line2D([], [], color=style.ARM_COLOURS[_CONTROL], linewidth=1.2, label="control"),
     ]
-    across = max(1, min(6, int(figure.get_figwidth() / 1.6)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=across, frameon=False, fontsize=8.5)
+    style.legend_above(figure, handles, fontsize=8.5)
