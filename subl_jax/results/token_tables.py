@@ -57,11 +57,11 @@ def token_tables(results: Results) -> TokenTables:
     """Of all audits of a sweep that have scores for tokens.
 
     Raises:
-      InputError: there are none, or their scores are not stored.
+      InputError: no audit scores tokens, or the scores are not stored.
     """
     found = list(_scored(results))
     if not found:
-        raise InputError(f"{results.workdir}: no audited data; a sweep such as sweeps/tokens.py has some")
+        raise InputError(f"{results.workdir}: no audit that scores tokens; a sweep such as sweeps/tokens.py has some")
     rows: dict[str, list[dict[str, Any]]] = {"detectors": [], "tokens": [], "positions": [], "overlap": []}
     for one in found:
         flat = ~np.isnan(one.scores)
@@ -93,6 +93,8 @@ def _scored(results: Results) -> Iterator[_Scored]:
         if node.data.key not in known:
             known[node.data.key] = _words(node.data, results)
         scores = np.asarray(artefact["tokens"])
+        if np.isnan(scores).all():
+            continue  # an audit of whole samples or of the corpus only
         labels = {"detector": detector(node), "base_seed": node.by.origin.seed}
         top = np.asarray(chosen(scores, "top", TOP))
         # What does not depend on a teacher is of the base's data of every trait.
