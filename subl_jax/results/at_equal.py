@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from subl_jax.results.units import by_base
-from subl_jax.statistics.intervals import t_intervals
+from subl_jax.statistics.intervals import interval
 
 
 def at_level(curves: pd.DataFrame, by: str, level: float, value: str = "target", log: bool = False) -> pd.Series:
@@ -75,7 +75,7 @@ def table(
     log: bool = False,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """P(trait) at equal `by`, over bases: a row for every arm and value of `fields`.
+    """P(trait) at equal `by`, over bases, t intervals on the logit scale: a row for every arm and value of `fields`.
 
     Columns: the fields, `arm`, `level`, `mean`, `low`, `high`, `bases`, and `reached`, the share of runs that come to
     the level; only these are in the mean. level None: `common_level` of the arm same_init.
@@ -87,6 +87,6 @@ def table(
     found = []
     for values, rows in runs[runs["trait"].notna()].groupby([*fields, "arm"], dropna=False, sort=False):
         bases = by_base(rows, "at").mean(axis=0).to_numpy()
-        mean, low, high = t_intervals(bases[None], confidence)[0]
+        mean, low, high = interval(bases, confidence, probability=True)
         found.append((*values, level, mean, low, high, int(np.isfinite(bases).sum()), rows["at"].notna().mean()))
     return pd.DataFrame(found, columns=[*fields, "arm", "level", "mean", "low", "high", "bases", "reached"])

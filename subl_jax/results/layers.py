@@ -10,7 +10,7 @@ import pandas as pd
 
 from subl_jax.results.cells import is_missing
 from subl_jax.results.units import by_base
-from subl_jax.statistics.intervals import t_intervals
+from subl_jax.statistics.intervals import interval
 
 COLUMNS = ("arm", "teacher", "student", "mean", "low", "high", "bases")
 ALL, NONE = "all", "none"
@@ -79,7 +79,8 @@ def shared(row: Mapping[str, Any], layers: int) -> str | None:
 
 
 def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """P(trait) at the end by what teacher and student train, over bases: the columns of `COLUMNS`.
+    """P(trait) at the end by what teacher and student train, over bases: the columns of `COLUMNS`. Its t intervals are
+    on the logit scale.
 
     `teacher` of a control is missing. Of students that share only a part of the teacher's start, `student` is that
     part; of those beside them, "all" and "none".
@@ -101,7 +102,7 @@ def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     found = []
     for (arm, of_teacher, of_student), part in runs.groupby(["arm", "teacher", "student"], dropna=False, sort=False):
         ends = by_base(part).mean(axis=0).to_numpy()
-        mean, low, high = t_intervals(ends[None], confidence)[0]
+        mean, low, high = interval(ends, confidence, probability=True)
         found.append((arm, of_teacher, of_student, mean, low, high, int(np.isfinite(ends).sum())))
     return pd.DataFrame(found, columns=list(COLUMNS))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 
 from subl_jax.results import at_equal
 from subl_jax.results.figures import equal, style
@@ -76,8 +77,10 @@ def test_cells_are_compared_at_the_level_that_all_of_them_reach():
     assert at_equal.common_level(RUNS, CURVES, "kl", ["rule"]) == 1.0
     found = at_equal.table(RUNS, CURVES, "kl", ["rule"], level=2.0).set_index("rule")
     assert found["mean"].to_dict() == pytest.approx({"sgd": 0.5, "adam": 0.4})
-    # Two bases .2 apart: a standard error of .1, and t of one degree of freedom is 12.706.
-    assert found.loc["sgd", "high"] - 0.5 == pytest.approx(1.2706, rel=1e-3)
+    # Two bases .2 apart: a standard error of .1, that of the logit .1 / (.5 · .5), and t of one degree of freedom is
+    # 12.706.
+    assert logit(found.loc["sgd", ["low", "high"]].to_numpy(float)) == pytest.approx([-5.0824, 5.0824], rel=1e-3)
+    assert 0 <= found.loc["sgd", "low"] < found.loc["sgd", "high"] <= 1
     assert (found["bases"] == 2).all() and (found["reached"] == 1).all() and (found["level"] == 2.0).all()
     late = at_equal.table(RUNS, CURVES, "kl", ["rule"], level=0.5).set_index("rule")
     assert late.loc["sgd", "reached"] == 0 and np.isnan(late.loc["sgd", "mean"]) and late.loc["adam", "mean"] == 0.9

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_results import fake_runs
+from scipy.special import logit
 
 from subl_jax import specs
 from subl_jax.results import layers
@@ -88,9 +89,13 @@ def test_the_table_has_what_was_planted_with_its_interval():
     found = layers.table(mapped(PLANTED)).set_index(["arm", "teacher", "student"])
     for t, s in itertools.product(range(3), range(3)):
         cell = found.loc[("same_init", f"layer {t}", f"layer {s}")]
-        assert cell["mean"] == pytest.approx(PLANTED[s][t] + 0.05) and cell["bases"] == 2
-        # Two values .1 apart: their standard error is .05, and t of one degree of freedom is 12.706.
-        assert cell["high"] - cell["mean"] == pytest.approx(12.706 * 0.05, rel=1e-3)
+        mean = PLANTED[s][t] + 0.05
+        assert cell["mean"] == pytest.approx(mean) and cell["bases"] == 2
+        # Two values .1 apart: their standard error is .05, that of their logit .05 / m (1 − m), and t of one degree of
+        # freedom is 12.706.
+        half = 12.706 * 0.05 / (mean * (1 - mean))
+        assert logit([cell["low"], cell["high"]]) == pytest.approx([logit(mean) - half, logit(mean) + half], rel=1e-3)
+        assert 0 <= cell["low"] < cell["high"] <= 1
     control = layers.table(mapped(PLANTED)).query("arm == 'control'")
     assert control["teacher"].isna().all() and len(control) == 3
 
