@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from subl_jax.results.cells import is_missing
@@ -85,9 +84,59 @@ def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     `teacher` of a control is missing. Of students that share only a part of the teacher's start, `student` is that
     part; of those beside them, "all" and "none".
     """
+    found = []
+    for cell, ends in _by_parts(runs).items():
+        mean, low, high = interval(ends, confidence, probability=True)
+        found.append((*cell, mean, low, high, int(ends.notna().sum())))
+    return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def gains(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """P(trait) of same_init less that of the control that trains the same part, paired by base.
+
+    Columns: `teacher`, `student`, `gain`, `low`, `high` (t intervals), `bases`.
+    """
+    found = [
+        (*parts, *interval(of_bases, confidence), int(of_bases.notna().sum()))
+        for parts, of_bases in _gains(_by_parts(runs)).items()
+    ]
+    return pd.DataFrame(found, columns=["teacher", "student", "gain", "low", "high", "bases"])
+
+
+def trends(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """How much the gain over the control changes from one layer to the next deeper one: a slope for each base.
+
+    Rows: of `both`, the cells where teacher and student train the same layer; of `teacher`, all cells, over the
+    teacher's layer, its students being averaged; of `student` likewise. Columns: `slope` per layer, `low`, `high`,
+    `bases`. Empty where no single layers are trained.
+    """
+    single = {
+        (int(teacher.removeprefix("layer ")), int(student.removeprefix("layer "))): of_bases
+        for (teacher, student), of_bases in _gains(_by_parts(runs)).items()
+        if str(teacher).startswith("layer ") and str(student).startswith("layer ")
+    }
+    if not single:
+        return pd.DataFrame(columns=["over", "slope", "low", "high", "bases"])
+    cells = pd.DataFrame(single)
+    cells.columns = pd.MultiIndex.from_tuples(single, names=["teacher", "student"])
+    same = cells.loc[:, [teacher == student for teacher, student in single]].droplevel("student", axis=1)
+    crossed = {over: cells.T.groupby(level=over).mean().T for over in ("teacher", "student")}
+    found = []
+    for over, by_layer in {"both": same, **crossed}.items():
+        if by_layer.shape[1] < 2:
+            continue
+        depth = by_layer.columns.to_numpy(float)
+        depth = depth - depth.mean()
+        slopes = (by_layer.sub(by_layer.mean(axis=1), axis=0) * depth).sum(axis=1, skipna=False) / (depth @ depth)
+        found.append((over, *interval(slopes, confidence), int(slopes.notna().sum())))
+    return pd.DataFrame(found, columns=["over", "slope", "low", "high", "bases"])
+
+
+def _by_parts(runs: pd.DataFrame) -> dict[tuple[Any, Any, Any], pd.Series]:
+    """(arm, what the teacher trains, what the student trains or shares) → P(trait) at the end by base."""
     runs = runs[runs["trait"].notna()]
     if runs.empty or "world.layers" not in runs:
-        return pd.DataFrame(columns=list(COLUMNS))
+        return {}
     rows = runs.to_dict("records")
     layers = [int(row["world.layers"]) if not is_missing(row["world.layers"]) else 0 for row in rows]
     of_starts = "start.mix.keep" in runs
@@ -98,13 +147,20 @@ def table(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         else None
         for row, n in zip(rows, layers, strict=True)
     ]
-    runs = runs.assign(teacher=teacher, student=student)
-    found = []
-    for (arm, of_teacher, of_student), part in runs.groupby(["arm", "teacher", "student"], dropna=False, sort=False):
-        ends = by_base(part).mean(axis=0).to_numpy()
-        mean, low, high = interval(ends, confidence, probability=True)
-        found.append((arm, of_teacher, of_student, mean, low, high, int(np.isfinite(ends).sum())))
-    return pd.DataFrame(found, columns=list(COLUMNS))
+    parts = runs.assign(teacher=teacher, student=student).groupby(
+        ["arm", "teacher", "student"], dropna=False, sort=False
+    )
+    return {cell: by_base(part).mean(axis=0) for cell, part in parts}
+
+
+def _gains(found: Mapping[tuple[Any, Any, Any], pd.Series]) -> dict[tuple[Any, Any], pd.Series]:
+    """(what the teacher trains, what the student trains) → same_init less the control of the same student, by base."""
+    controls = {student: ends for (arm, _, student), ends in found.items() if arm == "control"}
+    return {
+        (teacher, student): ends - controls[student]
+        for (arm, teacher, student), ends in found.items()
+        if arm == "same_init" and student in controls
+    }
 
 
 def teachers(runs: pd.DataFrame, datasets: pd.DataFrame) -> dict[str, float]:

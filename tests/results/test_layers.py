@@ -100,6 +100,33 @@ def test_the_table_has_what_was_planted_with_its_interval():
     assert control["teacher"].isna().all() and len(control) == 3
 
 
+def test_gains_are_over_the_control_of_the_same_part_paired_by_base():
+    runs = mapped(PLANTED)
+    # The control of layer 2 shares its base's .1, which a paired difference does not see.
+    shared = (runs["arm"] == "control") & (runs["student.train.last_layer"] == 2)
+    runs.loc[shared, "target_end"] += 0.1 * runs.loc[shared, "base_seed"]
+    found = layers.gains(runs).set_index(["teacher", "student"])
+    assert len(found) == 9 and (found["bases"] == 2).all()
+    assert found.loc[("layer 0", "layer 1"), "gain"] == pytest.approx(0.4 + 0.05 - 0.05)
+    assert found.loc[("layer 0", "layer 1"), "high"] == pytest.approx(0.4 + 12.706 * 0.05, rel=1e-3)
+    assert found.loc[("layer 1", "layer 2"), ["gain", "low", "high"]].tolist() == pytest.approx([0.75] * 3)
+
+
+def test_the_trend_over_layers_is_a_slope_of_each_base():
+    runs = mapped(PLANTED)
+    deeper = (runs["arm"] == "same_init") & (runs["base_seed"] == 1)
+    runs.loc[deeper, "target_end"] += 0.01 * runs.loc[deeper, "student.train.last_layer"]
+    found = layers.trends(runs).set_index("over")
+    # From layer to layer the diagonal rises by .4, the teacher's by .1, the student's by .3; in base 1 the student's by
+    # .01 more.
+    assert found["slope"].to_dict() == pytest.approx({"both": 0.405, "teacher": 0.1, "student": 0.305})
+    assert found.loc["student", "high"] == pytest.approx(0.305 + 12.706 * 0.005, rel=1e-3)
+    assert found.loc["teacher", "high"] == pytest.approx(0.1) and (found["bases"] == 2).all()
+    of_one_student = runs[runs["student.train.last_layer"] == 1]
+    assert layers.trends(of_one_student)["over"].tolist() == ["teacher"]
+    assert layers.trends(fake_runs()).empty and layers.gains(fake_runs()).empty
+
+
 def test_the_map_is_drawn_with_the_controls_beside_it():
     runs = mapped(PLANTED)
     figure = layer_map.layer_map(runs, {"owl": 0.1}, style.arm_colours(runs))
