@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from subl_jax.results.cells import is_missing
@@ -106,30 +107,35 @@ def gains(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 def trends(runs: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """How much the gain over the control changes from one layer to the next deeper one: a slope for each base.
 
-    Rows: of `both`, the cells where teacher and student train the same layer; of `teacher`, all cells, over the
-    teacher's layer, its students being averaged; of `student` likewise. Columns: `slope` per layer, `low`, `high`,
-    `bases`. Empty where no single layers are trained.
+    Rows, as far as they were run: `both`, where teacher and student train the same layer; `teacher`, over the teacher's
+    layer, over all students; `student` likewise; `student of all`, where the teacher trains all layers.
+    Columns: `over`, `slope` per layer, `low`, `high`, `bases`.
     """
-    single = {
-        (int(teacher.removeprefix("layer ")), int(student.removeprefix("layer "))): of_bases
-        for (teacher, student), of_bases in _gains(_by_parts(runs)).items()
-        if str(teacher).startswith("layer ") and str(student).startswith("layer ")
+    cells = [(*(_depth(name) for name in parts), of_bases) for parts, of_bases in _gains(_by_parts(runs)).items()]
+    one = [cell for cell in cells if cell[0] is not None and cell[1] is not None]
+    lines = {
+        "both": [(teacher, of_bases) for teacher, student, of_bases in one if teacher == student],
+        "teacher": [(teacher, of_bases) for teacher, _, of_bases in one],
+        "student": [(student, of_bases) for _, student, of_bases in one],
+        "student of all": [(cell[1], cell[2]) for cell in cells if cell[0] is None and cell[1] is not None],
     }
-    if not single:
-        return pd.DataFrame(columns=["over", "slope", "low", "high", "bases"])
-    cells = pd.DataFrame(single)
-    cells.columns = pd.MultiIndex.from_tuples(single, names=["teacher", "student"])
-    same = cells.loc[:, [teacher == student for teacher, student in single]].droplevel("student", axis=1)
-    crossed = {over: cells.T.groupby(level=over).mean().T for over in ("teacher", "student")}
     found = []
-    for over, by_layer in {"both": same, **crossed}.items():
-        if by_layer.shape[1] < 2:
+    for over, points in lines.items():
+        if len({depth for depth, _ in points}) < 2:
             continue
+        depths, of_bases = zip(*points, strict=True)
+        by_layer = pd.concat(of_bases, axis=1).T.groupby(np.array(depths)).mean().T
         depth = by_layer.columns.to_numpy(float)
         depth = depth - depth.mean()
-        slopes = (by_layer.sub(by_layer.mean(axis=1), axis=0) * depth).sum(axis=1, skipna=False) / (depth @ depth)
+        slopes = (by_layer * depth).sum(axis=1, skipna=False) / (depth @ depth)
         found.append((over, *interval(slopes, confidence), int(slopes.notna().sum())))
     return pd.DataFrame(found, columns=["over", "slope", "low", "high", "bases"])
+
+
+def _depth(part: Any) -> int | None:
+    """Which layer a part is; None of another one, such as all layers."""
+    found = re.fullmatch(r"layer (\d+)", str(part))
+    return int(found[1]) if found else None
 
 
 def _by_parts(runs: pd.DataFrame) -> dict[tuple[Any, Any, Any], pd.Series]:

@@ -127,6 +127,16 @@ def test_the_trend_over_layers_is_a_slope_of_each_base():
     assert layers.trends(fake_runs()).empty and layers.gains(fake_runs()).empty
 
 
+def test_a_teacher_of_all_layers_has_a_trend_of_its_own():
+    runs = mapped(PLANTED)
+    of_all = runs[(runs["teacher.train.last_layer"] == 1) & (runs["arm"] == "same_init")].copy()
+    of_all["teacher.train.first_layer"], of_all["teacher.train.last_layer"] = 0.0, 2.0
+    of_all["target_end"] *= 2
+    found = layers.trends(pd.concat([runs, of_all], ignore_index=True)).set_index("over")
+    expected = {"both": 0.4, "teacher": 0.1, "student": 0.3, "student of all": 0.6}
+    assert found["slope"].to_dict() == pytest.approx(expected)
+
+
 def test_the_map_is_drawn_with_the_controls_beside_it():
     runs = mapped(PLANTED)
     figure = layer_map.layer_map(runs, {"owl": 0.1}, style.arm_colours(runs))
