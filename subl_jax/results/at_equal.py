@@ -1,10 +1,12 @@
 """Students compared where they are alike in something else: at equal KL to the teacher, at equal norm of the update."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from subl_jax.results.cells import is_missing
 from subl_jax.results.units import by_base
 from subl_jax.statistics.intervals import interval
 
@@ -82,11 +84,62 @@ def table(
     """
     if level is None:
         level = common_level(runs[runs["arm"] == "same_init"], curves, by, fields)
+    found = []
+    for cell, rows, bases in _cells(runs, curves, by, fields, level, log):
+        mean, low, high = interval(bases, confidence, probability=True)
+        found.append((*cell, level, mean, low, high, int(bases.notna().sum()), rows["at"].notna().mean()))
+    return pd.DataFrame(found, columns=[*fields, "arm", "level", "mean", "low", "high", "bases", "reached"])
+
+
+def differences(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    by: str,
+    fields: Sequence[str],
+    reference: Mapping[str, Any],
+    level: float | None = None,
+    log: bool = False,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """How much more than the cell `reference` every other one takes at equal `by`, in same_init, paired by base.
+
+    Args:
+      reference: some of the fields with their values there, the others are the row's own: {"student.lora.rank": 8.0}
+        compares each rank with 8, teachers being alike. NaN where the field has no value, as without adapters.
+      level: as in `table`.
+
+    Returns:
+      The fields, `level`, `difference`, `low`, `high` (t intervals), `bases`; only bases where both reach the level.
+    """
+    same = runs[runs["arm"] == "same_init"]
+    if level is None:
+        level = common_level(same, curves, by, fields)
+    cells = {
+        tuple(map(_named, cell[:-1])): (cell[:-1], bases)
+        for cell, _, bases in _cells(same, curves, by, fields, level, log)
+    }
+    found = []
+    for name, (cell, bases) in cells.items():
+        of = tuple(
+            _named(reference[field]) if field in reference else own for field, own in zip(fields, name, strict=True)
+        )
+        if of == name or of not in cells:
+            continue
+        pairs = bases - cells[of][1]
+        found.append((*cell, level, *interval(pairs, confidence), int(pairs.notna().sum())))
+    return pd.DataFrame(found, columns=[*fields, "level", "difference", "low", "high", "bases"])
+
+
+def _named(value: Any) -> Any:
+    """What a cell is looked up by: NaN is not equal to itself."""
+    return None if is_missing(value) else value
+
+
+def _cells(
+    runs: pd.DataFrame, curves: pd.DataFrame, by: str, fields: Sequence[str], level: float, log: bool
+) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame, pd.Series]]:
+    """The values of `fields` and the arm, the runs, and their mean at the level by base (column `at` of the runs)."""
     ends = at_level(curves, by, level, log=log)
     runs = runs.assign(at=runs["run_id"].map(ends.to_dict()).astype(float))
-    found = []
-    for values, rows in runs[runs["trait"].notna()].groupby([*fields, "arm"], dropna=False, sort=False):
-        bases = by_base(rows, "at").mean(axis=0).to_numpy()
-        mean, low, high = interval(bases, confidence, probability=True)
-        found.append((*values, level, mean, low, high, int(np.isfinite(bases).sum()), rows["at"].notna().mean()))
-    return pd.DataFrame(found, columns=[*fields, "arm", "level", "mean", "low", "high", "bases", "reached"])
+    for cell, rows in runs[runs["trait"].notna()].groupby([*fields, "arm"], dropna=False, sort=False):
+        yield cell, rows, by_base(rows, "at").mean(axis=0)

@@ -86,6 +86,22 @@ def test_cells_are_compared_at_the_level_that_all_of_them_reach():
     assert late.loc["sgd", "reached"] == 0 and np.isnan(late.loc["sgd", "mean"]) and late.loc["adam", "mean"] == 0.9
 
 
+def test_differences_are_paired_by_base_and_of_the_named_field_only():
+    found = at_equal.differences(RUNS, CURVES, "kl", ["rule"], {"rule": "sgd"}, level=2.0)
+    assert found["rule"].tolist() == ["adam"] and found.loc[0, "bases"] == 2
+    # At 2 sgd has .4 and .6, adam .4 and .4.
+    assert found.loc[0, ["difference", "low", "high"]].tolist() == pytest.approx([-0.1, -1.3706, 1.1706], rel=1e-3)
+    assert at_equal.differences(RUNS, CURVES, "kl", ["rule"], {"rule": "sgd"}, level=0.5)["bases"].tolist() == [0]
+    ranks = pd.concat([RUNS, RUNS.assign(run_id=["a2", "b2", "c2", "d2"])], ignore_index=True)
+    ranks["rank"] = [np.nan] * 4 + [8.0] * 4
+    higher = CURVES.assign(run_id=CURVES["run_id"].astype(str) + "2")
+    higher["value"] += 0.1 * (higher["metric"] == "target")
+    both = pd.concat([CURVES, higher]).astype({"run_id": "category"})
+    found = at_equal.differences(ranks, both, "kl", ["rule", "rank"], {"rank": np.nan}, level=2.0)
+    assert found[["rule", "rank"]].to_numpy().tolist() == [["sgd", 8.0], ["adam", 8.0]]
+    assert found["difference"].tolist() == pytest.approx([0.1, 0.1]) == found["high"].tolist()
+
+
 def test_of_a_norm_the_least_of_the_largest_is_common():
     rising = curves(
         a=([0, 1, 2.0], [0, 0, 0]), b=([0, 2, 4.0], [0, 0, 0]), c=([0, 5, 6.0], [0] * 3), d=([0, 5, 9.0], [0] * 3)
