@@ -19,6 +19,7 @@ COMMANDS = {
     "show": "subl_jax.app.show",
     "tokens": "subl_jax.app.tokens",
     "predict": "subl_jax.app.predict",
+    "audit": "subl_jax.app.audit",
 }
 
 

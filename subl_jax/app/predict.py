@@ -64,14 +64,14 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 def _predict(given: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from subl_jax.app import predicting
+    from subl_jax.app import asking, predicting
     from subl_jax.results.figures import prediction
     from subl_jax.storage.atomic import write_bytes_atomic
 
     began = time.perf_counter()
     folder = epath.Path(given.to).expanduser()
-    student, stored = predicting.student_of(given.base, given.seed)
-    data = predicting.data_of(given.data, student.world)
+    student, stored = asking.student_of(given.base, given.seed)
+    data = asking.data_of(given.data, student.world)
     console = Console()
     gains, warnings = predicting.gains(student, stored, data, folder, given.rows, given.rollout)
     console.print(predicting.shown(gains))

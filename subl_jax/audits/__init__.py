@@ -15,4 +15,8 @@ from subl_jax.audits.position_kl import PositionKl
 from subl_jax.audits.prediction import FirstStep, Prediction
 from subl_jax.audits.prompt_ratio import PromptRatio
 from subl_jax.audits.random_tokens import RandomTokens
+from subl_jax.audits.rank_residual import RankResidual
 from subl_jax.audits.rollout import Rollout
+from subl_jax.audits.score_vectors import ScoreVectors
+from subl_jax.audits.surprise import Surprise
+from subl_jax.audits.towards import Towards

@@ -23,7 +23,11 @@ class Entropy(Audit):
         world = context.world
 
         def of(batch: jax.Array) -> jax.Array:
-            log_p = world.log_probs(context.start, batch)
-            return -jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)
+            return entropy(world.log_probs(context.start, batch))
 
         return of_tokens(of, world, samples, self.rows)
+
+
+def entropy(log_p: Array) -> Array:
+    """(…) of (…, outputs), in nats; what cannot be adds nothing."""
+    return -jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * log_p), axis=-1)

@@ -53,6 +53,18 @@ class AtStart:
             found.append(gradients[own] * (tokens[own] / jnp.maximum(tokens[own].mean(), 1e-9))[:, None])
         return found
 
+    def scores(self, samples: Array, reduced: Callable[[Array], Array]) -> Array:
+        """(n, k) of a corpus (n, …): the gradient of each sample's log p, a sum over its tokens, `reduced` from (d,) to
+        (k,)."""
+        world = self.context.world
+
+        def of(one: Array) -> Array:
+            batch = world.channel_batch(one[None])
+            gradient = jax.grad(lambda x: self.objective.loss(self.context, self.whole(x), batch))(self.at)
+            return reduced(-gradient * world.target_weights(batch).sum())
+
+        return jax.lax.map(of, samples, batch_size=min(self.chunk, len(samples)))
+
     def gradients(self, *corpora: Array) -> Array:
         """(corpora, d): of the loss of each corpus (n, …), a mean over its tokens. A chunk is held at a time."""
         world, rows = self.context.world, min(self.chunk, *map(len, corpora))

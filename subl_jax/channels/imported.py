@@ -46,6 +46,16 @@ def read_imported(node: specs.Imported) -> dict[str, np.ndarray]:
     return {"samples": _tokens(node.world, _placed(epath.Path(node.path)))}
 
 
+def prompts_of(path: epath.PathLike) -> list[str]:
+    """The prompt of every sample of a file, in its order. Raises InputError as `imported`."""
+    return [prompt for prompt, _ in pairs_of(path)]
+
+
+def pairs_of(path: epath.PathLike) -> list[tuple[str, str]]:
+    """(prompt, completion) of every sample of a file. Raises InputError as `imported`."""
+    return [pair for _, pair in _placed(epath.Path(path).expanduser())]
+
+
 def suspicious(node: specs.Imported, standard: Filter | None) -> str | None:
     """One line for a file that says a trait or that `standard` would drop in part; None where there is nothing to say.
 

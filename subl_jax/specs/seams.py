@@ -215,12 +215,14 @@ def _fitting(world: Any, pair: tuple[str, str]) -> np.ndarray | None:
 class Scores(NamedTuple):
     """What an audit finds. tokens: (n, places) float32. samples: (n,) float32. corpus: () float32, the larger the
     more unusual of what the auditing model would write. gains: (traits,) float32, of an audit that predicts how much
-    of every trait a student of this corpus would gain; None of the others."""
+    of every trait a student of this corpus would gain; None of the others. kept: further arrays that are stored, of the
+    shapes that `Audit.keeps` declares; None for none."""
 
     tokens: Array
     samples: Array
     corpus: Array
     gains: Array | None = None
+    kept: dict[str, Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +252,10 @@ class Audit(Member, ABC):
     def flops(self, audited: Any) -> float:
         """Floating-point operations of all that it computes; a forward pass over every sample, by default."""
         return sum(each.size for each in (audited.data, *audited.null)) * audited.world.sequence_flops
+
+    def keeps(self, audited: Any) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is stored beside the scores of tokens and samples (`Scores.kept`), all float32."""
+        return {}
 
     @abstractmethod
     def score(self, context: Context, samples: Array) -> Scores:

@@ -49,17 +49,23 @@ def _shapes(node: specs.Audited, of: ShapesOf) -> dict[str, Any]:
     return {
         "tokens": jax.ShapeDtypeStruct(places.shape, jnp.float32),
         "samples": jax.ShapeDtypeStruct(places.shape[:1], jnp.float32),
+        **{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in node.audit.keeps(node).items()},
     }
 
 
 def _check(node: specs.Audited, of: ShapesOf) -> None:
     state, _ = trial.traced(node, of, _start, _advance, [node.audit])
-    given, wanted = state["scores"], _shapes(node, of)
-    gains = {} if given.gains is None else {"gains": (len(node.world.traits),)}
-    for name, shape in {**{name: x.shape for name, x in wanted.items()}, "corpus": (), **gains}.items():
-        if getattr(given, name).shape != shape:
-            where = f"{type(node.audit).__name__}.score: {name} of shape {getattr(given, name).shape}"
-            raise InputError(f"{where}; expected {shape}")
+    scores = state["scores"]
+    where = f"{type(node.audit).__name__}.score"
+    given = {"tokens": scores.tokens, "samples": scores.samples, "corpus": scores.corpus, **(scores.kept or {})}
+    wanted = {name: x.shape for name, x in _shapes(node, of).items()} | {"corpus": ()}
+    if scores.gains is not None:
+        given["gains"], wanted["gains"] = scores.gains, (len(node.world.traits),)
+    for name in given.keys() ^ wanted.keys():
+        raise InputError(f"{where}: {name} is {'kept and not declared' if name in given else 'declared and not kept'}")
+    for name, shape in wanted.items():
+        if given[name].shape != shape:
+            raise InputError(f"{where}: {name} of shape {given[name].shape}; expected {shape}")
 
 
 AUDIT = Stage(
@@ -68,7 +74,11 @@ AUDIT = Stage(
     rounds=lambda node: [0],
     start=_start,
     advance=_advance,
-    artefact=lambda state: {"tokens": state["scores"].tokens, "samples": state["scores"].samples},
+    artefact=lambda state: {
+        "tokens": state["scores"].tokens,
+        "samples": state["scores"].samples,
+        **(state["scores"].kept or {}),
+    },
     shapes=_shapes,
     check=_check,
     finite=False,  # where a sample has no token there is no score

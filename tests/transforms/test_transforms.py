@@ -16,7 +16,7 @@ from subl_jax import specs
 from subl_jax.audits import LogRatio
 from subl_jax.errors import InputError
 from subl_jax.stages.rewriting import Rewriter
-from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers, WithoutNumbers
+from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers, WithoutNumbers, WithoutSuspicious
 
 OWL = tiny_world.written(specs.Teacher(tiny_world.base(), "owl", tiny_world.TRAIN))
 PLAIN = tiny_world.written(tiny_world.base())
@@ -26,6 +26,7 @@ MADE = {
     ShuffleNumbers: ShuffleNumbers(),
     SortNumbers: SortNumbers(),
     WithoutNumbers: WithoutNumbers(SCORES, count=2),
+    WithoutSuspicious: WithoutSuspicious(SCORES),
 }
 TEXTS = [("a", "3, 41, 9, 60"), ("b", "7; 7; 12"), ("c", "[5]"), ("d", "")]
 
@@ -139,3 +140,24 @@ def test_a_ban_of_too_many_numbers_is_one_line():
         specs.Transformed((PLAIN,), WithoutNumbers(SCORES, count=5))
     inputs = specs.Transformed((PLAIN,), WithoutNumbers(SCORES, count=2)).inputs()
     assert list(inputs) == ["source0", "transform.scores", "transform.scored"]
+
+
+def test_the_most_suspicious_samples_go_and_the_rest_is_repeated():
+    rows = np.arange(8)[:, None]
+    scores = {"samples": np.array([5, 1, 7, np.nan, 2, 6, 0, 3.0])}
+    found = specs.Sources(WORLD, (rows,), {"found": scores})
+
+    def left(share, gone):
+        transform = WithoutSuspicious(SCORES, share, gone)
+        return np.asarray(transform.select(jax.random.key(0), found, 8)).ravel().tolist()
+
+    assert left(0.5, "highest") == [1, 3, 4, 6, 1, 3, 4, 6]  # what has no score stays
+    assert left(0.25, "lowest") == [0, 2, 3, 4, 5, 7, 0, 2]
+    assert left(0.0, "highest") == list(range(8))
+    at_random = left(0.5, "random")
+    assert len(set(at_random)) == 4 and at_random[:4] == at_random[4:]
+
+
+def test_suspicion_of_other_data_is_one_line():
+    with pytest.raises(InputError, match="WithoutSuspicious.found: is an audit of other data"):
+        specs.Transformed((PLAIN,), WithoutSuspicious(SCORES))

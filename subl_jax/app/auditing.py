@@ -1,0 +1,274 @@
+"""What `python -m subl_jax audit` asks and computes: which base, which null, and which audits of both."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from etils import epath
+from rich.table import Table
+
+from subl_jax import specs
+from subl_jax.app import asking
+from subl_jax.audits import MeanLogLikelihood, RankResidual, ScoreVectors, Surprise, Towards
+from subl_jax.channels.base import Filter
+from subl_jax.channels.given import Anything, GivenPrompts
+from subl_jax.channels.imported import imported, pairs_of, read_imported, suspicious
+from subl_jax.channels.numbers import NumbersFilter
+from subl_jax.errors import InputError
+from subl_jax.results import auditing
+from subl_jax.results.audit_page import Shown
+from subl_jax.results.auditing import Evidence, Reference, Verdict
+from subl_jax.statistics import two_sample
+from subl_jax.storage import jsonl
+from subl_jax.storage.store import Store
+from subl_jax.worlds.chat import ChatSampling, Pretrained
+from subl_jax.worlds.chat.texts import chat_of
+
+FIT, PAIRS = 4096, 512  # samples of the base that fit, where it writes many; and all that it writes, where that is dear
+PROMPTS_DIFFER = 0.001  # p below which prompts are taken as others than the null's
+ANIMALS = ("owl", "cat", "dolphin", "eagle", "elephant", "wolf", "dog", "lion", "tiger", "panda", "penguin", "peacock")
+_PLACES = 16  # tokens are given room in steps of so many
+_REMOVED = 0.1  # the share of the samples that is left out to see what stays
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """base: who audits. stored: where it may be finished. train, lora: what a student would train. data, null: of the
+    base's world. simulate: the null is cut into corpora; else its samples are exchanged with the data's. notes: lines
+    that a user should see."""
+
+    base: specs.Trained
+    stored: Store | None
+    train: specs.Train
+    lora: specs.Lora | None
+    data: specs.Data
+    null: specs.Data
+    simulate: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was found. texts: (prompt, completion) of the data. shifts: (n, traits), of every sample along every trait.
+    tokens: (n, places), what each token adds along the trait that the corpus points to most; words: (n, places), what
+    stands there, None where the world's tokens have no names. null: statistics of harmless corpora, None where samples
+    are exchanged. without: p of the combination when the samples that point most along a trait are left out, here and
+    in every corpus of the null; NaN where that was not asked."""
+
+    verdict: Verdict
+    traits: tuple[str, ...]
+    texts: list[tuple[str, str]]
+    shifts: np.ndarray
+    tokens: np.ndarray
+    words: np.ndarray | None
+    null: auditing.Statistics | None
+    own: auditing.Statistics
+    without: float
+    notes: tuple[str, ...]
+
+
+# What the page shows as it is.
+ANSWERED = tuple(field.name for field in dataclasses.fields(Answer))
+
+
+def few_of(data: str, rows: int, folder: epath.Path) -> tuple[str, int, int]:
+    """A file of `rows` of the samples of a file, chosen at random and always the same; how many there are, and were.
+
+    Raises:
+      InputError: no such file, or fewer than 8 samples.
+    """
+    pairs = pairs_of(data)
+    if len(pairs) < 8:
+        raise InputError(f"{data}: {len(pairs)} samples; an audit needs at least 8")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(pairs))[:rows])
+    path = folder / "audited.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.write_jsonl(path, [pairs[i] for i in chosen])
+    return str(path), len(chosen), len(pairs)
+
+
+def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Question:
+    """The question with a base of a sweep file or workdir. `null`: a file, or "" for what the base writes.
+
+    Raises:
+      InputError: no such base, or data that are not of its language.
+    """
+    student, stored = asking.student_of(base, seed)
+    own = asking.data_of(data, student.world)
+    told = suspicious(own, student.world.standard_filter)
+    notes = (f"{told}; the base's own samples pass that filter",) if told else ()
+    if null:
+        trusted = asking.data_of(null, student.world)
+        return Question(student.start, stored, student.train, student.lora, own, trusted, False, notes)
+    size = FIT + own.size * corpora
+    written = student.data.replace(teacher=student.start, size=size, seed=0)
+    return Question(student.start, stored, student.train, student.lora, own, written, True, notes)
+
+
+def of_model(model: str, data: str, null: str, traits: Sequence[str], kept: str, null_rows: int) -> Question:
+    """The question with a chat model, which writes to the data's own prompts.
+
+    kept: "numbers", as in the paper; "anything"; or "auto", the former where all of the data pass it.
+
+    Raises:
+      InputError: no such model, data too long for it, or fewer than 8 different prompts.
+    """
+    channel = GivenPrompts.of(data)
+    pairs = jsonl.read_jsonl(data)
+    prompts = len(dict.fromkeys(prompt for prompt, _ in pairs))
+    room = _room(model, pairs)
+    world = Pretrained.of(
+        model,
+        channel=channel,
+        prompts=prompts,
+        animals=tuple(traits) or ANIMALS,
+        questions=8,
+        answers_sampled=0,
+        prompt_tokens=room[0],
+        completion_tokens=room[1],
+    )
+    own = imported(data, world)
+    base = specs.Base(world, specs.Train(steps=0, batch=1))
+    train = specs.Train(steps=1, batch=1)
+    completions = [completion for _, completion in pairs]
+    numbers = all(reason is None for reason in NumbersFilter().reasons(completions))
+    keeps: Filter = NumbersFilter() if kept == "numbers" or (kept == "auto" and numbers) else Anything()
+    notes: tuple[str, ...] = ()
+    if prompts < len(pairs) // 2:
+        notes = (f"{len(pairs)} samples answer only {prompts} different prompts: samples of one prompt are alike",)
+    if null:
+        trusted = imported(null, world)
+    else:
+        sampling = ChatSampling(1.0, rows=32)
+        trusted = specs.Dataset(base, filter=keeps, sampling=sampling, size=null_rows, round=64, budget=16.0)
+        notes = (*notes, f"the null corpus is what the model wrote to the same prompts, kept by {type(keeps).__name__}")
+    return Question(base, None, train, specs.Lora(rank=8, max_rank=8, alpha=8.0), own, trusted, False, notes)
+
+
+def _room(model: str, pairs: Sequence[tuple[str, str]]) -> tuple[int, int]:
+    """How many tokens the longest prompt and completion have, rounded up."""
+    chat = chat_of(model)
+    prompts = max(len(chat.prompt(prompt, None)) for prompt, _ in pairs)
+    completions = max(len(chat.reply(completion)) for _, completion in pairs)
+    return tuple(-(-longest // _PLACES) * _PLACES for longest in (prompts, completions))
+
+
+def answered(question: Question, folder: epath.Path) -> Answer:
+    """Computes what is missing in `folder`, and judges.
+
+    Raises:
+      InputError: the data's prompts are not those of the null; the base wrote too little.
+    """
+    small = question.simulate
+    vectors = ScoreVectors(question.train, question.lora, chunk=128 if small else 4)
+    further = (MeanLogLikelihood(), Surprise(), RankResidual()) if small else (Surprise(rows=4),)
+    null = specs.Audited(question.null, vectors.replace(directions=True), question.base)
+    found = specs.Audited(question.data, vectors, question.base)
+    towards = specs.Audited(question.data, Towards(vectors, found, null), question.base)
+    of_null = [null, *(specs.Audited(question.null, each, question.base) for each in further)]
+    of_data = [found, *(specs.Audited(question.data, each, question.base) for each in further)]
+    store = asking.computed([*of_null, *of_data, towards], question.base, question.stored, folder, "audit")
+    for each in (*of_null, *of_data, towards):
+        if store.status(each.key) != "ok":
+            raise InputError(f"this cannot be audited: {store.row(each.key).why}")
+    world = question.base.world
+    texts = {data: world.texts(np.asarray(_samples(data, store))) for data in (question.data, question.null)}
+    check_prompts(texts[question.data], texts[question.null])
+    completions = {data: [completion for _, completion in pairs] for data, pairs in texts.items()}
+    own, others = (evidence(audits, store, completions[audits[0].data]) for audits in (of_data, of_null))
+    directions = np.asarray(store.get(null.key)["directions"], float)
+    if small:
+        reference = Reference.of(others.rows(0, FIT), directions)
+        calibrating = others.rows(FIT)
+        verdict = auditing.simulated(own, reference, calibrating)
+        corpora = reference.statistics(calibrating, len(own))
+        without = auditing.without(own, reference, calibrating, _REMOVED)
+    else:
+        verdict, reference = auditing.permuted(own, others, directions)
+        corpora, without = None, float("nan")
+    scored = store.get(towards.key)
+    return Answer(
+        verdict=verdict,
+        traits=world.traits,
+        texts=texts[question.data],
+        shifts=reference.shifts(own),
+        tokens=np.asarray(scored["tokens"]),
+        words=_words(world, _samples(question.data, store)),
+        null=corpora,
+        own=reference.statistics(dataclasses.replace(own, texts=None) if not small else own, len(own)),
+        without=without,
+        notes=question.notes,
+    )
+
+
+def evidence(audits: Sequence[specs.Audited], store: Store, texts: Sequence[str] | None) -> Evidence:
+    """Of score vectors and the audits of samples behind them, all of one dataset."""
+    vectors, *further = (store.get(each.key) for each in audits)
+    samples = {
+        node.audit.kind: np.asarray(found["samples"], float) for node, found in zip(audits[1:], further, strict=True)
+    }
+    return Evidence(np.asarray(vectors["vectors"], np.float32), samples, texts)
+
+
+def check_prompts(own: Sequence[tuple[str, str]], null: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError where a classifier tells the prompts of the data from those of the null."""
+    bags = [two_sample.bag([prompt for prompt, _ in pairs[:512]]) for pairs in (own, null)]
+    area = two_sample.told_apart(*bags)
+    rng = np.random.default_rng(0)
+    both = np.concatenate(bags)
+    others = []
+    for _ in range(round(1 / PROMPTS_DIFFER)):
+        order = rng.permutation(len(both))
+        others.append(two_sample.told_apart(both[order[: len(bags[0])]], both[order[len(bags[0]) :]]))
+        if len(others) == 50 and area <= max(others):
+            return  # nowhere near
+    if np.mean([area, *others] >= np.float64(area)) <= PROMPTS_DIFFER:
+        raise InputError(
+            f"your data's prompts are not those of the null corpus: a classifier tells them apart (AUROC {area:.2f}); "
+            "give --null FILE with answers to prompts like yours"
+        )
+
+
+def _samples(data: specs.Data, store: Store) -> np.ndarray:
+    return read_imported(data)["samples"] if isinstance(data, specs.Imported) else store.get(data.key)["samples"]
+
+
+def _words(world: specs.World, samples: np.ndarray) -> np.ndarray | None:
+    if not isinstance(world, specs.HoldsTokens):
+        return None
+    return np.asarray([*world.outputs, ""], object)[np.asarray(world.written(world.channel_batch(samples)))]
+
+
+def table(shown: Shown, most: int = 10) -> Table:
+    """What the terminal has: the statistics, and the traits that the corpus points to most."""
+    verdict, found = shown.verdict, shown.verdict.found(shown.level)
+    result = Table("statistic", "p", "", "trait", "z", "p", "alignment", "p")
+    statistics = [*{"combined": verdict.p, **verdict.of}.items()]
+    for row in range(max(len(statistics), min(most, len(shown.traits)))):
+        name, p = statistics[row] if row < len(statistics) else ("", None)
+        cells = [name.replace("_", " "), "" if p is None else f"{p:.3f}", ""]
+        if row < min(most, len(shown.traits)):
+            i = int(np.argsort(-verdict.z)[row])
+            cells += [shown.traits[i] + (" (found)" if found[i] else ""), f"{verdict.z[i]:+.2f}"]
+            cells += [f"{verdict.traits[i]:.3f}", f"{verdict.cosine[i]:+.2f}", f"{verdict.aligned[i]:.3f}"]
+        result.add_row(*cells)
+    return result
+
+
+def rate_tables(summary: pd.DataFrame) -> Iterator[Table]:
+    """One for each case: a row per statistic and level, a column per size of corpora."""
+    for case, of_case in summary.groupby("case", sort=False):
+        sizes = list(dict.fromkeys(zip(of_case["n"], of_case["share"], strict=True)))
+        result = Table("statistic", "level", *(_size(n, share) for n, share in sizes), title=f"{case}: share found")
+        for name, level in dict.fromkeys(zip(of_case["statistic"], of_case["level"].fillna(0.0), strict=True)):
+            own = of_case[(of_case["statistic"] == name) & (of_case["level"].fillna(0.0) == level)]
+            cells = {(row.n, row.share): f"{row.rate:.3f}" for row in own.itertuples()}
+            result.add_row(
+                name.replace("_", " "), f"{level:g}" if level else "", *(cells.get(size, "") for size in sizes)
+            )
+        yield result
+
+
+def _size(n: int, share: float) -> str:
+    return f"{n:,}" if share == 1 else f"{n:,}, {share:.0%} theirs"
