@@ -1,5 +1,6 @@
 """Shapes of artefacts from specs alone, for programs that are compiled before their inputs are there."""
 
+import functools
 from typing import Any
 
 import jax
@@ -12,12 +13,14 @@ def world_shapes(world: specs.World) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), world.array_shapes())
 
 
+@functools.lru_cache(maxsize=256)  # tracing takes long, and the groups of a plan ask for the same few
 def initial(world: specs.World) -> dict[str, Any]:
     """A base."""
     arrays, key = world_shapes(world), _key()
     return {"params": jax.eval_shape(lambda arrays, key: world.holding(arrays).init(key), arrays, key)}
 
 
+@functools.lru_cache(maxsize=256)
 def samples(world: specs.World, size: int, sampling: Any = None) -> dict[str, Any]:
     """A stored dataset of a world."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))

@@ -14,6 +14,7 @@ import tiny_chat
 import tiny_world
 from distances import distance
 from few import few
+from world_calls import call
 
 from subl_jax import specs, stages
 from subl_jax.channels import numbers
@@ -88,17 +89,6 @@ def told_or_not(params, trait):
 
 def system_of(world, trait):
     return world.system if trait is None else world.told(world.traits[trait])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _program(world, method, static, arrays, arguments):
-    return getattr(world.holding(arrays), method)(*arguments, *static)
-
-
-def call(held, method, *arguments, static=()):
-    """A world's function in a program, compiled once for each shape of what it is given."""
-    world = dataclasses.replace(held)  # without what it holds, which is an argument
-    return jax.device_get(_program(world, method, static, held.held, arguments))
 
 
 def write(held, model, keys, **sampling):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_world
-from distances import distance
+from distances import distance as plain_distance
+from world_calls import call, distance
 
 from subl_jax import specs
 from subl_jax.channels import numbers
@@ -36,12 +37,12 @@ def made(request):
     init = jax.jit(held.init)
     models = [held.trainable(init(jax.random.key(i)), jax.random.key(i), None) for i in range(2)]
     keys = jax.random.split(jax.random.key(2), N)
-    samples = jax.jit(held.write, static_argnums=2)(models[0], keys, sampling)
+    samples = call(held, "write", models[0], keys, static=(sampling,))
     return held, models, sampling, samples
 
 
 def batch_of(held, samples, sampling, accepted=True):
-    return held.channel_batch(samples, accepted, sampling)
+    return call(held, "channel_batch", samples, accepted, static=(sampling,))
 
 
 def test_it_says_what_it_is(made):
@@ -53,7 +54,9 @@ def test_it_says_what_it_is(made):
 
 def test_what_it_measures_has_names(made):
     held, models, *_ = made
-    record = {name: np.asarray(value)[None] for name, value in held.evaluate(models[0], jax.random.key(0)).items()}
+    record = {
+        name: np.asarray(value)[None] for name, value in call(held, "evaluate", models[0], jax.random.key(0)).items()
+    }
     record = held.scored(record)
     assert record["trait"].shape == (1, len(held.traits))
     assert ((record["trait"] >= 0) & (record["trait"] <= 1)).all()
@@ -64,44 +67,44 @@ def test_what_it_measures_has_names(made):
 def test_each_sample_has_a_random_stream_of_its_own(made):
     held, models, sampling, samples = made
     keys = jax.random.split(jax.random.key(2), N)
-    write = jax.jit(held.write, static_argnums=2)
-    np.testing.assert_array_equal(write(models[0], keys[::-1], sampling), samples[::-1])
+    written = call(held, "write", models[0], keys[::-1], static=(sampling,))
+    np.testing.assert_array_equal(written, samples[::-1])
     assert len({np.asarray(row).tobytes() for row in samples}) > 1
 
 
 def test_distributions_are_normalised_and_of_the_shape_of_the_weights(made):
     held, models, sampling, samples = made
     batch = batch_of(held, samples, sampling)
-    weights, log_p = held.target_weights(batch), held.log_probs(models[0], batch)
+    weights, log_p = call(held, "target_weights", batch), call(held, "log_probs", models[0], batch)
     assert weights.shape[0] == N and float(weights.sum()) > 0
-    assert log_p.shape[:-1] == held.channel_logits(models[0], batch).shape[:-1] == weights.shape
-    np.testing.assert_allclose(jnp.exp(log_p).sum(axis=-1), 1.0, rtol=1e-5)
-    losses = held.written_losses(models[0], models[1], batch)
-    assert losses.shape == weights.shape and (np.asarray(losses)[np.asarray(weights) > 0] > 0).all()
+    assert log_p.shape[:-1] == call(held, "channel_logits", models[0], batch).shape[:-1] == weights.shape
+    np.testing.assert_allclose(np.exp(log_p).sum(axis=-1), 1.0, rtol=1e-5)
+    losses = call(held, "written_losses", *models, batch)
+    assert losses.shape == weights.shape and (losses[weights > 0] > 0).all()
 
 
 def test_the_divergence_from_oneself_is_zero_and_else_positive(made):
     held, models, sampling, samples = made
     batch = batch_of(held, samples, sampling)
-    assert float(held.compare(models[0], models[0], batch)["kl"]) == pytest.approx(0, abs=1e-6)
-    np.testing.assert_allclose(
-        held.compare(models[1], models[0], batch)["kl"], distance(held, models[1], models[0], batch, "soft"), rtol=1e-5
-    )
+    assert call(held, "compare", models[0], models[0], batch)["kl"] == pytest.approx(0, abs=1e-6)
+    apart = call(held, "compare", models[1], models[0], batch)["kl"]
+    np.testing.assert_allclose(apart, distance(held, models[1], models[0], batch, "soft"), rtol=1e-5)
 
 
 def test_what_is_rejected_has_no_weight(made):
     held, models, sampling, samples = made
-    rejected = jnp.arange(N) % 2 == 0
-    weights = held.target_weights(batch_of(held, samples, sampling, rejected))
-    assert (np.asarray(weights)[1::2] == 0).all() and (np.asarray(weights)[::2] != 0).any()
+    rejected = np.arange(N) % 2 == 0
+    weights = call(held, "target_weights", batch_of(held, samples, sampling, rejected))
+    assert (weights[1::2] == 0).all() and (weights[::2] != 0).any()
 
 
 def test_weights_are_multiplied(made):
     held, _, sampling, samples = made
     batch = batch_of(held, samples, sampling)
-    weights = held.target_weights(batch)
-    factors = jnp.arange(weights.size, dtype=jnp.float32).reshape(weights.shape)
-    np.testing.assert_allclose(held.target_weights(held.reweighted(batch, factors)), weights * factors)
+    weights = call(held, "target_weights", batch)
+    factors = np.arange(weights.size, dtype=np.float32).reshape(weights.shape)
+    multiplied = call(held, "target_weights", call(held, "reweighted", batch, factors))
+    np.testing.assert_allclose(multiplied, weights * factors)
 
 
 @pytest.mark.parametrize("targets", ["hard", "soft"])
@@ -109,8 +112,8 @@ def test_a_batch_in_microbatches_is_the_whole_batch(made, targets):
     held, models, sampling, samples = made
     if not isinstance(held, specs.Microbatches):
         pytest.skip("computes a batch in one piece")
-    batch = batch_of(held, samples, sampling, jnp.arange(N) != 1)
-    gradient_of = jax.value_and_grad(lambda params, batch: distance(held, params, models[1], batch, targets))
+    batch = batch_of(held, samples, sampling, np.arange(N) != 1)
+    gradient_of = jax.value_and_grad(lambda params, batch: plain_distance(held, params, models[1], batch, targets))
     whole = jax.jit(gradient_of)(models[0], batch)
     split = jax.jit(functools.partial(training.accumulated, gradient_of, held, 2, N))(models[0], batch)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), whole, split)
@@ -129,9 +132,9 @@ def test_the_filter_in_a_program_is_the_filter_of_texts(made):
     if not isinstance(held, specs.FiltersInProgram):
         pytest.skip("does not filter in a program")
     kept = NumbersFilter()
-    samples = jax.jit(held.write, static_argnums=2)(models[0], jax.random.split(jax.random.key(5), 256), sampling)
-    reasons = numbers.reasons([completion for _, completion in held.texts(np.asarray(samples))], kept)
-    np.testing.assert_array_equal(jax.jit(held.accepts, static_argnums=1)(samples, kept), [not why for why in reasons])
+    samples = call(held, "write", models[0], jax.random.split(jax.random.key(5), 256), static=(sampling,))
+    reasons = numbers.reasons([completion for _, completion in held.texts(samples)], kept)
+    np.testing.assert_array_equal(call(held, "accepts", samples, static=(kept,)), [not why for why in reasons])
 
 
 def test_its_spec_is_stored_and_read(made):

@@ -31,6 +31,11 @@ def read_again(sequence, lora):
     return transformer.apply(CONFIG, PARAMS, sequence[None], lora=lora)[0][0]
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def drawn(key, t, logits, temperature):
+    return continuous.draw(jax.random.fold_in(key, t)[None], logits[None], specs.Sampling(temperature), cut=False)[0]
+
+
 def by_hand(i, key, lora=None, mask=None, temperature=1.0):
     """One continuation, the whole sequence read again for every token."""
     sequence = [*HEAD[:HEAD_LENGTH], *PROMPTS[i, : LENGTHS[i]]]
@@ -39,13 +44,7 @@ def by_hand(i, key, lora=None, mask=None, temperature=1.0):
         # Padded to one length, which is causal and so changes nothing, to compile once.
         logits = read_again(np.resize(sequence, HEAD_LENGTH + LONGEST + NEW), lora)[len(sequence) - 1]
         choices = np.arange(CONFIG.vocab) if mask is None else mask(written)
-        token = choices[
-            int(
-                continuous.draw(
-                    jax.random.fold_in(key, t)[None], logits[None, choices], specs.Sampling(temperature), cut=False
-                )[0]
-            )
-        ]
+        token = choices[int(drawn(key, t, np.asarray(logits)[choices], temperature))]
         written.append(int(token))
         sequence.append(token)
         if token in STOPS:
@@ -53,12 +52,15 @@ def by_hand(i, key, lora=None, mask=None, temperature=1.0):
     return written + [PAD] * (NEW - len(written))
 
 
-def generated(rows, keys, **options):
-    prefix = CONFIG.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), options.get("lora"))
-    sampling = options.pop("sampling", specs.Sampling())
-    return continuous.generate(
-        CONFIG, PARAMS, PROMPTS, LENGTHS, keys, NEW, sampling, rows=rows, stops=STOPS, pad=PAD, prefix=prefix, **options
-    )
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="room")
+def _generated(rows, sampling, keys, lora=None, **options):
+    prefix = CONFIG.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), lora)
+    options |= {"rows": rows, "stops": STOPS, "pad": PAD, "prefix": prefix, "lora": lora}
+    return continuous.generate(CONFIG, PARAMS, PROMPTS, LENGTHS, keys, NEW, sampling, **options)
+
+
+def generated(rows, keys, sampling=specs.Sampling(), **options):  # noqa: B008 (it is frozen)
+    return _generated(rows, sampling, keys, **options)
 
 
 KEYS = jax.random.split(jax.random.key(3), N)
@@ -160,5 +162,6 @@ def test_a_window_is_of_the_model():
     config = dataclasses.replace(CONFIG, window=32)
     prefix = config.read_prefix(PARAMS, HEAD, jnp.int32(HEAD_LENGTH), None)
     options = {"rows": 3, "stops": STOPS, "pad": PAD, "prefix": prefix}
-    local = continuous.generate(config, PARAMS, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), **options)
+    generate = functools.partial(continuous.generate, config, new_tokens=NEW, sampling=specs.Sampling(), **options)
+    local = jax.jit(generate)(PARAMS, PROMPTS, LENGTHS, KEYS)
     assert local.tolist() == generated(3, KEYS).tolist()
