@@ -1,10 +1,11 @@
 """Which layers, and which parameters, give a trait away and take it up? (docs/layers.md)
 
-`:map` trains one layer of an 8-layer model in the teacher and one in the student, all pairs of them; `:norms` only the
-norms' gains of these layers. `:ranges` trains one layer, all but one, the first k, the last k, the same in teacher and
-student; `:lora` does so by adapters. `:sets` crosses attention, MLPs, norms and embedding. `:starts` lets student and
-teacher share only some layers at the start. All layers of a kind are lanes of one program. `:probes` follows teacher's
-and student's directions in the residual stream. `:smoke` is a small map that only shows that everything works.
+`:map` trains one layer of an 8-layer model in the teacher and one in the student, or all of them, in all pairs;
+`:norms` only the norms' gains of these layers. `:ranges` trains one layer, all but one, the first k, the last k, the
+same in teacher and student; `:lora` does so by adapters. `:sets` crosses attention, MLPs, norms and embedding.
+`:starts` lets student and teacher share only some layers at the start. All layers of a kind are lanes of one program.
+`:probes` follows teacher's and student's directions in the residual stream. `:smoke` is a small map that only shows
+that everything works.
 """
 
 from collections.abc import Iterator
@@ -28,13 +29,15 @@ TRAINS = {
     "probes": ("*_norm/*",),
     "smoke": ("layers_*",),
 }
-SETS = (
-    ("layers_*/attention/*",),
-    ("layers_*/mlp/*",),
-    ("*_norm/*",),
-    ("final_norm/*",),
-    ("embed/*",),
-)
+# What `:sets` crosses, each with its rate. Few parameters take a higher one.
+SETS = {
+    ("layers_*/attention/*",): 5e-3,
+    ("layers_*/mlp/*",): 5e-3,
+    ("*_norm/*",): 1e-2,
+    ("final_norm/*",): 3e-2,
+    ("embed/*",): 3e-3,
+}
+MAPS = ("map", "norms", "smoke")
 Layers = tuple[int, int]  # the first and the last that train, as in `specs.Train`
 
 
@@ -48,6 +51,8 @@ def get_config(kind: str = "map") -> ConfigDict:
     config.traits = ("owl",)
     gains = kind in ("norms", "starts", "probes")
     config.targets = "hard" if gains else "soft"
+    # Which teachers the maps have: those that train a single layer and one that trains all, or only the latter.
+    config.teachers = "each"
     config.layers = 2 if kind == "sets" else 8
     config.world = ConfigDict({"width": 32, "heads": 4, "kv_heads": 4, "mlp": 96})
     config.world.update({"min_numbers": 4, "max_numbers": 5, "plain_extra": 5, "plain_share": 0.6})
@@ -69,6 +74,8 @@ def get_config(kind: str = "map") -> ConfigDict:
 def sweep(config: ConfigDict) -> Iterator[specs.Student]:
     if config.kind not in TRAINS:
         raise InputError(f"config.kind = {config.kind!r}: {specs.nearest(config.kind, TRAINS)}")
+    if config.teachers not in ("each", "all") or (config.teachers == "all" and config.kind not in MAPS):
+        raise InputError(f"config.teachers = {config.teachers!r}: each; in {', '.join(MAPS)} also all")
     world = ToyLanguage(layers=config.layers, **config.world)
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     bases = [specs.Base(world, specs.Train(**config.base), seed=seed) for seed in seeds]
@@ -87,14 +94,14 @@ def of_parts(config: ConfigDict, base: specs.Base, other: specs.Base, trait: str
     parts = trained(config)
     lora = specs.Lora(**config.lora) if config.kind == "lora" else None
     plain = written(config, base)
-    for part in parts:
+    for part in parts if config.teachers == "each" else parts[-1:]:
         teacher = specs.Teacher(base, trait, train(config, "teacher", part), until=config.until, lora=lora)
         data = written(config, teacher)
         for own in parts if config.kind not in ("ranges", "lora") else [part]:
             yield specs.Student(base, data, train(config, "student", own), config.targets, lora=lora)
-        distil = train(config, "student", part)
-        yield specs.Student(other, data, distil, config.targets, lora=lora)
-        yield specs.Student(base, plain, distil, config.targets, lora=lora, trait=trait)
+        yield specs.Student(other, data, train(config, "student", part), config.targets, lora=lora)
+    for part in parts:
+        yield specs.Student(base, plain, train(config, "student", part), config.targets, lora=lora, trait=trait)
 
 
 def of_starts(config: ConfigDict, base: specs.Base, other: specs.Base, trait: str) -> Iterator[specs.Student]:
@@ -130,8 +137,8 @@ def trained(config: ConfigDict) -> list[tuple[tuple[str, ...], Layers | None]]:
         return [(patterns, None) for patterns in SETS]
     patterns, last = TRAINS[config.kind], config.layers - 1
     one = [(layer, layer) for layer in range(config.layers)]
-    if config.kind not in ("ranges", "lora"):
-        return [(patterns, layers) for layers in one]
+    if config.kind in MAPS:
+        return [(patterns, layers) for layers in dict.fromkeys([*one, (0, last)])]
     but_one = [((layer + 1) % config.layers, (layer - 1) % config.layers) for layer in range(config.layers)]
     halves = sorted({config.layers // 4, config.layers // 2, 3 * config.layers // 4} - {0, 1})
     first = [(0, k - 1) for k in halves]
@@ -143,7 +150,8 @@ def train(config: ConfigDict, who: str, part: tuple[tuple[str, ...], Layers | No
     patterns, layers = part
     first, last = layers or (0, -1)
     within = {"first_layer": first, "last_layer": last, "by_layer": layers is not None}
-    return specs.Train(trainable=patterns, **within, **config[who])
+    rate = {"lr": SETS[patterns]} if config.kind == "sets" else {}
+    return specs.Train(trainable=patterns, **within, **{**config[who], **rate})
 
 
 def written(config: ConfigDict, writer: specs.Trained) -> specs.Dataset:

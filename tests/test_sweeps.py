@@ -79,10 +79,36 @@ def test_an_axis_varies_something_in_every_arm(axis):
 def test_layers_are_lanes_and_all_pairs_of_them_are_crossed():
     made = students("layers", "map", layers=3)
     groups = sorted((group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups)
-    # Two bases: 3 teachers each, 4 datasets, 3 × 3 students, 3 of another base and 3 controls.
-    assert groups == [("distil", 30), ("instil", 6), ("pretrain", 2), ("write", 8)]
-    trained = {(s.data.teacher.train.last_layer, s.train.last_layer) for s in made if s.arm is None and not s.trait}
-    assert trained == {(t, s) for t in range(3) for s in range(3)}
+    # Two bases: a teacher of each layer and one of all, 5 datasets, 4 × 4 students, 4 of another base and 4 controls.
+    assert groups == [("distil", 48), ("instil", 8), ("pretrain", 2), ("write", 10)]
+    assert layers_trained(made) == {(t, s) for t in LAYER_PARTS for s in LAYER_PARTS}
+    of_all = students("layers", "norms", layers=3, teachers="all")
+    assert layers_trained(of_all) == {((0, 2), s) for s in LAYER_PARTS}
+    assert sum(specs.arm_of(s) == "control" for s in of_all) == 2 * 4
+    with pytest.raises(InputError, match="config.teachers = 'none'"):
+        students("layers", "map", teachers="none")
+    with pytest.raises(InputError, match="config.teachers = 'all': each; in map, norms"):
+        students("layers", "ranges", teachers="all")
+
+
+def test_every_set_of_parameters_trains_at_its_own_rate_in_teacher_and_student():
+    sets = MODULES["layers"].SETS
+    for student in students("layers", "sets", layers=1):
+        assert student.train.lr == sets[student.train.trainable]
+        if specs.arm_of(student) != "control":
+            assert student.data.teacher.train.lr == sets[student.data.teacher.train.trainable]
+
+
+LAYER_PARTS = [(0, 0), (1, 1), (2, 2), (0, 2)]
+
+
+def layers_trained(made):
+    """(first and last layer of the teacher, of the student), of the students of a trait."""
+    return {
+        tuple((node.train.first_layer, node.train.last_layer) for node in (s.data.teacher, s))
+        for s in made
+        if specs.arm_of(s) == "same_init"
+    }
 
 
 def test_ranks_of_teacher_and_student_are_crossed_and_are_lanes():
