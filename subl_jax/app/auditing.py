@@ -26,7 +26,8 @@ from subl_jax.worlds.chat import ChatSampling, Pretrained
 from subl_jax.worlds.chat.texts import chat_of
 
 FIT, PAIRS = 4096, 512  # samples of the base that fit, where it writes many; and all that it writes, where that is dear
-PROMPTS_DIFFER = 0.001  # p below which prompts are taken as others than the null's
+PROMPTS_DIFFER = 0.005  # p up to which prompts are taken to be distributed otherwise than the null's
+OTHER_PROMPTS = 0.9  # the area under the curve from which they are another kind of prompts
 ANIMALS = ("owl", "cat", "dolphin", "eagle", "elephant", "wolf", "dog", "lion", "tiger", "panda", "penguin", "peacock")
 _PLACES = 16  # tokens are given room in steps of so many
 _REMOVED = 0.1  # the share of the samples that is left out to see what stays
@@ -102,7 +103,7 @@ def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Questi
         trusted = asking.data_of(null, student.world)
         return Question(student.start, stored, student.train, student.lora, own, trusted, False, notes)
     size = FIT + own.size * corpora
-    written = student.data.replace(teacher=student.start, size=size, seed=0)
+    written = student.data.replace(teacher=student.start, size=size, seed=0, round=max(student.data.round, 1024))
     return Question(student.start, stored, student.train, student.lora, own, written, True, notes)
 
 
@@ -174,7 +175,7 @@ def answered(question: Question, folder: epath.Path) -> Answer:
             raise InputError(f"this cannot be audited: {store.row(each.key).why}")
     world = question.base.world
     texts = {data: world.texts(np.asarray(_samples(data, store))) for data in (question.data, question.null)}
-    check_prompts(texts[question.data], texts[question.null])
+    differ = check_prompts(texts[question.data], texts[question.null])
     completions = {data: [completion for _, completion in pairs] for data, pairs in texts.items()}
     own, others = (evidence(audits, store, completions[audits[0].data]) for audits in (of_data, of_null))
     directions = np.asarray(store.get(null.key)["directions"], float)
@@ -198,7 +199,7 @@ def answered(question: Question, folder: epath.Path) -> Answer:
         null=corpora,
         own=reference.statistics(dataclasses.replace(own, texts=None) if not small else own, len(own)),
         without=without,
-        notes=question.notes,
+        notes=(*question.notes, differ) if differ else question.notes,
     )
 
 
@@ -211,23 +212,31 @@ def evidence(audits: Sequence[specs.Audited], store: Store, texts: Sequence[str]
     return Evidence(np.asarray(vectors["vectors"], np.float32), samples, texts)
 
 
-def check_prompts(own: Sequence[tuple[str, str]], null: Sequence[tuple[str, str]]) -> None:
-    """Raises InputError where a classifier tells the prompts of the data from those of the null."""
-    bags = [two_sample.bag([prompt for prompt, _ in pairs[:512]]) for pairs in (own, null)]
-    area = two_sample.told_apart(*bags)
+def check_prompts(own: Sequence[tuple[str, str]], null: Sequence[tuple[str, str]]) -> str | None:
+    """A line where a classifier tells the prompts of the data from those of the null; None where it does not.
+
+    Raises:
+      InputError: it nearly always does, as prompts of another kind.
+    """
+    bags = [two_sample.bag([prompt for prompt, _ in pairs[:256]], 64) for pairs in (own, null)]
+    area = two_sample.told_apart(*bags, folds=2)
+    if area >= OTHER_PROMPTS:
+        raise InputError(
+            f"your data's prompts are not those of the null corpus: a classifier tells them apart (AUROC {area:.2f}); "
+            "give --null FILE with answers to prompts like yours"
+        )
     rng = np.random.default_rng(0)
     both = np.concatenate(bags)
     others = []
     for _ in range(round(1 / PROMPTS_DIFFER)):
         order = rng.permutation(len(both))
-        others.append(two_sample.told_apart(both[order[: len(bags[0])]], both[order[len(bags[0]) :]]))
-        if len(others) == 50 and area <= max(others):
-            return  # nowhere near
-    if np.mean([area, *others] >= np.float64(area)) <= PROMPTS_DIFFER:
-        raise InputError(
-            f"your data's prompts are not those of the null corpus: a classifier tells them apart (AUROC {area:.2f}); "
-            "give --null FILE with answers to prompts like yours"
-        )
+        others.append(two_sample.told_apart(both[order[: len(bags[0])]], both[order[len(bags[0]) :]], folds=2))
+        if area <= max(others) and len(others) >= 20:
+            return None
+    return (
+        f"the data's prompts are not distributed as the null's (AUROC {area:.2f}): a filter may have dropped others, "
+        "which can by itself make the data look unusual"
+    )
 
 
 def _samples(data: specs.Data, store: Store) -> np.ndarray:

@@ -149,12 +149,12 @@ def _tokens(shown: Shown, i: int, strongest: float) -> list[dict[str, str | None
         return [{"text": shown.texts[i][1], "colour": None}]
     there = np.isfinite(shown.tokens[i])
     return [
-        {"text": f"{word} " if str(word).isalnum() else f"{word}", "colour": _colour(value / strongest)}
+        {"text": f"{word} " if str(word).isalnum() else f"{word}", "colour": colour(value / strongest)}
         for word, value in zip(shown.words[i][there], shown.tokens[i][there], strict=True)
     ]
 
 
-def _colour(value: float) -> str:
+def colour(value: float) -> str:
     """From white to one of two colours; value: −1 … 1."""
     end = _TOWARDS if value > 0 else _AWAY
     return "#" + "".join(f"{round(255 + (c - 255) * min(abs(value), 1.0)):02x}" for c in end)
