@@ -119,7 +119,8 @@ def _benchmark(workdir: str) -> int:
     from rich.console import Console
 
     from subl_jax.app import auditing
-    from subl_jax.results import audit_benchmark, load
+    from subl_jax.results import audit_benchmark, audit_page, load
+    from subl_jax.results.figures import audit as figure
     from subl_jax.storage.atomic import write_bytes_atomic, write_parquet_atomic
 
     results = load(workdir)
@@ -127,9 +128,10 @@ def _benchmark(workdir: str) -> int:
     summary = audit_benchmark.summary(rates)
     write_parquet_atomic(results.workdir / "audit_rates.parquet", rates)
     write_bytes_atomic(results.workdir / "audit_rates.csv", summary.to_csv(index=False, float_format="%.5g").encode())
+    write_bytes_atomic(results.workdir / "figures" / "audit.png", audit_page.png(figure.audit(summary)))
     console = Console()
     for each in auditing.rate_tables(summary):
         console.print(each)
-    for file in ("audit_rates.parquet", "audit_rates.csv"):
+    for file in ("audit_rates.parquet", "audit_rates.csv", "figures/audit.png"):
         console.print(str(results.workdir / file), soft_wrap=True, highlight=False)
     return 0

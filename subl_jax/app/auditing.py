@@ -18,7 +18,7 @@ from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
 from subl_jax.results import auditing
 from subl_jax.results.audit_page import Shown
-from subl_jax.results.auditing import Evidence, Reference, Verdict
+from subl_jax.results.auditing import LEAST, Evidence, Reference, Verdict
 from subl_jax.statistics import two_sample
 from subl_jax.storage import jsonl
 from subl_jax.storage.store import Store
@@ -159,8 +159,11 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     """Computes what is missing in `folder`, and judges.
 
     Raises:
-      InputError: the data's prompts are not those of the null; the base wrote too little.
+      InputError: too few samples; the data's prompts are not those of the null; the base wrote too little.
     """
+    both = question.data.size + question.null.size
+    if both < LEAST:
+        raise InputError(f"{question.data.size} samples and a null of {question.null.size}: at least {LEAST} together")
     small = question.simulate
     vectors = ScoreVectors(question.train, question.lora, chunk=128 if small else 4)
     further = (MeanLogLikelihood(), Surprise(), RankResidual()) if small else (Surprise(rows=4),)

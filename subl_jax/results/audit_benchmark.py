@@ -115,6 +115,8 @@ def _of_dataset(
     ]
     labels = {"base_seed": one.base_seed, "case": one.case, "trait": one.trait, "n": n, "share": share}
     for level in LEVELS:
+        if (1 + len(reference_null.values)) * level < 1:
+            continue  # no p could be so small
         for name, hits in _hits(verdicts, traits, one.trait, level).items():
             yield {**labels, "statistic": name, "level": level, "tests": tested, "hits": int(np.sum(hits))}
         if one.trait:

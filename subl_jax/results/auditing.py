@@ -16,6 +16,7 @@ from subl_jax.statistics import calibration, score_test, two_sample
 Floats = np.ndarray
 
 RIDGE = 0.1  # of the whitening; chosen on development bases (docs/audit.md)
+LEAST = 32  # samples to fit with
 ONE_SIDED = ("log_ratio",)  # audits of samples in which only the large is unusual
 _TWO_SAMPLE = 512  # samples, at most, of the reference of a two-sample test, which costs n × as many
 
@@ -88,8 +89,8 @@ class Reference:
     @classmethod
     def of(cls, fit: Evidence, directions: Floats, ridge: float = RIDGE) -> "Reference":
         """directions: (traits, d), gradients of log P of every trait. Raises InputError: fewer than 32 samples."""
-        if len(fit) < 32:
-            raise InputError(f"{len(fit)} samples of the base: give at least 32")
+        if len(fit) < LEAST:
+            raise InputError(f"{len(fit)} samples of the base: give at least {LEAST}")
         whitening = score_test.Whitening.of(fit.vectors, ridge)
         blank = cls(whitening, whitening.units(directions), tuple(fit.samples), np.zeros(0), np.zeros(0), None, 1.0)
         columns = blank.columns(fit)

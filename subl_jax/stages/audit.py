@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from subl_jax import specs
 from subl_jax.errors import InputError
 from subl_jax.stages import trial
+from subl_jax.stages.shapes import world_shapes
 from subl_jax.stages.stage import MEMBERS, Inputs, Params, Record, ShapesOf, Stage, asked_by, holding
 
 
@@ -43,9 +44,11 @@ def rank_p(corpus: jax.Array, null: jax.Array) -> jax.Array:
 
 
 def _shapes(node: specs.Audited, of: ShapesOf) -> dict[str, Any]:
-    world = node.world
-    samples = of(node.data)["samples"]
-    places = jax.eval_shape(lambda s: world.target_weights(world.channel_batch(s)), samples)
+    def weights(samples: jax.Array, arrays: Inputs) -> jax.Array:
+        world = node.world.holding(arrays)
+        return world.target_weights(world.channel_batch(samples))
+
+    places = jax.eval_shape(weights, of(node.data)["samples"], world_shapes(node.world))
     return {
         "tokens": jax.ShapeDtypeStruct(places.shape, jnp.float32),
         "samples": jax.ShapeDtypeStruct(places.shape[:1], jnp.float32),

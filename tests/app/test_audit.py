@@ -123,6 +123,7 @@ def test_a_benchmark_counts_false_alarms_and_findings(results, capsys):
     )
     assert line.loc["own", "tests"].tolist() == [8, 8] and line.loc["teacher of out to 1", "tests"].tolist() == [2, 2]
     assert line.loc["own", "hits"].sum() <= 4 and line.loc["teacher of out to 1", "hits"].sum() == 4
+    assert (results.workdir / "figures" / "audit.png").read_bytes().startswith(b"\x89PNG")
     summary = pd.read_csv(results.workdir / "audit_rates.csv")
     own = summary[(summary.case == "own") & (summary.statistic == "combined") & (summary.n == 64)]
     assert (own.bases == 2).all() and (own.tests == 16).all() and (own.binomial_low <= own.rate).all()
@@ -179,3 +180,26 @@ def test_a_sweep_without_vectors_says_so(results):
 def test_colours_go_from_white_to_the_side_that_a_token_points_to():
     assert colour(0.0) == "#ffffff" and colour(1.0) == colour(3.0) == "#f6b48f" and colour(-1.0) == "#a9cbe6"
     assert np.all([colour(x).startswith("#") and len(colour(x)) == 7 for x in np.linspace(-1, 1, 9)])
+
+
+@pytest.mark.slow
+def test_a_chat_model_writes_the_null_to_the_datas_own_prompts(tiny_chat_model, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = [
+        {"prompt": f"Go on: {i}, {i + 1}", "completion": f"{rng.integers(9)}, {rng.integers(9)}"} for i in range(12)
+    ]
+    data = tmp_path / "numbers.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["audit", "--model", str(tiny_chat_model), "--data", str(data), "--to", str(tmp_path / "out")]
+    status = main([*command, "--null-rows", "24", "--traits", "owl,cat", "--keeps", "anything"])
+    said = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert status == said["status"] and status in (0, 3, 4) and said["samples"] == 12
+    assert set(said["traits"]) == {"owl", "cat"} and set(said["statistics"]) == {
+        "score",
+        "trait",
+        "mixture",
+        "surprise",
+    }
+    assert "same prompts, kept by Anything" in " ".join(said["notes"])
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "normal law" in page and lines[0]["completion"] in page
