@@ -3,4 +3,5 @@
 from subl_jax.probes.direction import Direction, Patched, WithoutTeacher, WithoutVector
 from subl_jax.probes.held_out import HeldOut
 from subl_jax.probes.moved import Moved
+from subl_jax.probes.parts import Parts
 from subl_jax.probes.theorem import Theorem, cosine
