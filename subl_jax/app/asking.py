@@ -9,6 +9,7 @@ from rich.console import Console
 
 from subl_jax import specs
 from subl_jax.app import cli
+from subl_jax.audits import ScoreVectors
 from subl_jax.channels.imported import imported
 from subl_jax.engine.observers import NoTracker
 from subl_jax.engine.plan import plan_of
@@ -25,23 +26,26 @@ from subl_jax.tracking.terminal import Progress
 def student_of(base: str, seed: int) -> tuple[specs.Student, Store | None]:
     """A student that starts from the base of `seed` in a sweep file or workdir, and where its base may be stored.
 
+    In a sweep that only audits it is one that trains what the audit's score vectors look at.
+
     Raises:
       InputError: no such sweep, or none of its students starts from such a base on a written dataset.
     """
     if epath.Path(base.partition(":")[0]).suffix == ".py":
-        students, store = cli.command(base, cli.load_sweep(base), ()).students, None
+        rows, store = cli.command(base, cli.load_sweep(base), ()).students, None
     else:
         results = load(base)
         store = results.store
         of_seed = results.runs[results.runs["student_base_seed"] == seed]
-        keys = (results.runs if of_seed.empty else of_seed)["key"].drop_duplicates()
-        students = [specs.from_json(store.spec(key)) for key in keys]
+        keys = [*(results.runs if of_seed.empty else of_seed)["key"].drop_duplicates()]
+        if results.audits is not None and not keys:
+            keys = [*results.audits["key"]]
+        rows = [specs.from_json(store.spec(key)) for key in keys]
+    students = [_learning(row) for row in rows]
     found = [
         each
         for each in students
-        if isinstance(each, specs.Student)
-        and isinstance(each.start, specs.Base)
-        and isinstance(each.data, specs.Dataset)
+        if each is not None and isinstance(each.start, specs.Base) and isinstance(each.data, specs.Dataset)
     ]
     chosen = next((each for each in found if each.start.seed == seed), None)
     if chosen is None:
@@ -51,6 +55,14 @@ def student_of(base: str, seed: int) -> tuple[specs.Student, Store | None]:
         )
         raise InputError(f"--seed {seed}: {base} has no such base; {there}")
     return chosen, store
+
+
+def _learning(row: specs.Row) -> specs.Student | None:
+    if isinstance(row, specs.Student):
+        return row
+    if isinstance(row.audit, ScoreVectors):
+        return specs.Student(row.by, row.data, row.audit.train, lora=row.audit.lora, trait=row.world.traits[0])
+    return None
 
 
 def data_of(data: str, world: specs.World) -> specs.Imported:

@@ -11,8 +11,9 @@
   --null FILE     a corpus that you trust, to the same kind of prompts
                   (default: what the base writes)
   --traits A,B    a chat model's animals to look for (default: twelve)
-  --keeps WHAT    what a chat model's own corpus keeps: numbers, anything, or
-                  auto, numbers where all of the data are (default)
+  --keeps WHAT    what a chat model's own corpus keeps: numbers; constrained,
+                  numbers where it can write nothing else; anything; or auto,
+                  numbers where all of the data are (default)
   --rows N        samples of the data that are read (default 256)
   --null-rows N   samples a chat model writes (default 512)
   --corpora N     corpora that a base of a sweep writes (default 400)
@@ -57,7 +58,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Arguments("audit")
     for name in ("base", "model", "data", "null", "traits", "benchmark", "report"):
         parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--keeps", default="auto", choices=("auto", "numbers", "anything"))
+    parser.add_argument("--keeps", default="auto", choices=("auto", "numbers", "constrained", "anything"))
     for name, default in (("rows", 256), ("null-rows", 512), ("corpora", 400), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--level", type=float, default=0.01)

@@ -110,7 +110,8 @@ def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Questi
 def of_model(model: str, data: str, null: str, traits: Sequence[str], kept: str, null_rows: int) -> Question:
     """The question with a chat model, which writes to the data's own prompts.
 
-    kept: "numbers", as in the paper; "anything"; or "auto", the former where all of the data pass it.
+    kept: "numbers", as in the paper; "constrained", where nothing else can be written; "anything"; or "auto", the first
+    where all of the data pass it.
 
     Raises:
       InputError: no such model, data too long for it, or fewer than 8 different prompts.
@@ -134,14 +135,16 @@ def of_model(model: str, data: str, null: str, traits: Sequence[str], kept: str,
     train = specs.Train(steps=1, batch=1)
     completions = [completion for _, completion in pairs]
     numbers = all(reason is None for reason in NumbersFilter().reasons(completions))
-    keeps: Filter = NumbersFilter() if kept == "numbers" or (kept == "auto" and numbers) else Anything()
+    keeps: Filter = (
+        NumbersFilter() if kept in ("numbers", "constrained") or (kept == "auto" and numbers) else Anything()
+    )
     notes: tuple[str, ...] = ()
     if prompts < len(pairs) // 2:
         notes = (f"{len(pairs)} samples answer only {prompts} different prompts: samples of one prompt are alike",)
     if null:
         trusted = imported(null, world)
     else:
-        sampling = ChatSampling(1.0, rows=32)
+        sampling = ChatSampling(1.0, rows=32, only=keeps if kept == "constrained" else None)
         trusted = specs.Dataset(base, filter=keeps, sampling=sampling, size=null_rows, round=64, budget=16.0)
         notes = (*notes, f"the null corpus is what the model wrote to the same prompts, kept by {type(keeps).__name__}")
     return Question(base, None, train, specs.Lora(rank=8, max_rank=8, alpha=8.0), own, trusted, False, notes)

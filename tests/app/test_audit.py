@@ -11,7 +11,7 @@ from tiny_world import TRAIN
 
 from subl_jax import specs
 from subl_jax.__main__ import main
-from subl_jax.app import auditing, running
+from subl_jax.app import asking, auditing, running
 from subl_jax.audits import ScoreVectors, Surprise
 from subl_jax.errors import InputError
 from subl_jax.results import audit_benchmark
@@ -203,3 +203,18 @@ def test_a_chat_model_writes_the_null_to_the_datas_own_prompts(tiny_chat_model, 
     assert "same prompts, kept by Anything" in " ".join(said["notes"])
     page = (tmp_path / "out" / "audit.html").read_text()
     assert "normal law" in page and lines[0]["completion"] in page
+
+
+def test_a_sweep_that_only_audits_has_a_base_too(tmp_path):
+    file = tmp_path / "only.py"
+    file.write_text(
+        "import tiny_world\nfrom ml_collections import ConfigDict\nfrom subl_jax import specs\n"
+        "from subl_jax.audits import ScoreVectors\n"
+        "def get_config():\n    return ConfigDict()\n"
+        "def sweep(config):\n    base = tiny_world.base(3)\n"
+        "    yield specs.Audited(tiny_world.written(base), ScoreVectors(tiny_world.TRAIN), base)\n"
+    )
+    student, stored = asking.student_of(str(file), 3)
+    assert student.start == tiny_world.base(3) and student.train == TRAIN and stored is None
+    with pytest.raises(InputError, match="its bases have the seeds 3"):
+        asking.student_of(str(file), 0)
