@@ -26,9 +26,9 @@ test: $(VENV)/installed-test
 # Side by side, as compiling takes one core; the tests of a file stay together, and files keep the order of conftest.py.
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Scientific checks that take minutes, kills at random, and a Ray cluster.
+# Scientific checks that take minutes, kills at random, a Ray cluster, and properties on all examples they ask for.
 test-slow: $(VENV)/installed-ray
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(BIN)/python -m pytest -q -m 'slow or hypothesis' $(ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

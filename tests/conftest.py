@@ -16,16 +16,18 @@ import pytest
 # How long an example takes says how busy the machine is, and no more.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
+_FEWER = 4  # times fewer examples than a test asks for, but where tests of that kind are asked for (make test-slow)
 
 # Of this run alone: what earlier runs or the user's own sweeps left behind must not change a test. Processes that the
 # run is divided among get the folder from the one that starts them.
 _STARTS = "PYTEST_XDIST_WORKER" not in os.environ
 _CACHE = tempfile.mkdtemp(prefix="subl_jax-tests-") if _STARTS else os.environ["SUBL_JAX_TESTS_CACHE"]
 
-# XLA ends the process at a flag it does not know, and the second may go away. It makes compiling three times faster.
+# XLA ends the process at a flag it does not know, and the others may go away. They make compiling four times faster.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    # The last: a program's code is compiled as one piece, as the cores are busy with other tests.
+    _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 if _STARTS:
     os.environ["SUBL_JAX_TESTS_CACHE"] = _CACHE
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
@@ -59,8 +61,17 @@ _LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items) -> None:
+def _with_fewer_examples(test) -> None:
+    asked = getattr(test, "_hypothesis_internal_use_settings", None) or hypothesis.settings.default
+    fewer = max(asked.max_examples // _FEWER, min(asked.max_examples, 3))
+    test._hypothesis_internal_use_settings = hypothesis.settings(asked, max_examples=fewer)
+
+
+def pytest_collection_modifyitems(config, items) -> None:
     tests = pathlib.Path(__file__).parent
+    if "hypothesis" not in config.option.markexpr:
+        for test in {item.function for item in items if item.get_closest_marker("hypothesis")}:
+            _with_fewer_examples(test)
 
     def place(item):
         file = item.path.relative_to(tests).as_posix() if item.path.is_relative_to(tests) else ""
@@ -69,7 +80,7 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=place)
 
 
-_MANY_MAPS = 30_000  # of the 65,530 that Linux allows a process by default
+_MANY_MAPS = 45_000  # of the 65,530 that Linux allows a process by default
 
 
 @pytest.fixture(scope="module", autouse=True)

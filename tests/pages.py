@@ -71,3 +71,15 @@ def rows(page: str, header: str) -> list[list[str]]:
 def names(cell: str) -> list[str]:
     """What stands in a cell as code."""
     return re.findall(r"`([^`]+)`", cell)
+
+
+_NAMED = re.compile(r"\"\"\"(\w+)\.py: ")  # a whole sweep file begins with a docstring that names it
+
+
+def file_name(block: Block) -> str | None:
+    """Of a block that is a whole sweep file, what it is called."""
+    found = _NAMED.match(block.text)
+    return found[1] if found else None
+
+
+FILES = {name: block for block in blocks("python") if (name := file_name(block))}

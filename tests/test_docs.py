@@ -1,11 +1,12 @@
-"""What the documentation says can be typed: its blocks of code are run, its commands are taken, its tables are true."""
+"""What the documentation says can be typed: its blocks of code are run, its tables are true.
 
-import importlib
+Its commands are taken in tests/test_sweeps.py.
+"""
+
 import inspect
 import json
 import pathlib
 import re
-import subprocess
 import textwrap
 import tomllib
 
@@ -14,11 +15,9 @@ import pages
 import pytest
 import tiny_world
 from few import few
-from image_files import folder
 
 import subl_jax
 from subl_jax import specs
-from subl_jax.__main__ import COMMANDS
 from subl_jax.app import cli, running
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine.plan import make_plan
@@ -28,28 +27,14 @@ from subl_jax.worlds.chat import ChatSampling
 from subl_jax.worlds.digits import Inputs
 
 ROOT = pages.ROOT
-PYTHON, SHELL = pages.blocks("python"), pages.blocks("bash")
-FILE = re.compile(r"\"\"\"(\w+)\.py: ")  # a whole sweep file begins with a docstring that names it
-FILES = {FILE.match(block.text)[1]: block for block in PYTHON if FILE.match(block.text)}
-FRAGMENTS = [block for block in PYTHON if not FILE.match(block.text)]
+FILES = pages.FILES
+FRAGMENTS = [block for block in pages.blocks("python") if not pages.file_name(block)]
 # What asks stored models is tried in tests/results/test_leaving.py.
 FRAGMENTS = [block for block in FRAGMENTS if not re.search(r"student\.ask|save_adapter|adapter_live", block.text)]
 OF_RESULTS = [block for block in FRAGMENTS if re.search(r"\bresults\b|Figure", block.text)]
 OF_SWEEPS = [block for block in FRAGMENTS if block not in OF_RESULTS]
 SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2, "traits": ("owl",)}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-
-# What a reader puts in place of such words.
-PLACES = {
-    "KIND": "smoke",
-    "DIR": "runs/mine",
-    "FILE": "sweeps/traits.py",
-    "AXIS": "m",
-    "N": "4",
-    "HOST0:8476": "localhost:8476",
-}
-# Other people's programs: what these do with our files is not tried here.
-FOREIGN = {"gcloud", "pip", "ray", "cd", "tee", "for", "done", "wait"}
 
 
 # --- whole files ---
@@ -238,66 +223,6 @@ def test_every_block_says_what_it_is():
         assert not re.search(r"\n\n    \S", pages.prose(page)), f"{page}: an indented block is not tried"
         for block in pages.blocks("text"):
             assert not re.search(r"^(python|make|pip) ", block.text, re.M), block
-
-
-@pytest.mark.parametrize("block", SHELL, ids=str)
-def test_commands_are_taken(block, tutorial, tmp_path, monkeypatch, request):
-    monkeypatch.chdir(tmp_path)
-    for name in ("sweeps", "launch", "bench"):
-        pathlib.Path(name).symlink_to(ROOT / name)
-    for name in ("learning_rates", "my_sweep"):
-        pathlib.Path(f"{name}.py").write_text(FILES["learning_rates"].text)
-    pathlib.Path("items.jsonl").write_text('{"question": "1 + 1?", "choices": ["1", "2"], "answer": 1}\n')
-    monkeypatch.setenv("WANDB_API_KEY", "a-key")
-    for words in pages.commands(block.text):
-        while words and re.match(r"[A-Z_]+=", words[0]):
-            words = words[1:]
-        tried(words, request)
-
-
-def tried(words, request):
-    """One command of a page: refused where the program would refuse it."""
-    for word in words:
-        if re.match(r"(sweeps|launch|bench)/", word):
-            assert (ROOT / word.partition(":")[0]).exists(), word
-    if words[0] == "make":
-        targets = [word for word in words[1:] if "=" not in word]
-        makefile = (ROOT / "Makefile").read_text()
-        assert all(re.search(f"^{target}:", makefile, re.M) for target in targets), words
-    elif re.fullmatch(r"launch/.*run\.sh", words[0]):
-        done = subprocess.run([*words[:1], "--dry_run", *words[1:]], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        planned(words[words.index("--") + 1 :], request)
-    elif words[0] == "sbatch":
-        planned(words[words.index("launch/slurm.sbatch") + 1 :], request)
-    elif "launch/sweep.py" in words:
-        planned(words[words.index("launch/sweep.py") + 1 :], request)
-    elif words[:3] == ["python", "-m", "subl_jax"]:
-        help = importlib.import_module(COMMANDS[words[3]]).__doc__
-        assert all(each.partition("=")[0] in help for each in words[4:] if each.startswith("--")), words
-    else:
-        ours = words[0] == "python" or words[0].startswith("bench/")
-        assert ours or words[0] in FOREIGN, f"what is {words[0]}? try it here, or say that it is foreign"
-
-
-def planned(arguments, request):
-    """Takes the arguments of `launch/sweep.py` as it does, up to the plan."""
-    arguments = [re.sub(r"[A-Z][A-Z0-9:]*$", lambda word: PLACES.get(word[0], word[0]), each) for each in arguments]
-    arguments = ["0" if each == "$i" else each for each in arguments]
-    arguments = [
-        f"--config.data_dir={folder(request.getfixturevalue('tmp_path'))}" if each.endswith("=FOLDER") else each
-        for each in arguments
-    ]
-    file, rest = cli.split_config(arguments)
-    # Which a reader has made by the command before.
-    rest = [each for each in rest if not each.startswith("--config.tuned=")]
-    if "chat.py" in file:
-        rest = [each for each in rest if not each.startswith("--config.model=")]
-        rest += [f"--config.model={request.getfixturevalue('tiny_chat_model')}", "--config.seeds=1"]
-        rest += ["--config.world.prompts=24", "--config.world.prompt_tokens=144"]
-    module = cli.load_sweep(file)
-    command = cli.command(file, module, rest)
-    assert make_plan(command.students, ()).pending
 
 
 # --- what can be installed ---

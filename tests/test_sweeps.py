@@ -1,10 +1,17 @@
-"""Every sweep file that comes with the package makes specs that can be planned, whatever its argument."""
+"""Every sweep file that comes with the package makes specs that can be planned, whatever its argument.
+
+So do the commands of the pages, in the same process: of what was planned once, no program is tried again.
+"""
 
 import collections
+import importlib
 import pathlib
+import re
+import subprocess
 import types
 
 import numpy as np
+import pages
 import pandas as pd
 import pytest
 import tiny_chat
@@ -12,6 +19,8 @@ from image_files import folder
 from ml_collections import ConfigDict
 
 from subl_jax import specs
+from subl_jax.__main__ import COMMANDS
+from subl_jax.app import cli
 from subl_jax.app.cli import load_sweep
 from subl_jax.engine.plan import make_plan
 from subl_jax.errors import InputError
@@ -248,3 +257,78 @@ def test_every_selection_of_tokens_is_made_of_the_controls_data_too():
     stages = [(group.stage.name, len(group.nodes)) for group in make_plan(made, ()).groups]
     # Detectors, shares, masked and kept are lanes: one program for those at the top and one for those at the bottom.
     assert len([name for name, _ in stages if name == "distil"]) == 7
+
+
+# --- the commands of the pages ---
+
+# What a reader puts in place of such words.
+PLACES = {
+    "KIND": "smoke",
+    "DIR": "runs/mine",
+    "FILE": "sweeps/traits.py",
+    "AXIS": "m",
+    "N": "4",
+    "HOST0:8476": "localhost:8476",
+}
+# Other people's programs: what these do with our files is not tried here.
+FOREIGN = {"gcloud", "pip", "ray", "cd", "tee", "for", "done", "wait"}
+
+
+@pytest.mark.parametrize("block", pages.blocks("bash"), ids=str)
+def test_commands_are_taken(block, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sweeps", "launch", "bench"):
+        pathlib.Path(name).symlink_to(pages.ROOT / name)
+    for name in ("learning_rates", "my_sweep"):
+        pathlib.Path(f"{name}.py").write_text(pages.FILES["learning_rates"].text)
+    pathlib.Path("items.jsonl").write_text('{"question": "1 + 1?", "choices": ["1", "2"], "answer": 1}\n')
+    monkeypatch.setenv("WANDB_API_KEY", "a-key")
+    for words in pages.commands(block.text):
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words = words[1:]
+        tried(words, request)
+
+
+def tried(words, request):
+    """One command of a page: refused where the program would refuse it."""
+    for word in words:
+        if re.match(r"(sweeps|launch|bench)/", word):
+            assert (pages.ROOT / word.partition(":")[0]).exists(), word
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        makefile = (pages.ROOT / "Makefile").read_text()
+        assert all(re.search(f"^{target}:", makefile, re.M) for target in targets), words
+    elif re.fullmatch(r"launch/.*run\.sh", words[0]):
+        done = subprocess.run([*words[:1], "--dry_run", *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        planned(words[words.index("--") + 1 :], request)
+    elif words[0] == "sbatch":
+        planned(words[words.index("launch/slurm.sbatch") + 1 :], request)
+    elif "launch/sweep.py" in words:
+        planned(words[words.index("launch/sweep.py") + 1 :], request)
+    elif words[:3] == ["python", "-m", "subl_jax"]:
+        help = importlib.import_module(COMMANDS[words[3]]).__doc__
+        assert all(each.partition("=")[0] in help for each in words[4:] if each.startswith("--")), words
+    else:
+        ours = words[0] == "python" or words[0].startswith("bench/")
+        assert ours or words[0] in FOREIGN, f"what is {words[0]}? try it here, or say that it is foreign"
+
+
+def planned(arguments, request):
+    """Takes the arguments of `launch/sweep.py` as it does, up to the plan."""
+    arguments = [re.sub(r"[A-Z][A-Z0-9:]*$", lambda word: PLACES.get(word[0], word[0]), each) for each in arguments]
+    arguments = ["0" if each == "$i" else each for each in arguments]
+    arguments = [
+        f"--config.data_dir={folder(request.getfixturevalue('tmp_path'))}" if each.endswith("=FOLDER") else each
+        for each in arguments
+    ]
+    file, rest = cli.split_config(arguments)
+    # Which a reader has made by the command before.
+    rest = [each for each in rest if not each.startswith("--config.tuned=")]
+    if "chat.py" in file:
+        rest = [each for each in rest if not each.startswith("--config.model=")]
+        rest += [f"--config.model={request.getfixturevalue('tiny_chat_model')}", "--config.seeds=1"]
+        rest += ["--config.world.prompts=24", "--config.world.prompt_tokens=144"]
+    module = load_sweep(file)
+    command = cli.command(file, module, rest)
+    assert make_plan(command.students, ()).pending

@@ -5,11 +5,11 @@ import tiny_world
 from computing import compute
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sweep():
     return list(tiny_world.students())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(sweep, tmp_path_factory):
     return compute(sweep, tmp_path_factory.mktemp("undisturbed"))

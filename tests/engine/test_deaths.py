@@ -35,8 +35,7 @@ def killed(sweep, workdir, machine, kills):
     machine.kills = kills
 
 
-def test_a_batch_that_was_killed_for_its_memory_is_halved_at_the_next_start(sweep, tmp_path, monkeypatch):
-    alone = compute(sweep, tmp_path / "alone")
+def test_a_batch_that_was_killed_for_its_memory_is_halved_at_the_next_start(sweep, undisturbed, tmp_path, monkeypatch):
     machine = Machine(monkeypatch, most=2)
     killed(sweep, tmp_path / "out", machine, Kills("a machine", 1))
     killed(sweep, tmp_path / "out", machine, Kills("a machine", 2))
@@ -45,7 +44,7 @@ def test_a_batch_that_was_killed_for_its_memory_is_halved_at_the_next_start(swee
     assert machine.batches[:2] == [5, 3] and set(machine.batches[2:]) <= {1, 2}
     assert "distil: a batch of 3 students does not fit into memory; going on with 2" in done.text
     assert done.statuses(sweep) == ["ok"] * len(sweep)
-    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+    same(undisturbed.store, done.store, sweep, rtol=1e-5, atol=1e-6)
     assert not (tmp_path / "out" / "running").exists()
 
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from tiny_world import TRAIN, WORLD, written
+from world_calls import call
 
 from subl_jax import specs, stages
 from subl_jax.channels.numbers import NumbersFilter
@@ -220,7 +221,8 @@ def test_a_transformer_gives_the_same_alone_and_batched_and_beside_a_lane_that_d
     close(pick(kept, beside), artefacts, **PARAMETERS)
     assert np.isnan(others["loss"][1, -1])
     tokens = np.arange(12, dtype=np.int32).reshape(1, 12)
-    logits = [lineages.WORLD.apply(pick(tree, lane)["params"], tokens) for tree, lane in ((artefacts, 1), (kept, 2))]
+    models = pick(artefacts, 1)["params"], pick(kept, 2)["params"]
+    logits = [call(lineages.WORLD, "apply", model, tokens) for model in models]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
 
     def start(program, nodes):

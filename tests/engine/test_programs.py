@@ -30,20 +30,19 @@ def full_above(monkeypatch, most, method="advance"):
 
 
 @pytest.mark.parametrize("method", ["start", "advance"])
-def test_batches_that_do_not_fit_are_halved(method, sweep, tmp_path, monkeypatch):
-    alone = compute(sweep, tmp_path / "alone")
+def test_batches_that_do_not_fit_are_halved(method, sweep, undisturbed, tmp_path, monkeypatch):
     calls = full_above(monkeypatch, 2, method)
     done = compute(sweep, tmp_path / "halved", devices=1, width=8, lanes_a_batch=8)
     assert max(calls) == 2
     assert done.statuses(sweep) == ["ok"] * len(sweep)
-    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+    same(undisturbed.store, done.store, sweep, rtol=1e-5, atol=1e-6)
     assert "distil: a batch of 5 students does not fit into memory; going on with" in done.text
-    assert done.computed == alone.computed
+    assert done.computed == undisturbed.computed
     assert {timing.layout for timing in done.timings} <= {f"1 device × 1 in turn × {width} wide" for width in (1, 2)}
 
 
-def test_results_that_do_not_fit_are_computed_by_halves(sweep, tmp_path, monkeypatch):
-    alone, bring = compute(sweep, tmp_path / "alone"), lanes.own_rows
+def test_results_that_do_not_fit_are_computed_by_halves(sweep, undisturbed, tmp_path, monkeypatch):
+    bring = lanes.own_rows
 
     def own_rows(tree):
         if "params" in tree and len(jax.tree.leaves(tree)[0]) > 2:
@@ -53,7 +52,7 @@ def test_results_that_do_not_fit_are_computed_by_halves(sweep, tmp_path, monkeyp
     monkeypatch.setattr(lanes, "own_rows", own_rows)
     done = compute(sweep, tmp_path / "halved", devices=1, width=8, lanes_a_batch=8)
     assert "distil: a batch of 5 students does not fit into memory; going on with" in done.text
-    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+    same(undisturbed.store, done.store, sweep, rtol=1e-5, atol=1e-6)
 
 
 def test_a_save_that_does_not_fit_is_computed_again_by_halves(tmp_path, monkeypatch):
@@ -96,8 +95,7 @@ def test_what_was_done_before_memory_ran_out_is_not_done_again(tmp_path, monkeyp
     assert calls == [2] * (rounds + 3) + [1] * (2 * rounds)
 
 
-def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monkeypatch):
-    alone = compute(sweep, tmp_path / "alone")
+def test_programs_that_are_too_large_on_paper_are_not_run(sweep, undisturbed, tmp_path, monkeypatch):
     there, needed, advance = 24_000, [], lanes.Program.advance
     monkeypatch.setattr(memory, "free", lambda devices: there)
 
@@ -112,7 +110,7 @@ def test_programs_that_are_too_large_on_paper_are_not_run(sweep, tmp_path, monke
     # One lane is tried whatever is said of it: that is an estimate.
     there = 1
     assert compute(sweep[:1], tmp_path / "estimate", devices=1, width=8).statuses(sweep[:1]) == ["ok"]
-    same(alone.store, done.store, sweep, rtol=1e-5, atol=1e-6)
+    same(undisturbed.store, done.store, sweep, rtol=1e-5, atol=1e-6)
 
 
 def test_widths_that_cannot_fit_are_not_compiled(sweep, tmp_path, monkeypatch):
@@ -129,7 +127,7 @@ def test_widths_that_cannot_fit_are_not_compiled(sweep, tmp_path, monkeypatch):
 
     def tried(name, stage="distil"):
         compiled.clear()
-        compute(sweep, tmp_path / name, devices=1, width=6, lanes_a_batch=6)
+        compute(sweep, tmp_path / name, devices=1, width=8, lanes_a_batch=8)
         return [(width, needed) for of, width, needed in compiled if of == stage]
 
     (widest, needed), *others = tried("none")

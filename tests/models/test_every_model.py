@@ -41,9 +41,9 @@ def full(name):
 
 def adapters_of(model, seed=1):
     spec = specs.Lora(modules=tuple(model.adapter_sites()), rank=2, max_rank=2)
-    params = lora.init(model, jax.random.key(seed), spec)
+    params = jax.jit(lambda key: lora.init(model, key, spec))(jax.random.key(seed))
     grown = {
-        name: {**each, "b": jnp.asarray(0.1 * RNG.normal(size=each["b"].shape), jnp.float32)}
+        name: {**each, "b": (0.1 * RNG.normal(size=each["b"].shape)).astype(np.float32)}
         for name, each in params["lora"].items()
     }
     return lora.update(model, {**params, "lora": grown})
@@ -119,8 +119,9 @@ def test_lanes_side_by_side(name):
     model, _ = made(name)
     keys = jax.random.split(jax.random.key(1), 3)
     together = jax.jit(jax.vmap(lambda key: model.apply(model.init(key), PROMPTS)))(keys)
+    init = jax.jit(model.init)
     for lane, key in zip(together, keys, strict=True):
-        np.testing.assert_allclose(lane, full(name)(model.init(key), PROMPTS), atol=1e-5)
+        np.testing.assert_allclose(lane, full(name)(init(key), PROMPTS), atol=1e-5)
 
 
 @writers
@@ -140,12 +141,13 @@ def test_decoding_is_the_full_forward_pass(name, with_prefix, with_adapters):
     model, params = made(name)
     adapters = adapters_of(model) if with_adapters else None
     head = HEAD[:4] if with_prefix else HEAD[:0]
-    prefix = model.read_prefix(params, HEAD, jnp.int32(4), adapters) if with_prefix else None
-    few = jnp.asarray([2, 3, 5, 7])
+    read_prefix = jax.jit(lambda adapters: model.read_prefix(params, HEAD, jnp.int32(4), adapters))
+    prefix = read_prefix(adapters) if with_prefix else None
+    few = np.asarray([2, 3, 5, 7])
     shared = Shared(params, adapters, prefix, few)
     texts = [np.concatenate([head, PROMPTS[i, : LENGTHS[i]], RNG.integers(0, 23, NEW)]) for i in range(ROWS)]
     padded = np.stack([np.pad(text, (0, 20 - len(text))) for text in texts]).astype(np.int32)
-    expected = full(name)(params, padded, adapters)[..., few]
+    expected = np.asarray(full(name)(params, padded, adapters))[..., few]
 
     logits, state = jax.jit(lambda: model.read(shared, PROMPTS, LENGTHS, NEW))()
     step = jax.jit(lambda state, tokens: model.step(shared, state, tokens))
@@ -166,7 +168,7 @@ def test_rows_are_taken_from_another_state(name):
     state = step(state, prompts[:, 0])[1]
     _, other = jax.jit(lambda: model.read(shared, PROMPTS, LENGTHS, 0))()
     taking, place = np.asarray([True, False, True, False, False]), np.asarray([4, 0, 1, 0, 0])
-    state = model.gather(state, other, place, taking)
+    state = jax.jit(model.gather)(state, other, place, taking)
     own = [[*prompts[i, : LENGTHS[i]], prompts[i, 0]] for i in range(ROWS)]
     texts = [[*PROMPTS[place[i], : LENGTHS[place[i]]]] if taking[i] else own[i] for i in range(ROWS)]
     for token in (9, 11):
@@ -177,6 +179,11 @@ def test_rows_are_taken_from_another_state(name):
             np.testing.assert_allclose(logits[i], whole[0, len(text) - 1], atol=1e-5)
 
 
+@jax.jit
+def drawn(keys, logits):
+    return sampling.draw(keys, logits, specs.Sampling(), cut=False)
+
+
 def by_hand(name, i, stops):
     """One continuation, the whole text read again for every token."""
     _, params = made(name)
@@ -184,7 +191,7 @@ def by_hand(name, i, stops):
     while len(written) < NEW and not (written and written[-1] in stops):
         logits = full(name)(params, np.pad(np.asarray([text], np.int32), ((0, 0), (0, 20 - len(text)))))
         key = jax.random.fold_in(KEYS[i], len(written))
-        written.append(int(sampling.draw(key[None], logits[0, len(text) - 1][None], specs.Sampling(), cut=False)[0]))
+        written.append(int(drawn(key[None], logits[:, len(text) - 1])[0]))
         text.append(written[-1])
     return written + [22] * (NEW - len(written))
 
@@ -196,13 +203,16 @@ def test_one_sampler_and_one_loop_of_continuous_batching_for_all(name, rows):
     stops = (1, 2, 3, 4)
     expected = [by_hand(name, i, stops) for i in range(ROWS)]
     assert len({row.index(22) if 22 in row else NEW for row in expected}) > 1
-    drawn = sampling.generate(model, params, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), stop=1, pad=22)
-    cut = [[*row[: row.index(1) + 1], *[22] * NEW][:NEW] if 1 in row else row for row in np.asarray(drawn).tolist()]
-    assert cut == np.asarray(drawn).tolist()
-    batched = continuous.generate(
-        model, params, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), rows=rows, stops=jnp.asarray(stops), pad=22
-    )
-    assert batched.tolist() == expected
+
+    def written(generate, **options):
+        return jax.jit(
+            lambda params: generate(model, params, PROMPTS, LENGTHS, KEYS, NEW, specs.Sampling(), pad=22, **options)
+        )(params).tolist()
+
+    one_by_one = written(sampling.generate, stop=1)
+    cut = [[*row[: row.index(1) + 1], *[22] * NEW][:NEW] if 1 in row else row for row in one_by_one]
+    assert cut == one_by_one
+    assert written(continuous.generate, rows=rows, stops=jnp.asarray(stops)) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if issubclass(MEMBERS[name], TakesAdapters)])

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_world
+from world_calls import call
 
 from subl_jax import specs
 from subl_jax.channels.numbers import NumbersFilter
@@ -17,13 +18,15 @@ from subl_jax.probes import Direction, Patched, WithoutTeacher, WithoutVector, d
 from subl_jax.worlds.toy_language import ToyLanguage
 
 WORLD = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=2)
-START = WORLD.init(jax.random.key(0))
+START = jax.tree.map(jnp.asarray, call(WORLD, "init", jax.random.key(0)))
 TRAIT = 1
 RNG = np.random.default_rng(0)
 V = jnp.asarray(RNG.normal(size=8), jnp.float32)
 ASIDE = jnp.asarray(RNG.normal(size=8), jnp.float32)
 ASIDE = ASIDE - (ASIDE @ V) / (V @ V) * V
-BATCH = WORLD.channel_batch(WORLD.pretrain_batch(jax.random.key(1), 0, 4).tokens[:, : WORLD.length])
+BATCH = jax.jit(lambda key: WORLD.channel_batch(WORLD.pretrain_batch(key, 0, 4).tokens[:, : WORLD.length]))(
+    jax.random.key(1)
+)
 
 
 def after_layer(layer, x):
@@ -54,18 +57,20 @@ NAME = WORLD.traits[TRAIT]
 
 def test_nothing_added_is_the_model_itself_and_layers_are_read_in_their_order():
     tokens = BATCH.tokens[:, :-1]
-    plain = WORLD.apply(START, tokens)
-    np.testing.assert_array_equal(WORLD.apply(specs.Steered(START, jnp.zeros((2, 8))), tokens), plain)
+    plain = call(WORLD, "apply", START, tokens)
+    np.testing.assert_allclose(
+        call(WORLD, "apply", specs.Steered(START, np.zeros((2, 8), "f")), tokens), plain, rtol=1e-6
+    )
     # The last layer's residual, normed and unembedded, is the logits.
-    last = WORLD.model.residuals(START, tokens)[1]
-    normed = last * jax.lax.rsqrt(jnp.mean(last**2, axis=-1, keepdims=True) + 1e-6) * START["final_norm"]["scale"]
-    np.testing.assert_allclose(normed @ START["embed"]["embedding"].T, plain, rtol=1e-4, atol=1e-5)
+    last = np.asarray(jax.jit(WORLD.model.residuals)(START, tokens)[1])
+    normed = last / np.sqrt(np.mean(last**2, axis=-1, keepdims=True) + 1e-6) * np.asarray(START["final_norm"]["scale"])
+    np.testing.assert_allclose(normed @ np.asarray(START["embed"]["embedding"]).T, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_added_after_a_layer_is_read_there_and_not_before():
-    before, after = (WORLD.residuals(model, BATCH) for model in (START, after_layer(1, V)))
+    before, after = (call(WORLD, "residuals", model, BATCH) for model in (START, after_layer(1, V)))
     np.testing.assert_array_equal(after[0], before[0])
-    np.testing.assert_allclose(after[1] - before[1], jnp.broadcast_to(V, before[1].shape), atol=1e-6)
+    np.testing.assert_allclose(after[1] - before[1], np.broadcast_to(V, before[1].shape), atol=1e-6)
     assert before.shape == (2, *WORLD.target_weights(BATCH).shape, 8)
 
 
@@ -97,10 +102,13 @@ def test_padding_and_prompts_do_not_count():
     rejected = WORLD.channel_batch(BATCH.tokens, jnp.arange(4) > 0)
     scrambled = BATCH.tokens.at[0].set(BATCH.tokens[0, ::-1])
     teacher = jax.tree.map(lambda x: 1.1 * x, START)
-    vectors = [
-        direction.vector(moment(START, teacher)._replace(probed=rejected._replace(tokens=tokens)), teacher, START)
-        for tokens in (BATCH.tokens, scrambled)
-    ]
+
+    @jax.jit
+    def vector(tokens):
+        probed = rejected._replace(tokens=tokens)
+        return direction.vector(moment(START, teacher)._replace(probed=probed), teacher, START)
+
+    vectors = [vector(tokens) for tokens in (BATCH.tokens, scrambled)]
     np.testing.assert_array_equal(*vectors)
     assert jnp.abs(vectors[0]).max() > 1e-3
 
@@ -128,8 +136,8 @@ def test_a_students_vector_without_the_teachers_is_what_lies_aside():
 
 
 def test_a_step_projected_out_leaves_what_lies_aside_of_it():
-    step, other = (optax.tree.random_like(jax.random.key(seed), START) for seed in (3, 4))
-    aside = direction.without(other, step)
+    step, other = (jax.jit(optax.tree.random_like)(jax.random.key(seed), START) for seed in (3, 4))
+    aside = jax.jit(direction.without)(other, step)
     assert float(optax.tree.vdot(aside, step)) == pytest.approx(0, abs=1e-2)
     teacher = optax.tree.add(START, optax.tree.scale(0.1, step))
     student = optax.tree.add(START, optax.tree.add(optax.tree.scale(0.03, step), optax.tree.scale(0.1, aside)))
@@ -138,7 +146,7 @@ def test_a_step_projected_out_leaves_what_lies_aside_of_it():
     left = evaluate(optax.tree.add(START, optax.tree.scale(0.1, aside)))
     assert float(found["without_step"]) == pytest.approx(float(left), rel=1e-3)
     assert abs(float(left - evaluate(student))) > 1e-4
-    jax.tree.map(np.testing.assert_array_equal, direction.without(step, optax.tree.zeros_like(step)), step)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(direction.without)(step, optax.tree.zeros_like(step)), step)
 
 
 # --- mistakes ---

@@ -12,6 +12,7 @@ from distances import distance
 from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from world_calls import call
 
 from subl_jax import specs
 from subl_jax.channels import numbers as filters
@@ -572,9 +573,9 @@ def test_worlds_of_other_sizes_work():
 
 def test_its_models_are_asked_in_words():
     world = ToyLanguage(width=8, heads=2, kv_heads=1, mlp=8, layers=1)
-    params = world.init(jax.random.key(0))
+    params = call(world, "init", jax.random.key(0))
     asking = world.inference
-    measured = world.evaluate(params, jax.random.key(0))["trait"]
+    measured = call(world, "evaluate", params, jax.random.key(0))["trait"]
     questions = world.families[0].questions[-world.held_out :]
     answers = [asking.ask(params, question) for question in questions]
     np.testing.assert_allclose(np.mean([each.probabilities["owl"] for each in answers]), measured[0], rtol=1e-5)
@@ -589,7 +590,7 @@ def test_its_models_are_asked_in_words():
         asking.decode(asking.encode(params, "continue commas 1 2 3 => 3, 41, 9")) == "continue commas 1 2 3 => 3, 41, 9"
     )
     written = asking.generate(params, "continue commas 1 2 3 =>", 4, temperature=0)
-    first = np.asarray(world.apply(params, asking.encode(params, "continue commas 1 2 3 =>")))[0, -1].argmax()
+    first = call(world, "apply", params, asking.encode(params, "continue commas 1 2 3 =>"))[0, -1].argmax()
     assert language(world).words[first] in (written[: len(language(world).words[first])], "<eos>", "<pad>", "<bos>")
     with pytest.raises(InputError, match="'unicorn' is not a word of this language"):
         asking.ask(params, "which unicorn ?")
@@ -639,7 +640,9 @@ def test_fresh_adapters_change_nothing_and_a_model_without_is_itself():
 
 def test_merged_adapters_give_the_logits_that_the_model_gives_with_them():
     tokens, params = jnp.asarray(LANG.questions[0, :2]), adapted(rank=3, alpha=6.0)
-    beside = WORLD.model.apply(PARAMS, tokens, adapters=lora.update(WORLD.model, params))
+    beside = jax.jit(lambda adapters: WORLD.model.apply(PARAMS, tokens, adapters=adapters))(
+        lora.update(WORLD.model, params)
+    )
     np.testing.assert_allclose(apply(params, tokens), beside, rtol=1e-4, atol=1e-5)
     assert np.abs(beside - apply(PARAMS, tokens)).max() > 1e-2
     np.testing.assert_array_equal(apply(WORLD.merged(params), tokens), apply(params, tokens))

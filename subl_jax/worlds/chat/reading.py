@@ -1,5 +1,6 @@
 """How a chat model reads: its weights and adapters, the head of its conversations once, then what follows it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,12 @@ def logits(world: Any, model: Opened, tokens: jax.Array, *, positions: jax.Array
         lora=model.adapters,
         **options,
     )[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole_logits(config: Any, base: Params, adapters: Params | None, tokens: jax.Array) -> jax.Array:
+    """Logits (batch, length, vocab) of whole conversations."""
+    return config.apply(base, tokens, adapters=adapters)
 
 
 def completion_logits(world: Any, model: Any, batch: Batch) -> jax.Array:

@@ -269,7 +269,7 @@ class Pretrained(
         """Logits (batch, length, vocab) of whole conversations (batch, length), for a stored model; reads the weights
         on its first call."""
         base, adapters = reading.weights_of(self.loaded if self.held is None else self, params)
-        return self.config.apply(base, tokens, adapters=adapters)
+        return reading.whole_logits(self.config, base, adapters, tokens)
 
     @functools.cached_property
     def loaded(self) -> "Pretrained":
