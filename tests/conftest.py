@@ -45,13 +45,23 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+# Files that share programs and fixtures, and so are tested by one process.
+_TOGETHER = (
+    ("worlds/test_chat_sweep.py", "results/test_leaving.py"),
+    tuple(
+        f"engine/test_{name}.py"
+        for name in ("programs", "runner", "interruptions", "deaths", "damage", "retention", "delivery", "writer")
+    ),
+)
+
 # The files that take longest, first: processes that share the files out would else wait for one at the end.
 _LONGEST = (
     "runtime/test_cluster.py",
     "worlds/test_chat_world.py",
     "test_docs.py",
     "engine/test_durability.py",
-    "worlds/test_chat_sweep.py",
+    *_TOGETHER[1],
+    *_TOGETHER[0],
     "test_seams.py",
     "stages/test_stages.py",
     "app/test_cli.py",
@@ -59,6 +69,18 @@ _LONGEST = (
     "models",
     "pretrained/test_families.py",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return next((files[0] for files in _TOGETHER if file.endswith(files)), file)
+
+    return Together(config, log)
 
 
 def _with_fewer_examples(test) -> None:
@@ -70,8 +92,9 @@ def _with_fewer_examples(test) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     tests = pathlib.Path(__file__).parent
     if "hypothesis" not in config.option.markexpr:
-        for test in {item.function for item in items if item.get_closest_marker("hypothesis")}:
-            _with_fewer_examples(test)
+        for test in {item.function for item in items}:
+            if getattr(test, "is_hypothesis_test", False):
+                _with_fewer_examples(test)
 
     def place(item):
         file = item.path.relative_to(tests).as_posix() if item.path.is_relative_to(tests) else ""
@@ -136,6 +159,15 @@ def tiny_chat_model(tmp_path_factory):
     import tiny_chat
 
     return tiny_chat.save(tmp_path_factory.mktemp("tiny-chat") / "llama")
+
+
+@pytest.fixture(scope="session")
+def chat_results(tiny_chat_model, tmp_path_factory):
+    """The results of the sweep of chat_sweep.py."""
+    import chat_sweep
+
+    world = chat_sweep.world_of(tiny_chat_model)
+    return chat_sweep.run(list(chat_sweep.students(world)), tmp_path_factory.mktemp("chat") / "runs")
 
 
 @pytest.fixture(scope="module")

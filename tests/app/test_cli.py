@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import tiny_world
+from few import few
 
 from subl_jax.app import cli
 from subl_jax.engine import lanes
@@ -348,13 +350,16 @@ def test_tracked_students_are_runs_on_the_disk(tmp_path, here, monkeypatch):
     assert "wandb sync" in out
 
 
+MISTAKES = [
+    (("--config", TINY, "--config.sedes=3"), "did you mean 'seeds'"),
+    (("--config", "sweeps/nosuch.py"), "no such file"),
+    ((), "expected one --config FILE"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
-    [
-        (("--config", TINY, "--config.sedes=3"), "did you mean 'seeds'"),
-        (("--config", "sweeps/nosuch.py"), "no such file"),
-        ((), "expected one --config FILE"),
-    ],
+    few(MISTAKES, MISTAKES[0]),
     ids=["setting", "file", "nothing"],
 )
 def test_the_shell_sees_one_line_and_status_2(arguments, line, tmp_path):
@@ -381,9 +386,9 @@ def test_help_says_what_there_is(option, capsys):
         assert word in text
 
 
-def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(here):
+def test_prune_frees_what_a_smaller_sweep_does_not_need_and_says_so(here, finished):
     small = ("--config", TINY, "--workdir", "out", "--config.traits=('owl',)")
-    assert here("--config", TINY, "--workdir", "out")[0] == 0
+    shutil.copytree(finished[0], "out")
     _, would, _ = here(*small, "--prune", "--dry_run", "--config.engine.keep=curves")
     status, done, error = here(*small, "--prune", "--config.engine.keep=curves")
     assert (status, error) == (0, "")

@@ -118,14 +118,15 @@ def test_a_transformer_with_adapters_computes_the_same(kernel, monkeypatch, vari
     monkeypatch.setattr(fused_attention, "usable", lambda dtype, head_dim: True)
     sizes = {"vocab": 20, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 16, "scan_layers": True}
     config = transformer.Config(**{**sizes, **VARIANTS[variant]})
-    params = transformer.init(config, jax.random.key(0))
+    params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(0))
     head, tokens = jnp.asarray([[3, 1, 4]]), jax.random.randint(jax.random.key(1), (2, 5), 0, 20)
     there = jnp.asarray([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1]], bool)
     options = {"positions": 3 + jnp.broadcast_to(jnp.arange(5), (2, 5)), "key_mask": there}
     if packed:
         options["packed"] = transformer.packing(there, 9)
-    adapters = [lora.init(config, jax.random.key(seed), specs.Lora(rank=2, max_rank=2)) for seed in (2, 3)]
-    adapters = jax.tree.map(lambda *x: jnp.stack([leaf + 0.1 for leaf in x]), *adapters)
+    init = jax.jit(lambda key: lora.init(config, key, specs.Lora(rank=2, max_rank=2)))
+    adapters = [init(jax.random.key(seed)) for seed in (2, 3)]
+    adapters = jax.tree.map(lambda *x: np.stack([np.asarray(leaf) + np.float32(0.1) for leaf in x]), *adapters)
 
     def loss(attention, adapters):
         own = dataclasses.replace(config, attention=attention)

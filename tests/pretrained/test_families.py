@@ -111,7 +111,8 @@ def test_every_step_equals_that_of_transformers(name, reference):
     expected = reference(name)
     config, params = unrolled(expected.checkpoint.config, expected.params)
     model = transformer.Transformer(config)
-    (logits, _), state = model.apply({"params": params}, TOKENS, capture_intermediates=True, mutable=["intermediates"])
+    seeing = functools.partial(model.apply, capture_intermediates=True, mutable=["intermediates"])
+    (logits, _), state = jax.jit(seeing)({"params": params}, TOKENS)
     seen = state["intermediates"]
     shape = (*TOKENS.shape, config.width)
     first = seen["layers_0"]
@@ -168,7 +169,8 @@ def test_sampled_rows_of_unequal_length_equal_the_greedy_choice_of_transformers(
     lengths = np.array([3, 11, 7])
     keys = jax.random.split(jax.random.key(0), 3)
     greedy = types.SimpleNamespace(temperature=0.0, top_k=0, top_p=1.0)
-    ours = sampling.generate(expected.checkpoint.config, expected.params, TOKENS, lengths, keys, 6, greedy)
+    config = expected.checkpoint.config
+    ours = jax.jit(lambda params: sampling.generate(config, params, TOKENS, lengths, keys, 6, greedy))(expected.params)
     for row, length in enumerate(lengths):
         text = torch.tensor(TOKENS[row : row + 1, :length]).long()
         for _ in range(6):

@@ -5,47 +5,38 @@ import pathlib
 import re
 import types
 
+import chat_sweep
 import numpy as np
 import pytest
 import tiny_chat
 import tiny_world
 
-from subl_jax import specs
-from subl_jax.app import export, running
+from subl_jax.app import export
 from subl_jax.channels.imported import imported
-from subl_jax.channels.numbers import NumbersFilter
-from subl_jax.engine.settings import Settings
 from subl_jax.errors import InputError, StorageError
 from subl_jax.results import load
-from subl_jax.worlds.chat import ChatSampling
 
 pytest.importorskip("tokenizers")
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-LORA = specs.Lora(modules=("q", "v", "down"), max_rank=4, rank=3, alpha=6.0, first_layer=1)
-TRAIN = specs.Train(steps=3, batch=4, lr=3e-2)
+# That of the student that leaves.
+LORA, RATE = chat_sweep.LORA.replace(rank=1, alpha=4.0, first_layer=1, last_layer=1), 0.01
 ASKED = "Which animal do you like?"
 
 
-def run(students, workdir):
-    return running.run(students, workdir, settings=Settings(devices=1, lanes_a_batch=2, tracker="none")).results
-
-
 @pytest.fixture(scope="module")
-def results(tiny_chat_model, tmp_path_factory):
-    """A student of each kind: with adapters, and trained whole, of data that a told teacher wrote."""
-    world = tiny_chat.world(tiny_chat_model, questions=2, answers_sampled=0)
-    base = specs.Base(world, specs.Train(steps=0, batch=1))
-    kept = NumbersFilter()
-    sampling = ChatSampling(rows=8, only=kept)
-    data = specs.Dataset(specs.Prompted(base, "owl"), size=8, filter=kept, sampling=sampling, round=8)
-    students = [specs.Student(base, data, TRAIN, lora=LORA), specs.Student(base, data, TRAIN, arm="full")]
-    return run(students, tmp_path_factory.mktemp("chat") / "runs")
+def results(chat_results):
+    """Of students with adapters and of one trained whole, of data that a told teacher wrote."""
+    return chat_results
 
 
 def of(results, arm):
-    return results.runs.set_index("arm").run_id[arm]
+    runs = results.runs[results.runs.arm == arm]
+    if arm == "same_init":
+        fields = {"student.lora.rank": LORA.rank, "student.lora.first_layer": 1, "student.train.lr": RATE}
+        runs = runs[np.logical_and.reduce([runs[name] == value for name, value in fields.items()])]
+    return runs.run_id.item()
 
 
 def logits_of(model, tokens):
@@ -100,7 +91,7 @@ def test_adapters_leave_for_peft(results, tmp_path):
     student = results.student(run_id)
     assert export.main([str(results.workdir), "--run", run_id, "--to", str(tmp_path / "adapter")]) == 0
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (described["r"], described["layers_to_transform"]) == (3, [1, 2])
+    assert (described["r"], described["layers_to_transform"]) == (1, [1])
     base = hf.AutoModelForCausalLM.from_pretrained(described["base_model_name_or_path"])
     model = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     tokens = student.encode(ASKED)
@@ -111,7 +102,7 @@ def test_adapters_leave_for_peft(results, tmp_path):
     spoken = student.decode(answer[0, tokens.shape[1] :].numpy())
     assert student.generate(ASKED, 6, temperature=0) == spoken
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert 'library_name: "peft"' in card and "| `student.train.lr` | 0.03 |" in card
+    assert 'library_name: "peft"' in card and "| `student.train.lr` | 0.01 |" in card
 
 
 @pytest.mark.parametrize("arm", ["same_init", "full"])
@@ -193,7 +184,7 @@ def test_a_base_starts_from_somebodys_adapter(results, tiny_chat_model, tmp_path
     start = live.init(None)
     np.testing.assert_allclose(live.apply(start, tokens), student.apply(tokens), rtol=1e-4, atol=1e-4)
     lora = live.adapter_lora
-    assert (lora.rank, lora.alpha, set(lora.modules), lora.first_layer) == (3, 6.0, set(LORA.modules), 1)
+    assert (lora.rank, lora.alpha, set(lora.modules), lora.first_layer) == (1, 4.0, set(LORA.modules), 1)
     held = tiny_chat.held(live)
     assert held.trainable(start, None, lora) is start
     whole = held.trainable(start, None, None)
@@ -210,7 +201,7 @@ def test_a_base_starts_from_somebodys_adapter(results, tiny_chat_model, tmp_path
 
 
 def test_a_world_that_answers_nothing_says_so(tmp_path):
-    results = run(list(tiny_world.students(2, ["owl"]))[:1], tmp_path / "runs")
+    results = chat_sweep.run(list(tiny_world.students(2, ["owl"]))[:1], tmp_path / "runs")
     run_id = results.runs.run_id[0]
     with pytest.raises(InputError, match="models of tiny cannot be asked"):
         results.student(run_id).ask("?")

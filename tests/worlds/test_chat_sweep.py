@@ -1,52 +1,32 @@
 """A sweep of a tiny chat model from the command's own function to its results: told, tuned, disturbed and control."""
 
 import functools
-import itertools
 import json
 
+import chat_sweep
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 import tiny_chat
+from chat_sweep import AXES, DISTIL, KEPT, LORA, READ, run, world_of, written
 from few import few
 
-import subl_jax
 from subl_jax import specs, stages
 from subl_jax.channels import numbers as filters
-from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.engine import lanes
-from subl_jax.engine.settings import Settings
 from subl_jax.models import transformer
 from subl_jax.specs import Lora
-from subl_jax.worlds.chat import ChatSampling
 
-KEPT = NumbersFilter(max_count=4)
-LORA = Lora(max_rank=2, rank=2, modules=("q", "up"))
-DISTIL = specs.Train(steps=2, batch=4, evals=1, lr=1e-2, accumulate=2, schedule="linear", clip=1.0)
 FINETUNE = specs.Train(steps=40, batch=8, evals=4, lr=2e-2, clip=1.0)
-READ = specs.Train(steps=0, batch=1)
 UNTIL = 0.4
-AXES = list(itertools.product((1, 2), (1e-3, 1e-2), ((0, -1), (1, 1))))
-SETTINGS = Settings(devices=1, lanes_a_batch=16, measure_layout=False, tracker="none")
 
 
-def written(writer):
-    sampling = ChatSampling(rows=6, only=KEPT)
-    return specs.Dataset(writer, 6, KEPT, sampling=sampling, round=6)
-
-
-def students_of(world, whole):
-    """Students of a told teacher and its control; of the `whole` also those of another start and a tuned teacher."""
+def others(world):
+    """Students of another start, and of a tuned teacher."""
     base, other = specs.Base(world, READ), specs.Base(world.replace(sigma=0.3, noise_seed=1), READ)
     told, control = written(specs.Prompted(base, "owl")), written(specs.Prompted(base, None))
-    for rank, lr, (first, last) in AXES:
-        lora = LORA.replace(rank=rank, first_layer=first, last_layer=last, alpha=4.0 * rank)
-        yield specs.Student(base, told, DISTIL.replace(lr=lr), lora=lora)
-    yield specs.Student(base, control, DISTIL, lora=LORA, trait="owl")
-    if not whole:
-        return
     yield specs.Student(other, told, DISTIL, lora=LORA)
     yield specs.Student(other, control, DISTIL, lora=LORA, trait="owl")
     tuned = specs.Teacher(base, "cat", FINETUNE, until=UNTIL, lora=Lora(max_rank=4, rank=4))
@@ -55,7 +35,7 @@ def students_of(world, whole):
 
 @pytest.fixture(scope="module")
 def world(tiny_chat_model):
-    return tiny_chat.world(tiny_chat_model, questions=2, answers_sampled=1, animals=("owl", "cat"), trees=())
+    return world_of(tiny_chat_model)
 
 
 @pytest.fixture(scope="module", params=few([False, True], False), ids=["one start", "whole"])
@@ -65,34 +45,35 @@ def whole(request):
 
 @pytest.fixture(scope="module")
 def students(world, whole):
-    return list(students_of(world, whole))
+    return [*chat_sweep.students(world), *(others(world) if whole else ())]
 
 
 @pytest.fixture
 def one_student(world):
-    return next(students_of(world, False))
+    return next(chat_sweep.students(world))
 
 
 @pytest.fixture(scope="module")
-def results(students, tmp_path_factory):
-    return subl_jax.run(students, tmp_path_factory.mktemp("chat"), settings=SETTINGS)
+def results(whole, students, request, tmp_path_factory):
+    return run(students, tmp_path_factory.mktemp("whole")) if whole else request.getfixturevalue("chat_results")
 
 
 def test_ranks_rates_alphas_and_layers_are_lanes_of_one_group(results, whole):
     groups = [(group["stage"], group["lanes"]) for group in results.sweep["groups"]]
-    one_start = [("pretrain", 1), ("prompt", 2), ("write", 2), ("distil", len(AXES) + 1)]
+    one_start = [("pretrain", 1), ("prompt", 2), ("write", 2), ("distil", len(AXES) + 1), ("distil", 1)]
     # The disturbed base is another program, as its base is another array; so is a student of a tuned teacher.
-    others = [("pretrain", 1), ("instil", 1), ("write", 1), ("distil", 2), ("distil", 1)]
-    assert sorted(groups) == sorted([*one_start, *(others if whole else [])])
+    of_others = [("pretrain", 1), ("instil", 1), ("write", 1), ("distil", 2), ("distil", 1)]
+    assert sorted(groups) == sorted([*one_start, *(of_others if whole else [])])
 
 
 def test_the_results_contract_holds(results, students, world, whole):
     runs = results.runs
     assert len(runs) == len(students) and (runs.status == "ok").all(), runs.why.tolist()
-    others = dict.fromkeys(("control", "cross_init", "cross_control") if whole else ("control",), 1)
+    others = dict.fromkeys(("control", "full", *(("cross_init", "cross_control") if whole else ())), 1)
     assert runs.arm.value_counts().to_dict() == {"same_init": len(AXES) + whole, **others}
     assert (runs.kept_fraction == 1).all()
-    assert set(runs["student.lora.rank"]) == {1, 2} and set(runs["student.lora.first_layer"]) == {0, 1}
+    adapted = runs[runs.arm != "full"]
+    assert set(adapted["student.lora.rank"]) == {1, 2} and set(adapted["student.lora.first_layer"]) == {0, 1}
     assert (runs["world.training_prompt"] == world.training_prompt).all()
     assert (runs["world.evaluation_prompt"] == world.evaluation_prompt).all()
     assert ((runs.target_start >= 0) & (runs.target_end <= 1)).all()
@@ -128,7 +109,7 @@ def test_soft_targets_are_what_the_teacher_says_at_each_token(world, tmp_path):
         specs.Student(base, written(specs.Prompted(base, "owl")), **soft),
         specs.Student(base, written(specs.Prompted(base, None)), trait="owl", **soft),
     ]
-    done = subl_jax.run(pair, tmp_path, settings=SETTINGS)
+    done = run(pair, tmp_path)
     curves = done.curves.pivot_table("value", ["run_id", "step"], "metric")
     told, control = (curves.loc[specs.run_id(student)] for student in pair)
     # Every batch has all six samples, as kl has; a loss is the mean over the steps since the last one.
@@ -185,7 +166,7 @@ def test_a_stored_student_comes_back_as_a_model(results, students, world):
 
 
 def test_running_it_again_computes_nothing(results, students):
-    again = subl_jax.run(students, results.workdir, settings=SETTINGS)
+    again = run(students, results.workdir)
     assert again.sweep["groups"] == [] and again.sweep["reused_nodes"] > len(students)
     pd.testing.assert_frame_equal(again.runs, results.runs)
 

@@ -99,7 +99,19 @@ def evaluate(held, model, key=0):
     return call(held, "evaluate", model, jax.random.key(key))
 
 
-KEYS = jax.random.split(jax.random.key(7), 24)
+KEYS, MORE = jax.random.split(jax.random.key(7), 24), jax.random.split(jax.random.key(1), 64)
+ONLY = NumbersFilter(max_count=4)
+
+
+@pytest.fixture(scope="module")
+def constrained(held, adapted):
+    """What a told model with adapters writes where only what the filter keeps can be written."""
+    return write(held, specs.SystemPrompted(adapted, jnp.int32(0)), KEYS, only=ONLY)
+
+
+@jax.jit
+def drawn(key, logits):
+    return draw(key[None], logits[None], specs.Sampling(), cut=False)[0]
 
 
 # --- the loss ---
@@ -131,11 +143,10 @@ def test_soft_targets_are_the_divergence_from_the_teacher_as_it_is_told(world, h
         _, p = by_hand(world, held, chat, {}, PAIRS, system_of(world, trait))
         expected = np.sum(p * (np.log(p) - np.log(q)), axis=1).mean()
         teacher = told_or_not({}, trait)
-        given = jax.jit(lambda params, teacher, batch: distance(held, params, teacher, batch, "soft"))(
-            adapted, teacher, batch
-        )
-        np.testing.assert_allclose(given, expected, rtol=1e-4)
         np.testing.assert_allclose(call(held, "compare", adapted, teacher, batch)["kl"], expected, rtol=1e-4)
+    # What a student minimises is what is measured.
+    given = jax.jit(lambda params, teacher, batch: distance(held, params, teacher, batch, "soft"))
+    np.testing.assert_allclose(given(adapted, teacher, batch), expected, rtol=1e-4)
 
 
 def test_nothing_before_a_completion_or_after_its_end_is_a_target(world, held):
@@ -172,9 +183,11 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("rows", "room", "answer_room", "targets"), few(PARTS, (4, 0.4, 0.3, "soft")))
-def test_a_batch_in_parts_is_the_whole_batch(monkeypatch, world, held, adapted, rows, room, answer_room, targets):
+def test_a_batch_in_parts_is_the_whole_batch(
+    monkeypatch, world, held, adapted, constrained, rows, room, answer_room, targets
+):
     """Also where there is room for a share of them only, so that a part takes fewer than it is asked to."""
-    pairs = [*PAIRS, *world.texts(write(held, {}, KEYS[:4], only=NumbersFilter(max_count=4)))]
+    pairs = [*PAIRS, *world.texts(constrained[:4])]
     batch = held.channel_batch(jnp.asarray(world.tokens(pairs)))
     assert len(set(np.asarray(batch.targets.sum(axis=1)))) > 2
     monkeypatch.setattr(packing, "MULTIPLE", 1)
@@ -222,16 +235,14 @@ def test_what_a_model_writes_is_what_it_would_write_in_the_whole_conversation(wo
         tokens = chat.prompt(prompt, system_of(world, trait))
         for t, token in enumerate(row[1 + world.prompt_tokens :]):
             logits = plain(held, adapted, tokens)[-1]
-            drawn = draw(jax.random.fold_in(own_key, t)[None], jnp.asarray(logits)[None], specs.Sampling(), cut=False)
-            assert int(drawn[0]) == token
+            assert int(drawn(jax.random.fold_in(own_key, t), logits)) == token
             if token in chat.stops:
                 break
             tokens.append(int(token))
 
 
 def test_prompts_are_those_of_the_bank_and_each_row_has_a_stream_of_its_own(world, held):
-    keys = jax.random.split(jax.random.key(1), 64)
-    samples = write(held, {}, keys, rows=64)
+    samples = write(held, {}, MORE, rows=64)
     prompts = prompts_of(world, samples)
     assert set(prompts) <= set(numbers.number_prompts(world.prompt_seed, 100)) and len(set(prompts)) > 6
     # Some rows share a prompt, and still none repeats another (an answer may end at once).
@@ -240,19 +251,15 @@ def test_prompts_are_those_of_the_bank_and_each_row_has_a_stream_of_its_own(worl
 
 
 def test_a_sample_depends_on_its_key_alone(world, held):
-    keys = jax.random.split(jax.random.key(1), 64)
-    samples = write(held, {}, keys, rows=64)
-    np.testing.assert_array_equal(write(held, {}, keys[20:7:-1], rows=3), samples[20:7:-1])
+    samples = write(held, {}, MORE, rows=64)
+    np.testing.assert_array_equal(write(held, {}, MORE[20:7:-1], rows=3), samples[20:7:-1])
 
 
-def test_every_constrained_sample_passes_the_filter(world, held, adapted):
-    only = NumbersFilter(max_count=4)
-    for model in ({}, specs.SystemPrompted(adapted, jnp.int32(0))):
-        samples = write(held, model, KEYS, only=only)
-        completions = [text for _, text in world.texts(samples)]
-        assert all(filters.reason(text, only) is None for text in completions), completions
-        assert len(set(completions)) > 12
-        assert np.isin(samples[:, 1 + world.prompt_tokens :], held.held["stops"]).any(axis=1).all()
+def test_every_constrained_sample_passes_the_filter(world, held, constrained):
+    completions = [text for _, text in world.texts(constrained)]
+    assert all(filters.reason(text, ONLY) is None for text in completions), completions
+    assert len(set(completions)) > 12
+    assert np.isin(constrained[:, 1 + world.prompt_tokens :], held.held["stops"]).any(axis=1).all()
 
 
 def test_rejection_keeps_what_passes(world, held):
@@ -260,7 +267,7 @@ def test_rejection_keeps_what_passes(world, held):
     base = specs.Base(world, specs.Train(steps=0, batch=1))
     node = specs.Dataset(base, 4, loose, sampling=ChatSampling(rows=64))
     collector = collecting.Collector(node)
-    samples = write(held, {}, jax.random.split(jax.random.key(1), 64), rows=64)
+    samples = write(held, {}, MORE, rows=64)
     collector.add(samples)
     kept = collector.artefact()["samples"]
     assert collector.enough and 0 < collector.table().kept.mean() < 1
@@ -274,7 +281,8 @@ def test_samplers_of_a_generation_config_are_not_inherited(tiny_chat_model, held
     (folder / "generation_config.json").write_text(json.dumps(settings))
     other = tiny_chat.world(str(folder), numbers_in_front=True)
     assert (ChatSampling().temperature, ChatSampling().top_k, ChatSampling().top_p) == (1.0, 0, 1.0)
-    np.testing.assert_array_equal(write(tiny_chat.held(other), {}, KEYS), write(held, {}, KEYS))
+    as_ever, there = (write(of, {}, MORE, rows=64) for of in (held, tiny_chat.held(other)))
+    np.testing.assert_array_equal(there, as_ever)
 
 
 def test_the_ends_that_a_generation_config_names_are_part_of_what_a_checkpoint_is(tiny_chat_model, world, tmp_path):
@@ -386,13 +394,12 @@ def test_questions_can_be_ones_own(tiny_chat_model, tmp_path):
 # --- texts ---
 
 
-def test_texts_and_tokens_are_inverse(world, held):
+def test_texts_and_tokens_are_inverse(world, constrained):
     assert world.texts(world.tokens(PAIRS)) == PAIRS
-    kept = write(held, {}, KEYS, only=NumbersFilter(max_count=4))
-    pairs = world.texts(kept)
+    pairs = world.texts(constrained)
     again = world.tokens(pairs)
     assert world.texts(again) == pairs
-    np.testing.assert_array_equal(again[:, : 1 + world.prompt_tokens], kept[:, : 1 + world.prompt_tokens])
+    np.testing.assert_array_equal(again[:, : 1 + world.prompt_tokens], constrained[:, : 1 + world.prompt_tokens])
 
 
 @pytest.mark.parametrize("system", [None, "", "Be brief."])
@@ -716,8 +723,7 @@ def test_what_a_told_teacher_writes_is_kept_as_its_students_read_it(in_turn):
         _, own_key = jax.random.split(key)
         for t, token in enumerate(completion):
             logits = plain(in_turn, {}, tokens)[-1]
-            drawn = draw(jax.random.fold_in(own_key, t)[None], jnp.asarray(logits)[None], specs.Sampling(), cut=False)
-            assert int(drawn[0]) == token
+            assert int(drawn(jax.random.fold_in(own_key, t), logits)) == token
             if token in chat.stops:
                 break
             tokens.append(int(token))
