@@ -11,10 +11,10 @@ sweep: $(VENV)/installed
 	$(BIN)/python launch/sweep.py --config $(CONFIG) $(ARGS)
 
 # The quick half of `make test`, while one writes: the rooms and files whose tests compile little.
-QUICK := $(addprefix tests/,specs storage channels traits training statistics results tracking fleet \
+QUICK := $(addprefix tests/,specs storage channels traits training statistics tracking fleet \
   engine/test_plan.py engine/test_layouts.py engine/test_settings.py runtime/test_memory.py runtime/test_ceiling.py \
-  models/test_low_rank.py pretrained/test_pieces.py worlds/test_images.py test_golden.py test_sweeps.py \
-  test_accelerator_run.py test_benchmark_pages.py)
+  models/test_low_rank.py pretrained/test_pieces.py worlds/test_images.py test_golden.py \
+  test_accelerator_run.py test_benchmark_pages.py) $(filter-out %/test_leaving.py,$(wildcard tests/results/test_*.py))
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -33,6 +33,7 @@ FRAGMENTS = [block for block in pages.blocks("python") if not pages.file_name(bl
 FRAGMENTS = [block for block in FRAGMENTS if not re.search(r"student\.ask|save_adapter|adapter_live", block.text)]
 OF_RESULTS = [block for block in FRAGMENTS if re.search(r"\bresults\b|Figure", block.text)]
 OF_SWEEPS = [block for block in FRAGMENTS if block not in OF_RESULTS]
+SETTINGS = Settings(devices=1, measure_layout=False, tracker="none")
 SMALL = {"seeds": 1, "pretrain": 150, "steps": 4, "size": 8, "null": 2, "traits": ("owl",)}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -77,7 +78,7 @@ def test_an_example_can_be_planned(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", few(FILES, "pull"))
 def test_an_example_runs(name, tmp_path, workdir, monkeypatch):
     rows, config = example(name, tmp_path, monkeypatch)
-    outcome = running.run(rows, workdir, config=config.to_dict())
+    outcome = running.run(rows, workdir, config=config.to_dict(), settings=SETTINGS)
     assert outcome.all_ok, outcome.lines
     groups = [group for group in outcome.results.sweep["groups"] if group["stage"] in ("distil", "transform", "audit")]
     assert len(rows) > 1 and groups and max(group["lanes"] for group in groups) > 1
@@ -138,7 +139,7 @@ def swept(tmp_path_factory):
     """A folder where `runs/traits` is a finished sweep, and its students."""
     folder = tmp_path_factory.mktemp("swept")
     students = list(tiny_world.students())
-    running.run(students, folder / "runs" / "traits")
+    running.run(students, folder / "runs" / "traits", settings=SETTINGS)
     return folder, students
 
 

@@ -10,12 +10,14 @@ from subl_jax import __main__ as program
 from subl_jax import specs
 from subl_jax.app import running
 from subl_jax.audits import Divergence, MeanLogLikelihood, PositionKl, RandomTokens
+from subl_jax.engine.settings import Settings
 from subl_jax.objectives import Erased, Hard, KlToStart, Replaced, Soft, Weighted
 from subl_jax.probes import Theorem
 from subl_jax.results import token_tables
 from subl_jax.transforms import Pool, ShuffleNumbers, SortNumbers, WithoutNumbers
 
 TRAIN = tiny_world.TRAIN
+SETTINGS = Settings(devices=1, measure_layout=False, tracker="none")
 
 
 def rows(whole):
@@ -59,7 +61,7 @@ def whole(request):
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, whole):
-    return running.run(rows(whole), tmp_path_factory.mktemp("seams") / "out")
+    return running.run(rows(whole), tmp_path_factory.mktemp("seams") / "out", settings=SETTINGS)
 
 
 only_of_the_whole = pytest.mark.parametrize("whole", few([True]), indirect=True)
@@ -72,7 +74,7 @@ def ends(outcome, arm):
 
 def test_all_of_them_are_computed_and_a_rerun_computes_nothing(outcome, whole):
     assert outcome.all_ok, outcome.lines
-    again = running.run(rows(whole), outcome.results.workdir)
+    again = running.run(rows(whole), outcome.results.workdir, settings=SETTINGS)
     assert again.results.sweep["groups"] == []
     pd.testing.assert_frame_equal(again.results.runs, outcome.results.runs)
     pd.testing.assert_frame_equal(again.results.audits, outcome.results.audits)
