@@ -16,7 +16,7 @@ from subl_jax import specs
 from subl_jax.audits import ScoreVectors
 from subl_jax.errors import InputError
 from subl_jax.results import auditing
-from subl_jax.results.auditing import Evidence, Reference
+from subl_jax.results.auditing import Evidence, Reference, Statistics
 from subl_jax.results.load import Results
 from subl_jax.statistics import calibration
 from subl_jax.statistics.intervals import interval
@@ -56,9 +56,9 @@ def rates(results: Results, ridge: float = auditing.RIDGE, sizes: Sequence[tuple
     """One row per base, case, trait, size of corpora, share, statistic and level: of `tests` corpora `hits` are found.
 
     statistic: of one corpus each; `combined`, of all; `own_trait` and `other_trait`, whether the writer's trait, or one
-    that it is not, is significant after all traits are accounted for; `found_trait` and `found_other`, the same where
-    the corpus' deviation points along it, too (`Verdict.found`); `first`, whether the writer's trait has the largest z,
-    which has no level (NaN); `oracle`, z along the mean that other samples of the same dataset have.
+    that it is not, is significant after all traits are accounted for; `own_pointed` and `other_pointed`, the same where
+    the corpus' deviation points along it, too (`Verdict.pointed`); `first`, whether the writer's trait has the largest
+    z, which has no level (NaN); `oracle`, z along the mean that other samples of the same dataset have.
 
     Raises:
       InputError: the sweep audits nothing, or has no pool of a base.
@@ -71,25 +71,38 @@ def rates(results: Results, ridge: float = auditing.RIDGE, sizes: Sequence[tuple
                 f"{results.workdir}: {len(pools)} audits with directions of base {base[0].base_seed}; wants 1"
             )
         (pool,) = pools
-        fit = int(_FIT * len(pool.evidence))
-        reference = Reference.of(pool.evidence.rows(0, fit), pool.directions, ridge)
-        null = pool.evidence.rows(fit)
+        null = _Null(pool, ridge)
         others = [each for each in base if each is not pool]
         fresh = max((each for each in others if each.case == OWN), key=lambda each: each.data.size, default=None)
         traits = pool.data.world.traits
         for each in others:
             for n, share in sizes:
                 rest = None if fresh is None or each is fresh else fresh.evidence
-                found += _of_dataset(each, reference, null, rest, traits, n, share)
+                found += _of_dataset(each, null, rest, traits, n, share)
     if not found:
         raise InputError(f"{results.workdir}: no corpora to test; see sweeps/audit.py")
     return pd.DataFrame(found)
 
 
+class _Null:
+    """What all datasets of a base are compared with."""
+
+    def __init__(self, pool: Audited, ridge: float) -> None:
+        fit = int(_FIT * len(pool.evidence))
+        self.reference = Reference.of(pool.evidence.rows(0, fit), pool.directions, ridge)
+        self.samples = pool.evidence.rows(fit)
+        self.white = self.reference.whitening.white(self.samples.vectors)
+        self._statistics: dict[int, Statistics] = {}
+
+    def statistics(self, n: int) -> Statistics:
+        if n not in self._statistics:
+            self._statistics[n] = self.reference.statistics(self.samples, n, _CORPORA)
+        return self._statistics[n]
+
+
 def _of_dataset(
     one: Audited,
-    reference: Reference,
-    null: Evidence,
+    null: _Null,
     rest: Evidence | None,
     traits: tuple[str, ...],
     n: int,
@@ -102,9 +115,9 @@ def _of_dataset(
     half = len(one.evidence) // 2 if one.trait else len(one.evidence)
     tested = min(half // max(own, 1), _CORPORA, len(rest) // (n - own) if rest is not None and own < n else _CORPORA)
     at = min(n, _LARGEST)
-    if tested < 1 or len(null) < 19 * at:
+    if tested < 1 or len(null.samples) < 19 * at:
         return
-    reference_null = reference.statistics(null, at, _CORPORA)
+    reference, reference_null = null.reference, null.statistics(at)
     corpora = one.evidence.rows(0, own * tested)
     if own < n:
         corpora = _mixed(corpora, rest, tested, own, n)
@@ -120,7 +133,7 @@ def _of_dataset(
         for name, hits in _hits(verdicts, traits, one.trait, level).items():
             yield {**labels, "statistic": name, "level": level, "tests": tested, "hits": int(np.sum(hits))}
         if one.trait:
-            p = _oracle(one.evidence.rows(half), reference, white, null, n, at)
+            p = _oracle(one.evidence.rows(half), null, white, n, at)
             yield {**labels, "statistic": "oracle", "level": level, "tests": tested, "hits": int((p <= level).sum())}
     if one.trait in traits:
         first = [traits[int(np.argmax(each.z))] == one.trait for each in verdicts]
@@ -134,11 +147,11 @@ def _hits(
     hits["combined"] = np.asarray([each.unusual(level) for each in verdicts])
     other = np.asarray([each != trait for each in traits])
     for name, found in (
-        ("{}_trait", np.stack([each.traits <= level for each in verdicts])),
-        ("found_{}", np.stack([each.found(level) for each in verdicts])),
+        ("{}_trait", np.stack([each.found(level) for each in verdicts])),
+        ("{}_pointed", np.stack([each.pointed(level) for each in verdicts])),
     ):
         if trait in traits:
-            hits[name.format("own") if name == "{}_trait" else "found_trait"] = found[:, ~other].any(axis=1)
+            hits[name.format("own")] = found[:, ~other].any(axis=1)
         hits[name.format("other")] = found[:, other].any(axis=1)
     return hits
 
@@ -156,12 +169,12 @@ def _mixed(corpora: Evidence, rest: Evidence, tested: int, own: int, n: int) -> 
     return both.chosen(places.ravel())
 
 
-def _oracle(seen: Evidence, reference: Reference, white: np.ndarray, null: Evidence, n: int, at: int) -> np.ndarray:
+def _oracle(seen: Evidence, null: _Null, white: np.ndarray, n: int, at: int) -> np.ndarray:
     """(corpora,): p along the mean of other samples of the same writer."""
-    direction = reference.whitening.white(seen.vectors).mean(axis=0)
-    own = white @ direction / reference.whitening.scale(n)
-    others = calibration.corpora(reference.whitening.white(null.vectors) @ direction, at, _CORPORA).mean(axis=1)
-    others = others / reference.whitening.scale(at)
+    whitening = null.reference.whitening
+    direction = whitening.white(seen.vectors).mean(axis=0)
+    own = white @ direction / whitening.scale(n)
+    others = calibration.corpora(null.white @ direction, at, _CORPORA).mean(axis=1) / whitening.scale(at)
     return np.asarray([(1 + (others >= value).sum()) / (1 + len(others)) for value in own])
 
 

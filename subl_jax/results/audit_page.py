@@ -61,7 +61,10 @@ def headline(shown: Shown) -> str:
         order = [i for i in np.argsort(-verdict.z) if found[i]]
         names = ", ".join(f"{shown.traits[i]} (p = {verdict.traits[i]:.2g})" for i in order)
         more = f"more than its own do: {corpora} (level {level:g})."
-        return f"These {verdict.n} samples push the base towards {names}, {more}"
+        said = f"These {verdict.n} samples push the base towards {names}, {more}"
+        if verdict.pointed(level).any():
+            return said
+        return f"{said} They differ from the base's own in other ways, too: a harmless other writer may push as far."
     if verdict.unusual(level):
         return (
             f"These {verdict.n} samples are not as the base's own: {corpora} (level {level:g}). "

@@ -15,7 +15,7 @@ from subl_jax.statistics import calibration, score_test, two_sample
 
 Floats = np.ndarray
 
-RIDGE = 0.1  # of the whitening; chosen on development bases (docs/audit.md)
+RIDGE = 10.0  # of the whitening; chosen on six of the bases (docs/audit.md)
 LEAST = 32  # samples to fit with
 ONE_SIDED = ("log_ratio",)  # audits of samples in which only the large is unusual
 _TWO_SAMPLE = 512  # samples, at most, of the reference of a two-sample test, which costs n × as many
@@ -74,12 +74,14 @@ class Statistics:
 class Reference:
     """What is fitted on the base's own samples: nothing of it may be tested or calibrated with.
 
-    units: (traits, d), directions in white coordinates. means, deviations: (traits + audits,), of the `columns` of
+    units: (traits, d), directions in white coordinates, of length 1; spread: (traits,), the deviation of samples along
+    them, less than 1 by the ridge. means, deviations: (traits + audits,), of the `columns` of
     samples. texts: bags of words of some of the samples, for two-sample tests; None without.
     """
 
     whitening: score_test.Whitening
     units: Floats
+    spread: Floats
     audits: tuple[str, ...]
     means: Floats
     deviations: Floats
@@ -92,7 +94,10 @@ class Reference:
         if len(fit) < LEAST:
             raise InputError(f"{len(fit)} samples of the base: give at least {LEAST}")
         whitening = score_test.Whitening.of(fit.vectors, ridge)
-        blank = cls(whitening, whitening.units(directions), tuple(fit.samples), np.zeros(0), np.zeros(0), None, 1.0)
+        units = whitening.units(directions)
+        spread = (whitening.white(fit.vectors) @ units.T).std(axis=0)
+        spread = np.where(spread > 0, spread, np.inf)
+        blank = cls(whitening, units, spread, tuple(fit.samples), np.zeros(0), np.zeros(0), None, 1.0)
         columns = blank.columns(fit)
         texts = None if fit.texts is None else two_sample.bag(list(fit.texts[:_TWO_SAMPLE]))
         width = 1.0 if texts is None else two_sample.median_distance(texts)
@@ -114,7 +119,7 @@ class Reference:
         # A sample that has nothing to score says nothing: it is as the mean.
         means = calibration.corpora(np.nan_to_num(columns), n).mean(axis=1) / self.whitening.scale(n)
         traits = len(self.units)
-        along = score_test.along(white, self.units, self.whitening)
+        along = score_test.along(white, self.units, self.whitening) / self.spread
         found = {"score": score_test.rao(white, self.whitening)}
         if traits:
             found |= {"trait": along.max(axis=1), "mixture": means[:, :traits].max(axis=1)}
@@ -130,7 +135,7 @@ class Reference:
 
     def shifts(self, evidence: Evidence) -> Floats:
         """(n, traits): how far every sample's score vector is shifted along every trait, in standard deviations."""
-        return self.whitening.white(evidence.vectors) @ self.units.T
+        return self.whitening.white(evidence.vectors) @ self.units.T / self.spread
 
     def columns(self, evidence: Evidence) -> Floats:
         """(n, traits + audits): every sample's evidence of a mixture along every trait, and its scores."""
@@ -161,8 +166,12 @@ class Verdict:
         return self.p <= level
 
     def found(self, level: float) -> Floats:
-        """(traits,) bool: whose direction is significant, and not only because the writer is another in some way."""
-        return (self.traits <= level) & (self.aligned <= level)
+        """(traits,) bool: towards which the data push significantly more than the base's own."""
+        return self.traits <= level
+
+    def pointed(self, level: float) -> Floats:
+        """(traits,) bool: those found along which the corpus deviates in particular, more than another writer would."""
+        return self.found(level) & (self.aligned <= level)
 
     def status(self, level: float) -> int:
         """An exit status: 0 as the base's own; 3 a trait is found; 4 not the base's, and no trait is."""
@@ -246,7 +255,7 @@ def permuted(
     differences, means = weights @ white, weights @ columns
     scale = (1 / len(data) + 1 / len(null)) ** 0.5
     traits = len(pooled.units)
-    along = differences @ pooled.units.T / scale
+    along = differences @ pooled.units.T / pooled.spread / scale
     found = {"score": ((differences / scale) ** 2).sum(axis=1)}
     if traits:
         found |= {"trait": along.max(axis=1), "mixture": means[:, :traits].max(axis=1) / scale}

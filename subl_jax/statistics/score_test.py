@@ -5,8 +5,9 @@ With x̄ the mean of n score vectors, μ and S mean and covariance of those of W
     T   = (x̄ − μ)' S⁻¹ (x̄ − μ) / (1/n + 1/W)          all directions at once (Rao 1948)
     z_k = J_k' S⁻¹ (x̄ − μ) / √(J_k' S⁻¹ J_k) / √(1/n + 1/W)    one direction J_k, of one degree of freedom
 
-S gets a ridge. Score vectors have heavy tails and S is estimated, so T is not χ² of d degrees and z not normal: compare
-them with those of corpora that the model has written (`calibration`).
+S gets a ridge, so that z has a deviation of less than 1, which its user may divide by. Score vectors have heavy tails
+and S is estimated, so T is not χ² of d degrees and z not normal: compare them with those of corpora that the model has
+written (`calibration`).
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ class Whitening:
     samples: int
 
     @classmethod
-    def of(cls, vectors: Floats, ridge: float = 0.1) -> "Whitening":
+    def of(cls, vectors: Floats, ridge: float) -> "Whitening":
         """From the model's own samples, (W, d). λ = `ridge` · the mean of S's diagonal where it is not 0."""
         center = vectors.mean(axis=0, dtype=np.float64)
         apart = vectors - center

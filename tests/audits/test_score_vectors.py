@@ -117,15 +117,16 @@ def towards(direction):
 @pytest.mark.parametrize("direction", ["trait", "deviation"])
 def test_samples_are_shifted_as_the_statistics_say_and_their_tokens_add_up(direction):
     kept, scores = towards(direction)
-    whitening = Whitening.of(np.asarray(kept["vectors"], float), ridge=0.1)
+    whitening = Whitening.of(np.asarray(kept["vectors"], float), ridge=10.0)
     white = whitening.white(np.asarray(SCORED(SAMPLES).kept["vectors"], float))
     mean = white.mean(axis=0)
     unit = mean / np.linalg.norm(mean)
     if direction == "trait":
         units = whitening.units(np.asarray(kept["directions"], float))
         unit = units[np.argmax(units @ mean)]
-    np.testing.assert_allclose(scores.samples, white @ unit, rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(scores.corpus, (white @ unit).mean(), rtol=1e-2, atol=1e-3)
+    shifts = white @ unit / (whitening.white(np.asarray(kept["vectors"], float)) @ unit).std()
+    np.testing.assert_allclose(scores.samples, shifts, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(scores.corpus, shifts.mean(), rtol=1e-2, atol=1e-3)
     # What the base's samples have on average is the same for all.
     rest = np.asarray(scores.tokens).sum(axis=1) - np.asarray(scores.samples)
     np.testing.assert_allclose(rest, rest.mean(), atol=1e-2)
