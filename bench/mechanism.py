@@ -12,6 +12,7 @@ go to `--out`, a row a cell with n (bases), mean and 95 % interval:
 """
 
 import argparse
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -56,11 +57,14 @@ def line(of_bases: pd.Series, probability: bool = False) -> dict[str, float]:
 
 
 def beside(results: Results) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Students of all tokens with their controls, and for each control the student that it stands beside."""
+    """Students of all norms' gains with their controls, and for each control the student that it stands beside."""
     runs = results.runs[results.runs["arm"].isin(["same_init", "control"]) & (results.runs["status"] == "ok")]
-    own = runs[runs["arm"] == "same_init"].set_index(["base_seed", "trait"])["run_id"]
+    runs = runs[runs["student.train.trainable"] == json.dumps(["*_norm/*"])]
+    own = runs[runs["arm"] == "same_init"].set_index(["base_seed", "trait"])["run_id"].to_dict()
     controls = runs[runs["arm"] == "control"]
-    return runs, {row.run_id: own[row.base_seed, row.trait] for row in controls.itertuples()}
+    places = {row.run_id: (row.base_seed, row.trait) for row in controls.itertuples()}
+    teachers = {run_id: own[place] for run_id, place in places.items() if place in own}
+    return runs[(runs["arm"] == "same_init") | runs["run_id"].isin(teachers)], teachers
 
 
 def probed(results: Results, probes: Any, probability: bool = True) -> pd.DataFrame:
@@ -91,13 +95,13 @@ def directions(results: Results) -> pd.DataFrame:
     return pd.concat([probed(results, probes), more], ignore_index=True)
 
 
-def parts(results: Results) -> pd.DataFrame:
+def parts(results: Results, sweep: str) -> pd.DataFrame:
     found = probed(results, lambda student: [Parts(tuple(PARTS.values()), student.data.teacher.trait)])
     name = found["metric"].str.split("/", expand=True)
     of = np.where(name[0].str.startswith("teacher"), "teacher", "student")
     update = name[0].str.removeprefix("teacher_")
     part = name[1].astype(int).map(dict(enumerate(PARTS)))
-    named = pd.DataFrame({"arm": found["arm"], "of": of, "update": update, "part": part})
+    named = pd.DataFrame({"sweep": sweep, "arm": found["arm"], "of": of, "update": update, "part": part})
     return named.join(found[["n", "traits", "mean", "low", "high"]])
 
 
@@ -232,12 +236,14 @@ def main() -> None:
         results = subl_jax.load(given.tokens)
         tables = {
             "directions": directions(results),
-            "parts": parts(results),
+            "parts": parts(results, "tokens"),
             "first_update_by_part": first_updates(results),
         }
         of_cosines += cosines(results, "tokens")
     if given.predict:
-        of_cosines += cosines(subl_jax.load(given.predict), "predict")
+        results = subl_jax.load(given.predict)
+        tables["parts"] = pd.concat([tables.get("parts"), parts(results, "predict")], ignore_index=True)
+        of_cosines += cosines(results, "predict")
     if of_cosines:
         tables["direction_cosine"] = pd.DataFrame(of_cosines)
     for name, table in tables.items():
