@@ -20,6 +20,7 @@ AXES = load_sweep(str(SWEEPS / "digits_axes.py")).AXES
 # The chat sweeps at the settings of a tiny model: as many prompts as one waits for, and room for its short tokens.
 CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
 ARBITRATION = load_sweep(str(SWEEPS / "arbitration.py")).KINDS
+AUDIT = load_sweep(str(SWEEPS / "audit.py")).KINDS
 LAYERS = load_sweep(str(SWEEPS / "layers.py")).TRAINS
 VARIANTS = [
     *(("traits", size) for size in ("full", "smoke", "strong")),
@@ -31,6 +32,7 @@ VARIANTS = [
     *(("arbitration", kind) for kind in ARBITRATION),
     ("tokens", "smoke"),
     ("predict", "smoke"),
+    *(("audit", kind) for kind in AUDIT),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
