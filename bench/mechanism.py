@@ -7,6 +7,7 @@ go to `--out`, a row a cell with n (bases), mean and 95 % interval:
 
     directions.csv             teachers' and students' directions in the residual stream (docs/layers.md)
     parts.csv                  P(trait) with one part of an update alone, and without it
+    layer_parts.png            their picture
     first_update_by_part.csv   what a first step in one part of the model says of the writer's trait
     direction_cosine.csv       how gains go with the cosine to the teacher, within a base (docs/prediction.md)
 """
@@ -30,6 +31,7 @@ from subl_jax.audits import AdamUpdate, Coverage, DirectionCosine, FirstUpdate
 from subl_jax.probes import Direction, Parts, Patched, WithoutTeacher, WithoutVector
 from subl_jax.results import Results
 from subl_jax.results.afterwards import measured
+from subl_jax.results.figures import style
 from subl_jax.statistics.intervals import interval
 from subl_jax.training import optim
 
@@ -103,6 +105,32 @@ def parts(results: Results, sweep: str) -> pd.DataFrame:
     part = name[1].astype(int).map(dict(enumerate(PARTS)))
     named = pd.DataFrame({"sweep": sweep, "arm": found["arm"], "of": of, "update": update, "part": part})
     return named.join(found[["n", "traits", "mean", "low", "high"]])
+
+
+def drawn(table: pd.DataFrame) -> Any:
+    """P(trait) with each part of the update alone, and without it: of teachers, and of students."""
+    names = ["layer 0", "layer 1", "both layers", "final norm"]
+    shown = table[(table["sweep"] == "tokens") & (table["arm"] == "same_init")].set_index(["of", "update", "part"])
+    figure = style.blank(7.2, 2.7)
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, of in zip(axes, ("teacher", "student"), strict=True):
+        style.clean(axis, grid="x")
+        for shift, update, label, colour in (
+            (0.14, "only", "this part of the update alone", "#3b6fb6"),
+            (-0.14, "without", "all but this part", "#d17b2a"),
+        ):
+            rows = shown.loc[[(of, update, name) for name in names]]
+            y = np.arange(len(names))[::-1] + shift
+            axis.hlines(y, rows["low"], rows["high"], color=colour, linewidth=1.8)
+            axis.scatter(rows["mean"], y, s=26, color=colour, edgecolor="white", linewidth=0.6, zorder=3, label=label)
+        axis.axvline(1 / 12, color=style.CHANCE, linewidth=1, linestyle=(0, (4, 3)))
+        axis.set_xlim(left=0)
+        axis.set_title(f"the {of}'s update", fontsize=9.5, fontweight="bold")
+        axis.set_xlabel("P(trait)", fontsize=9.5)
+    axes[0].set_yticks(range(len(names)), names[::-1], fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    return figure
 
 
 # --- first steps ---
@@ -249,6 +277,8 @@ def main() -> None:
     for name, table in tables.items():
         table.round(4).to_csv(given.out / f"{name}.csv", index=False)
         print(f"{given.out / name}.csv: {len(table)} rows")
+    if given.tokens:
+        drawn(tables["parts"]).savefig(given.out / "layer_parts.png", dpi=150)
 
 
 if __name__ == "__main__":
