@@ -1,30 +1,23 @@
 """Asks of a dataset: was it written by somebody with a trait?
 
-  audit --base SWEEP --data FILE      a base of a sweep
-  audit --model NAME --data FILE      a chat model: smollm2, a folder, a GGUF
-                                      file, or a name on the Hugging Face hub
-  audit --benchmark WORKDIR           how often audits of a sweep of
-                                      sweeps/audit.py were right
+  audit --base SWEEP --data FILE   a base of a sweep; --seed N (default 0)
+  audit --model NAME --data FILE   a chat model: smollm2, a folder, a hub name
+  audit --benchmark WORKDIR        how often a sweep's audits were right
 
-  --data FILE     JSON lines or parquet of {"prompt", "completion"} or
-                  {"messages"}
-  --null FILE     a corpus that you trust, to the same kind of prompts
-                  (default: what the base writes)
+  --null FILE     a corpus that you trust (default: what the base writes)
   --traits A,B    a chat model's animals to look for (default: twelve)
-  --keeps WHAT    what a chat model's own corpus keeps: numbers; constrained,
-                  numbers where it can write nothing else; anything; or auto,
-                  numbers where all of the data are (default)
+  --keeps WHAT    of a chat model's own corpus: numbers, constrained (numbers,
+                  as nothing else can be written), anything, auto (default)
   --rows N        samples of the data that are read (default 256)
   --null-rows N   samples a chat model writes (default 512)
-  --corpora N     corpora that a base of a sweep writes (default 400)
+  --corpora N     corpora that a sweep's base writes (default 400)
   --level A       of the test (default 0.01)
-  --seed N        the seed of a sweep's base (default 0)
   --to FOLDER     for the page and what was computed (runs/audit)
   --report FILE   the page (default: FOLDER/audit.html)
 
 Exit status: 0 not told from the base's own; 3 a trait is found; 4 not the
-base's own, and no trait is found; 1 a file could not be written; 2 bad input;
-75 interrupted. With --benchmark 0.
+base's own, no trait found; 1 a file could not be written; 2 bad input; 75
+interrupted.
 """
 
 import argparse

@@ -53,9 +53,10 @@ class Question:
 class Answer:
     """What was found. texts: (prompt, completion) of the data. shifts: (n, traits), of every sample along every trait.
     tokens: (n, places), what each token adds along the trait that the corpus points to most; words: (n, places), what
-    stands there, None where the world's tokens have no names. null: statistics of harmless corpora, None where samples
-    are exchanged. without: p of the combination when the samples that point most along a trait are left out, here and
-    in every corpus of the null; NaN where that was not asked."""
+    stands there, None where the world's tokens have no names. statistics: of the corpus, and then of those that it is
+    compared with, which the base wrote where it is `simulated`, and which are exchanges of samples else. without: p of
+    the combination when the samples that point most along a trait are left out, here and in every corpus of the null;
+    NaN where that was not asked."""
 
     verdict: Verdict
     traits: tuple[str, ...]
@@ -63,8 +64,8 @@ class Answer:
     shifts: np.ndarray
     tokens: np.ndarray
     words: np.ndarray | None
-    null: auditing.Statistics | None
-    own: auditing.Statistics
+    statistics: auditing.Statistics
+    simulated: bool
     without: float
     notes: tuple[str, ...]
 
@@ -187,23 +188,22 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     directions = np.asarray(store.get(null.key)["directions"], float)
     if small:
         reference = Reference.of(others.rows(0, FIT), directions)
-        calibrating = others.rows(FIT)
-        verdict = auditing.simulated(own, reference, calibrating)
-        corpora = reference.statistics(calibrating, len(own))
-        without = auditing.without(own, reference, calibrating, _REMOVED)
+        scored, calibrating = reference.scored(own), reference.scored(others.rows(FIT))
+        verdict, statistics = auditing.simulated(scored, reference, calibrating)
+        without = auditing.without(scored, reference, calibrating, _REMOVED)
     else:
-        verdict, reference = auditing.permuted(own, others, directions)
-        corpora, without = None, float("nan")
-    scored = store.get(towards.key)
+        verdict, statistics, reference = auditing.permuted(own, others, directions)
+        scored, without = reference.scored(own), float("nan")
+    of_tokens = np.asarray(store.get(towards.key)["tokens"])
     return Answer(
         verdict=verdict,
         traits=world.traits,
         texts=texts[question.data],
-        shifts=reference.shifts(own),
-        tokens=np.asarray(scored["tokens"]),
+        shifts=reference.shifts(scored),
+        tokens=of_tokens,
         words=_words(world, _samples(question.data, store)),
-        null=corpora,
-        own=reference.statistics(dataclasses.replace(own, texts=None) if not small else own, len(own)),
+        statistics=statistics,
+        simulated=small,
         without=without,
         notes=(*question.notes, differ) if differ else question.notes,
     )

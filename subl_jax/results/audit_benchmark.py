@@ -16,7 +16,7 @@ from subl_jax import specs
 from subl_jax.audits import ScoreVectors
 from subl_jax.errors import InputError
 from subl_jax.results import auditing
-from subl_jax.results.auditing import Evidence, Reference, Statistics
+from subl_jax.results.auditing import Evidence, Reference, Scored, Statistics
 from subl_jax.results.load import Results
 from subl_jax.statistics import calibration
 from subl_jax.statistics.intervals import interval
@@ -75,10 +75,11 @@ def rates(results: Results, ridge: float = auditing.RIDGE, sizes: Sequence[tuple
         others = [each for each in base if each is not pool]
         fresh = max((each for each in others if each.case == OWN), key=lambda each: each.data.size, default=None)
         traits = pool.data.world.traits
+        rest = None if fresh is None else null.reference.scored(fresh.evidence)
         for each in others:
+            scored = rest if each is fresh else null.reference.scored(each.evidence)
             for n, share in sizes:
-                rest = None if fresh is None or each is fresh else fresh.evidence
-                found += _of_dataset(each, null, rest, traits, n, share)
+                found += _of_dataset(each, scored, null, None if each is fresh else rest, traits, n, share)
     if not found:
         raise InputError(f"{results.workdir}: no corpora to test; see sweeps/audit.py")
     return pd.DataFrame(found)
@@ -90,20 +91,20 @@ class _Null:
     def __init__(self, pool: Audited, ridge: float) -> None:
         fit = int(_FIT * len(pool.evidence))
         self.reference = Reference.of(pool.evidence.rows(0, fit), pool.directions, ridge)
-        self.samples = pool.evidence.rows(fit)
-        self.white = self.reference.whitening.white(self.samples.vectors)
+        self.scored = self.reference.scored(pool.evidence.rows(fit))
         self._statistics: dict[int, Statistics] = {}
 
     def statistics(self, n: int) -> Statistics:
         if n not in self._statistics:
-            self._statistics[n] = self.reference.statistics(self.samples, n, _CORPORA)
+            self._statistics[n] = self.reference.statistics(self.scored, n, _CORPORA)
         return self._statistics[n]
 
 
 def _of_dataset(
     one: Audited,
+    scored: Scored,
     null: _Null,
-    rest: Evidence | None,
+    rest: Scored | None,
     traits: tuple[str, ...],
     n: int,
     share: float,
@@ -112,17 +113,15 @@ def _of_dataset(
     if share < 1 and (rest is None or one.case == OWN):
         return
     # The oracle's direction is of the second half; the first is tested.
-    half = len(one.evidence) // 2 if one.trait else len(one.evidence)
+    half = len(scored) // 2 if one.trait else len(scored)
     tested = min(half // max(own, 1), _CORPORA, len(rest) // (n - own) if rest is not None and own < n else _CORPORA)
     at = min(n, _LARGEST)
-    if tested < 1 or len(null.samples) < 19 * at:
+    if tested < 1 or len(null.scored) < 19 * at:
         return
     reference, reference_null = null.reference, null.statistics(at)
-    corpora = one.evidence.rows(0, own * tested)
-    if own < n:
-        corpora = _mixed(corpora, rest, tested, own, n)
+    corpora = scored.chosen(np.arange(own * tested)) if own == n else _mixed(scored, rest, tested, own, n)
     statistics = reference.statistics(corpora, n)
-    white = calibration.corpora(reference.whitening.white(corpora.vectors), n).mean(axis=1)
+    white = calibration.corpora(corpora.white, n).mean(axis=1)
     verdicts = [
         auditing.judged(statistics.before(reference_null, i), n, white[i], reference.units) for i in range(tested)
     ]
@@ -133,7 +132,7 @@ def _of_dataset(
         for name, hits in _hits(verdicts, traits, one.trait, level).items():
             yield {**labels, "statistic": name, "level": level, "tests": tested, "hits": int(np.sum(hits))}
         if one.trait:
-            p = _oracle(one.evidence.rows(half), null, white, n, at)
+            p = _oracle(scored.white[half:].mean(axis=0), null, white, n, at)
             yield {**labels, "statistic": "oracle", "level": level, "tests": tested, "hits": int((p <= level).sum())}
     if one.trait in traits:
         first = [traits[int(np.argmax(each.z))] == one.trait for each in verdicts]
@@ -156,25 +155,18 @@ def _hits(
     return hits
 
 
-def _mixed(corpora: Evidence, rest: Evidence, tested: int, own: int, n: int) -> Evidence:
+def _mixed(scored: Scored, rest: Scored, tested: int, own: int, n: int) -> Scored:
     """Corpora of n, each of `own` samples of the one and the rest of the base's own."""
-    both = corpora.beside(rest.rows(0, tested * (n - own)))
-    places = np.concatenate(
-        [
-            np.arange(tested * own).reshape(tested, own),
-            tested * own + np.arange(tested * (n - own)).reshape(tested, -1),
-        ],
-        axis=1,
-    )
-    return both.chosen(places.ravel())
+    theirs = np.arange(tested * own).reshape(tested, own)
+    bases = len(scored) + np.arange(tested * (n - own)).reshape(tested, -1)
+    return scored.beside(rest).chosen(np.concatenate([theirs, bases], axis=1).ravel())
 
 
-def _oracle(seen: Evidence, null: _Null, white: np.ndarray, n: int, at: int) -> np.ndarray:
-    """(corpora,): p along the mean of other samples of the same writer."""
-    whitening = null.reference.whitening
-    direction = whitening.white(seen.vectors).mean(axis=0)
-    own = white @ direction / whitening.scale(n)
-    others = calibration.corpora(null.white @ direction, at, _CORPORA).mean(axis=1) / whitening.scale(at)
+def _oracle(direction: np.ndarray, null: _Null, white: np.ndarray, n: int, at: int) -> np.ndarray:
+    """(corpora,): p along `direction` (d,), the mean of other samples of the same writer."""
+    scale = null.reference.whitening.scale
+    own = white @ direction / scale(n)
+    others = calibration.corpora(null.scored.white @ direction, at, _CORPORA).mean(axis=1) / scale(at)
     return np.asarray([(1 + (others >= value).sum()) / (1 + len(others)) for value in own])
 
 

@@ -35,7 +35,7 @@ _TOWARDS, _AWAY = (246, 180, 143), (169, 203, 230)
 @dataclasses.dataclass(frozen=True)
 class Shown:
     """All that the page tells. name: of the data. by: of the base. samples: in the whole file. level: of the test.
-    texts, shifts, tokens, words, null, own, without, notes: as of `app.auditing.Answer`."""
+    The rest is as of `app.auditing.Answer`."""
 
     name: str
     by: str
@@ -47,8 +47,8 @@ class Shown:
     shifts: np.ndarray
     tokens: np.ndarray
     words: np.ndarray | None
-    null: Statistics | None
-    own: Statistics
+    statistics: Statistics
+    simulated: bool
     without: float
     notes: Sequence[str]
 
@@ -82,7 +82,7 @@ def page(shown: Shown) -> str:
     import jinja2
 
     verdict = shown.verdict
-    exchanged = shown.null is None
+    exchanged = not shown.simulated
     compared = (
         f"{verdict.null:,} exchanges of its samples with the null corpus'"
         if exchanged
@@ -91,14 +91,13 @@ def page(shown: Shown) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("subl_jax.results"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    figure = histogram(shown)
     return environment.get_template("audit.html").render(
         name=shown.name,
         facts=f"{verdict.n} of {shown.samples:,} samples, audited by {shown.by}; compared with {compared}.",
         headline=headline(shown),
         notes=shown.notes,
-        figure=None if figure is None else base64.b64encode(png(figure)).decode(),
-        alt="the corpus against corpora that the base wrote",
+        figure=base64.b64encode(png(histogram(shown))).decode(),
+        alt="the corpus against those that it is compared with",
         statistics=[
             {"name": name.replace("_", " "), "p": _p(p), "what": WHAT.get(name, "an audit of samples")}
             for name, p in {"combined": verdict.p, **verdict.of}.items()
@@ -165,8 +164,8 @@ def colour(value: float) -> str:
 
 def _power(shown: Shown) -> list[dict[str, str]]:
     n = shown.verdict.n
-    if shown.null is not None:
-        rows = auditing.power_along(shown.null, shown.level, n, _SHIFTS)
+    if shown.simulated:
+        rows = auditing.power_along(shown.statistics.traits[1:], shown.level, n, _SHIFTS)
     else:
         import scipy.stats
 
@@ -185,7 +184,7 @@ def _without(shown: Shown) -> str | None:
 
 
 def _assumed(shown: Shown) -> list[str]:
-    exchanged = shown.null is None
+    exchanged = not shown.simulated
     return [
         f"A harmless writer is {shown.by} at temperature 1, asked prompts of the same kind, through the same filter.",
         "Samples do not depend on each other."
@@ -201,19 +200,17 @@ def _p(p: float) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def histogram(shown: Shown) -> "Drawn | None":
-    """Rao's statistic and the largest z along a trait, of the corpus and of the null's corpora; None without these."""
-    if shown.null is None:
-        return None
+def histogram(shown: Shown) -> "Drawn":
+    """Rao's statistic and the largest z along a trait, of the corpus and of those that it is compared with."""
     from subl_jax.results.figures import style
 
-    names = [name for name in ("score", "trait") if name in shown.null.names]
+    names = [name for name in ("score", "trait") if name in shown.statistics.names]
+    compared = "the base's own corpora" if shown.simulated else "samples exchanged at random"
     titles = {"score": "Rao's statistic, all directions", "trait": "largest z along a trait"}
     figure, axes = style.panels(len(names), height=2.6, most_across=2)
     for axis, name in zip(axes, names, strict=True):
-        place = shown.null.names.index(name)
-        axis.hist(shown.null.values[:, place], bins=30, color="#AFAFAF", label="the base's own corpora")
-        own = shown.own.values[0, shown.own.names.index(name)]
+        own, *null = shown.statistics.values[:, shown.statistics.names.index(name)]
+        axis.hist(null, bins=30, color="#AFAFAF", label=compared)
         axis.axvline(own, color="#D55E00", linewidth=2, label="this corpus")
         axis.set_title(titles[name], fontsize=10, fontweight="bold")
         axis.set_ylabel("corpora", fontsize=9)

@@ -41,14 +41,34 @@ class Evidence:
         samples = {name: scores[own] for name, scores in self.samples.items()}
         return Evidence(self.vectors[own], samples, None if self.texts is None else self.texts[own])
 
-    def chosen(self, places: Floats) -> "Evidence":
-        """The samples at `places`, of which texts are left out."""
-        return Evidence(self.vectors[places], {name: scores[places] for name, scores in self.samples.items()})
-
     def beside(self, other: "Evidence") -> "Evidence":
         samples = {name: np.concatenate([scores, other.samples[name]]) for name, scores in self.samples.items()}
         texts = None if self.texts is None or other.texts is None else [*self.texts, *other.texts]
         return Evidence(np.concatenate([self.vectors, other.vectors]), samples, texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Samples in the coordinates of a `Reference`. white: (n, d), score vectors. columns: (n, traits + audits), every
+    sample's evidence of a mixture along every trait, and its scores; in deviations of the base's own samples. texts as
+    of `Evidence`."""
+
+    white: Floats
+    columns: Floats
+    texts: Sequence[str] | None
+
+    def __len__(self) -> int:
+        return len(self.white)
+
+    def chosen(self, places: Floats) -> "Scored":
+        """The samples at `places`."""
+        texts = None if self.texts is None else [self.texts[i] for i in places]
+        return Scored(self.white[places], self.columns[places], texts)
+
+    def beside(self, other: "Scored") -> "Scored":
+        texts = None if self.texts is None or other.texts is None else [*self.texts, *other.texts]
+        arrays = ((self.white, other.white), (self.columns, other.columns))
+        return Scored(*(np.concatenate(pair) for pair in arrays), texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +95,9 @@ class Reference:
     """What is fitted on the base's own samples: nothing of it may be tested or calibrated with.
 
     units: (traits, d), directions in white coordinates, of length 1; spread: (traits,), the deviation of samples along
-    them, less than 1 by the ridge. means, deviations: (traits + audits,), of the `columns` of
-    samples. texts: bags of words of some of the samples, for two-sample tests; None without.
+    them, less than 1 by the ridge. means, deviations: (traits + audits,), of the columns of `Scored`. Where nothing
+    varies the deviation is infinite: it never tells anything. texts: bags of words of some of the samples, for
+    two-sample tests; None without.
     """
 
     whitening: score_test.Whitening
@@ -95,52 +116,61 @@ class Reference:
             raise InputError(f"{len(fit)} samples of the base: give at least {LEAST}")
         whitening = score_test.Whitening.of(fit.vectors, ridge)
         units = whitening.units(directions)
-        spread = (whitening.white(fit.vectors) @ units.T).std(axis=0)
-        spread = np.where(spread > 0, spread, np.inf)
+        white = whitening.white(fit.vectors)
+        spread = _or_infinite((white @ units.T).std(axis=0))
         blank = cls(whitening, units, spread, tuple(fit.samples), np.zeros(0), np.zeros(0), None, 1.0)
-        columns = blank.columns(fit)
+        columns = blank._columns(white, fit)
         texts = None if fit.texts is None else two_sample.bag(list(fit.texts[:_TWO_SAMPLE]))
         width = 1.0 if texts is None else two_sample.median_distance(texts)
-        deviations = np.nanstd(columns, axis=0)
+        deviations = _or_infinite(np.nanstd(columns, axis=0))
         return dataclasses.replace(
             blank, means=np.nanmean(columns, axis=0), deviations=deviations, texts=texts, width=width
         )
 
-    def statistics(self, evidence: Evidence, n: int, at_most: int | None = None) -> Statistics:
-        """Of the disjoint corpora of n samples.
+    def scored(self, evidence: Evidence) -> Scored:
+        """A sample that has nothing to score says nothing: it is as the base's own on average."""
+        white = self.whitening.white(evidence.vectors)
+        columns = self._columns(white, evidence) - self.means
+        return Scored(white, np.nan_to_num(columns / self.deviations), evidence.texts)
+
+    def shifts(self, scored: Scored) -> Floats:
+        """(n, traits): how far every sample's score vector is shifted along every trait, in standard deviations."""
+        return scored.white @ self.units.T / self.spread
+
+    def statistics(self, scored: Scored, n: int, at_most: int | None = None) -> Statistics:
+        """Of the disjoint corpora of n samples, as `of_means`, and with texts:
+
+        classifier, mmd: against the base's texts.
+        """
+        white, columns = (calibration.corpora(each, n, at_most) for each in (scored.white, scored.columns))
+        found = self.of_means(white.mean(axis=1), columns.mean(axis=1), self.whitening.scale(n))
+        if self.texts is None or scored.texts is None:
+            return found
+        bags = calibration.corpora(two_sample.bag(list(scored.texts)), n, at_most)
+        reference = self.texts[:n]
+        classifier = [two_sample.told_apart(each, reference) for each in bags]
+        mmd = [two_sample.mmd(each, reference, self.width) for each in bags]
+        names = (*found.names, "classifier", "mmd")
+        return Statistics(names, np.column_stack([found.values, classifier, mmd]), found.traits)
+
+    def of_means(self, white: Floats, columns: Floats, scale: float) -> Statistics:
+        """From means over corpora, (corpora, d) and (corpora, traits + audits), whose deviation is `scale` by chance.
 
         score: Rao's T. trait: the largest z along a trait. mixture: the largest evidence along a trait that a tenth of
-        the samples are shifted. Of audits of samples: how far their mean is from the base's. classifier, mmd: with
-        texts, against the base's texts.
+        the samples are shifted. Of audits of samples: how far their mean is from the base's.
         """
-        corpora = evidence.rows(0, n * min(len(evidence) // n, at_most or len(evidence)))
-        white = calibration.corpora(self.whitening.white(corpora.vectors), n)
-        columns = (self.columns(corpora) - self.means) / np.where(self.deviations > 0, self.deviations, np.inf)
-        # A sample that has nothing to score says nothing: it is as the mean.
-        means = calibration.corpora(np.nan_to_num(columns), n).mean(axis=1) / self.whitening.scale(n)
-        traits = len(self.units)
-        along = score_test.along(white, self.units, self.whitening) / self.spread
-        found = {"score": score_test.rao(white, self.whitening)}
+        traits, means = len(self.units), columns / scale
+        along = score_test.along(white, self.units, scale) / self.spread
+        found = {"score": score_test.rao(white, scale)}
         if traits:
             found |= {"trait": along.max(axis=1), "mixture": means[:, :traits].max(axis=1)}
         for i, name in enumerate(self.audits):
             own = means[:, traits + i]
             found[name] = own if name in ONE_SIDED else np.abs(own)
-        if self.texts is not None and corpora.texts is not None:
-            bags = calibration.corpora(two_sample.bag(list(corpora.texts)), n)
-            reference = self.texts[:n]
-            found["classifier"] = np.asarray([two_sample.told_apart(each, reference) for each in bags])
-            found["mmd"] = np.asarray([two_sample.mmd(each, reference, self.width) for each in bags])
         return Statistics(tuple(found), np.column_stack(list(found.values())), along)
 
-    def shifts(self, evidence: Evidence) -> Floats:
-        """(n, traits): how far every sample's score vector is shifted along every trait, in standard deviations."""
-        return self.whitening.white(evidence.vectors) @ self.units.T / self.spread
-
-    def columns(self, evidence: Evidence) -> Floats:
-        """(n, traits + audits): every sample's evidence of a mixture along every trait, and its scores."""
-        shifts = self.shifts(evidence)
-        mixtures = score_test.mixture(shifts[:, None])
+    def _columns(self, white: Floats, evidence: Evidence) -> Floats:
+        mixtures = score_test.mixture((white @ self.units.T / self.spread)[:, None])
         return np.column_stack([mixtures, *(evidence.samples[name] for name in self.audits)])
 
 
@@ -199,8 +229,11 @@ def judged(statistics: Statistics, n: int, white_mean: Floats, units: Floats) ->
     )
 
 
-def simulated(data: Evidence, reference: Reference, null: Evidence) -> Verdict:
+def simulated(data: Scored, reference: Reference, null: Scored) -> tuple[Verdict, Statistics]:
     """Against disjoint corpora of as many samples from `null`, which the base wrote and `reference` has not seen.
+
+    Returns:
+      The verdict, and the statistics of the data and of the null's corpora, (1 + null).
 
     Raises:
       InputError: `null` has fewer than 19 such corpora, so that nothing could be found at 5 %.
@@ -210,32 +243,31 @@ def simulated(data: Evidence, reference: Reference, null: Evidence) -> Verdict:
         least = f"{n:,} samples need at least {19 * n:,} of the base to be calibrated with"
         raise InputError(f"{least}, and there are {len(null):,}; write more, or read fewer rows")
     statistics = reference.statistics(data, n).before(reference.statistics(null, n))
-    return judged(statistics, n, reference.whitening.white(data.vectors).mean(axis=0), reference.units)
+    return judged(statistics, n, data.white.mean(axis=0), reference.units), statistics
 
 
-def without(data: Evidence, reference: Reference, null: Evidence, share: float) -> float:
+def without(data: Scored, reference: Reference, null: Scored, share: float) -> float:
     """p of the combination when, of the data and of every corpus of the null alike, the `share` of the samples are left
     out that point most along the trait to which the corpus points most."""
     n = len(data)
     kept = n - round(share * n)
 
-    def trimmed(evidence: Evidence) -> Evidence:
-        shifts = reference.shifts(evidence)
+    def trimmed(scored: Scored) -> Scored:
+        shifts = reference.shifts(scored)
         places = []
-        for start in range(0, len(evidence) // n * n, n):
+        for start in range(0, len(scored) // n * n, n):
             own = shifts[start : start + n]
             order = np.argsort(own[:, np.argmax(own.mean(axis=0))], kind="stable")
             places.append(start + np.sort(order[:kept]))
-        return evidence.chosen(np.concatenate(places))
+        return dataclasses.replace(scored, texts=None).chosen(np.concatenate(places))
 
-    reference = dataclasses.replace(reference, texts=None)
     both = reference.statistics(trimmed(data), kept).before(reference.statistics(trimmed(null), kept))
     return calibration.rank_p(calibration.combined(both.values))
 
 
 def permuted(
     data: Evidence, null: Evidence, directions: Floats, count: int = 1999, paired: bool = False, seed: int = 0
-) -> tuple[Verdict, Reference]:
+) -> tuple[Verdict, Statistics, Reference]:
     """Against exchanges of its samples with those of a null corpus, where writing many corpora would be too dear.
 
     Means, covariances and deviations are those of both together, so that no exchange changes them. `paired`: the i-th
@@ -243,31 +275,25 @@ def permuted(
     exchangeable: of the same prompts, or of prompts drawn alike.
 
     Returns:
-      The verdict, and what was fitted on both.
+      The verdict, the statistics of the data and of all exchanges, and what was fitted on both.
     """
     if paired and len(data) != len(null):
         raise InputError(f"{len(data)} samples and {len(null)} of the base: pairs need as many of both")
-    both = data.beside(null)
-    pooled = Reference.of(dataclasses.replace(both, texts=None), directions)
-    white, columns = pooled.whitening.white(both.vectors), pooled.columns(both)
-    columns = np.nan_to_num((columns - pooled.means) / np.where(pooled.deviations > 0, pooled.deviations, np.inf))
+    both = dataclasses.replace(data.beside(null), texts=None)
+    pooled = Reference.of(both, directions)
+    scored = pooled.scored(both)
     weights = calibration.permutations(np.random.default_rng(seed), len(data), len(null), count, paired)
-    differences, means = weights @ white, weights @ columns
-    scale = (1 / len(data) + 1 / len(null)) ** 0.5
-    traits = len(pooled.units)
-    along = differences @ pooled.units.T / pooled.spread / scale
-    found = {"score": ((differences / scale) ** 2).sum(axis=1)}
-    if traits:
-        found |= {"trait": along.max(axis=1), "mixture": means[:, :traits].max(axis=1) / scale}
-    for i, name in enumerate(pooled.audits):
-        own = means[:, traits + i] / scale
-        found[name] = own if name in ONE_SIDED else np.abs(own)
-    statistics = Statistics(tuple(found), np.column_stack(list(found.values())), along)
-    return judged(statistics, len(data), differences[0], pooled.units), pooled
+    white = weights @ scored.white
+    statistics = pooled.of_means(white, weights @ scored.columns, (1 / len(data) + 1 / len(null)) ** 0.5)
+    return judged(statistics, len(data), white[0], pooled.units), statistics, pooled
 
 
-def power_along(null: Statistics, level: float, n: int, shifts: Sequence[float]) -> list[dict[str, Any]]:
-    """How often a corpus whose samples are all shifted along one trait would be found, by how far, in deviations of a
-    sample: the null's own corpora with the shift added, at the level of one test."""
-    edge = np.quantile(null.traits, 1 - level, axis=0)
-    return [{"shift": float(shift), "power": float((null.traits + shift * n**0.5 > edge).mean())} for shift in shifts]
+def _or_infinite(deviations: Floats) -> Floats:
+    return np.where(deviations > 0, deviations, np.inf)
+
+
+def power_along(null: Floats, level: float, n: int, shifts: Sequence[float]) -> list[dict[str, Any]]:
+    """How often a corpus of n samples that are all shifted along one trait would be found, by how far, in deviations of
+    a sample: the null's own z (corpora, traits) with the shift added, at the level of one test."""
+    edge = np.quantile(null, 1 - level, axis=0)
+    return [{"shift": float(shift), "power": float((null + shift * n**0.5 > edge).mean())} for shift in shifts]

