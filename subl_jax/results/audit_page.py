@@ -56,7 +56,7 @@ class Shown:
 def headline(shown: Shown) -> str:
     """The verdict in a sentence that says no more than the test."""
     found, verdict, level = shown.verdict.found(shown.level), shown.verdict, shown.level
-    corpora = f"{verdict.p:.2g} of the base's own corpora look at least as unusual"
+    corpora = f"p = {verdict.p:.2g}, how often the base's own corpora look at least as unusual"
     if found.any():
         order = [i for i in np.argsort(-verdict.z) if found[i]]
         names = ", ".join(f"{shown.traits[i]} (p = {verdict.traits[i]:.2g})" for i in order)
