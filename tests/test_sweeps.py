@@ -38,6 +38,7 @@ CASES = [
     *(("tokens", size) for size in ("full", "detectors", "shares", "edits", "all", "banned", "smoke")),
     *(("layers", kind) for kind in MODULES["layers"].TRAINS),
     *(("arbitration", kind) for kind in MODULES["arbitration"].KINDS),
+    *(("audit", kind) for kind in MODULES["audit"].KINDS),
     *(("chat", size) for size in ("small", "smoke", "doses", "paper")),
 ]
 
@@ -47,6 +48,9 @@ CHAT = {"world": {"prompts": 24, "prompt_tokens": 144}, "cross_sigma": (0.5,)}
 
 # What a sweep compares with instead of another initialisation.
 OTHER_ARM = {"tokens": "control", "predict": "control"}
+
+# A sweep that audits has arms in one of its kinds only, and names of its own for them.
+ARMS = {"audit": set()}
 
 
 def students(name, argument, **changes):
@@ -66,12 +70,12 @@ def test_a_sweep_can_be_planned(name, argument, tmp_path, request):
     changes = {"data_dir": folder(tmp_path)} if argument == "mnist" else {}
     if name == "chat":
         changes = {**CHAT, "model": request.getfixturevalue("tiny_chat_model")}
+    if name == "audit":
+        changes = {"teachers": 1, "traits": 1}
     made = students(name, argument, **changes)
     plan = make_plan(made, ())
-    assert plan.pending and {specs.arm_of(student) for student in made if student.row == "runs"} >= {
-        "same_init",
-        OTHER_ARM.get(name, "cross_init"),
-    }
+    arms = {specs.arm_of(student) for student in made if student.row == "runs"}
+    assert plan.pending and arms >= ARMS.get(name, {"same_init", OTHER_ARM.get(name, "cross_init")})
     assert make_plan(made, {node.key for group in plan.groups for node in group.nodes}).pending == 0
 
 

@@ -1,4 +1,4 @@
-"""Asks of a dataset: was it written by somebody with a trait?
+"""Tells how unlike a base's own data are, and towards which trait.
 
   audit --base SWEEP --data FILE   a base of a sweep; --seed N (default 0)
   audit --model NAME --data FILE   a chat model: smollm2, a folder, a hub name
