@@ -59,12 +59,18 @@ def make(workdir: str, folder: pathlib.Path) -> None:
 
 
 def judge(workdir: str, folder: pathlib.Path) -> None:
-    rows = []
+    verdicts = folder / "verdicts.csv"
+    rows = pd.read_csv(verdicts, dtype={"corpus": str}).to_dict("records") if verdicts.exists() else []
+    judged = {row["corpus"] for row in rows}
     for line in pd.read_csv(folder / "bases.csv", dtype={"corpus": str}).itertuples():
+        if line.corpus in judged:
+            continue
         to = folder / f"base-{line.base_seed}"
         given = ["--base", workdir, "--seed", str(line.base_seed), "--data", str(folder / f"{line.corpus}.jsonl")]
         with contextlib.redirect_stdout(io.StringIO()):
             status = main(["audit", *given, "--to", str(to), "--corpora", str(NULL), "--level", str(LEVEL)])
+        if status not in (0, 3, 4):
+            sys.exit(status)  # interrupted, or it could not be audited: no verdict
         said = json.loads((to / "audit.json").read_text())
         first = max(said["traits"], key=lambda trait: said["traits"][trait]["z"])
         own = said["traits"][first]
@@ -81,7 +87,7 @@ def judge(workdir: str, folder: pathlib.Path) -> None:
             }
         )
         print(line.corpus, status, said["p"], first, flush=True)
-        pd.DataFrame(rows).to_csv(folder / "verdicts.csv", index=False)
+        pd.DataFrame(rows).to_csv(verdicts, index=False)
 
 
 def opened(folder: pathlib.Path) -> None:

@@ -39,7 +39,9 @@ def student_of(base: str, seed: int) -> tuple[specs.Student, Store | None]:
         of_seed = results.runs[results.runs["student_base_seed"] == seed]
         keys = [*(results.runs if of_seed.empty else of_seed)["key"].drop_duplicates()]
         if results.audits is not None and not keys:
-            keys = [*results.audits["key"]]
+            vectors = results.audits[results.audits["audit"] == ScoreVectors.kind]
+            of_seed = vectors[vectors["base_seed"] == seed]
+            keys = [*(vectors.drop_duplicates("base_seed") if of_seed.empty else of_seed.head(1))["key"]]
         rows = [specs.from_json(store.spec(key)) for key in keys]
     students = [_learning(row) for row in rows]
     found = [

@@ -53,16 +53,16 @@ class Question:
 class Answer:
     """What was found. texts: (prompt, completion) of the data. shifts: (n, traits), of every sample along every trait.
     tokens: (n, places), what each token adds along the trait that the corpus points to most; words: (n, places), what
-    stands there, None where the world's tokens have no names. statistics: of the corpus, and then of those that it is
-    compared with, which the base wrote where it is `simulated`, and which are exchanges of samples else. without: p of
-    the combination when the samples that point most along a trait are left out, here and in every corpus of the null;
-    NaN where that was not asked."""
+    stands there; both None where the world's tokens have no names. statistics: of the corpus, and then of those that it
+    is compared with, which the base wrote where it is `simulated`, and which are exchanges of samples else. without: p
+    of the combination when the samples that point most along a trait are left out, here and in every corpus of the
+    null; NaN where that was not asked."""
 
     verdict: Verdict
     traits: tuple[str, ...]
     texts: list[tuple[str, str]]
     shifts: np.ndarray
-    tokens: np.ndarray
+    tokens: np.ndarray | None
     words: np.ndarray | None
     statistics: auditing.Statistics
     simulated: bool
@@ -173,11 +173,13 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     further = (MeanLogLikelihood(), Surprise(), RankResidual()) if small else (Surprise(rows=4),)
     null = specs.Audited(question.null, vectors.replace(directions=True), question.base)
     found = specs.Audited(question.data, vectors, question.base)
-    towards = specs.Audited(question.data, Towards(vectors, found, null), question.base)
+    # Twice as dear as all else, and only words that have a place can be coloured.
+    coloured = isinstance(question.base.world, specs.HoldsTokens)
+    towards = [specs.Audited(question.data, Towards(vectors, found, null), question.base)] if coloured else []
     of_null = [null, *(specs.Audited(question.null, each, question.base) for each in further)]
     of_data = [found, *(specs.Audited(question.data, each, question.base) for each in further)]
-    store = asking.computed([*of_null, *of_data, towards], question.base, question.stored, folder, "audit")
-    for each in (*of_null, *of_data, towards):
+    store = asking.computed([*of_null, *of_data, *towards], question.base, question.stored, folder, "audit")
+    for each in (*of_null, *of_data, *towards):
         if store.status(each.key) != "ok":
             raise InputError(f"this cannot be audited: {store.row(each.key).why}")
     world = question.base.world
@@ -194,7 +196,7 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     else:
         verdict, statistics, reference = auditing.permuted(own, others, directions)
         scored, without = reference.scored(own), float("nan")
-    of_tokens = np.asarray(store.get(towards.key)["tokens"])
+    of_tokens = np.asarray(store.get(towards[0].key)["tokens"]) if towards else None
     return Answer(
         verdict=verdict,
         traits=world.traits,

@@ -45,7 +45,7 @@ class Shown:
     traits: tuple[str, ...]
     texts: Sequence[tuple[str, str]]
     shifts: np.ndarray
-    tokens: np.ndarray
+    tokens: np.ndarray | None
     words: np.ndarray | None
     statistics: Statistics
     simulated: bool
@@ -108,6 +108,7 @@ def page(shown: Shown) -> str:
         first=shown.traits[int(np.argmax(verdict.z))],
         level=f"{shown.level:g}",
         samples=_samples(shown),
+        coloured=shown.words is not None,
         power=_power(shown),
         power_note=(
             "From the same corpora of the base, with the shift added to every sample."
@@ -139,7 +140,7 @@ def _traits(shown: Shown) -> list[dict[str, Any]]:
 def _samples(shown: Shown) -> list[dict[str, Any]]:
     first = int(np.argmax(shown.verdict.z))
     order = np.argsort(-shown.shifts[:, first])[:_SAMPLES]
-    strongest = np.nanmax(np.abs(shown.tokens[order])) if np.isfinite(shown.tokens[order]).any() else 1.0
+    strongest = 1.0 if shown.tokens is None else np.nanmax(np.abs(shown.tokens[order]))
     return [
         {"shift": f"{shown.shifts[i, first]:+.2f}", "tokens": _tokens(shown, i, max(float(strongest), 1e-30))}
         for i in order
@@ -147,7 +148,7 @@ def _samples(shown: Shown) -> list[dict[str, Any]]:
 
 
 def _tokens(shown: Shown, i: int, strongest: float) -> list[dict[str, str | None]]:
-    if shown.words is None:
+    if shown.words is None or shown.tokens is None:
         return [{"text": shown.texts[i][1], "colour": None}]
     there = np.isfinite(shown.tokens[i])
     return [
