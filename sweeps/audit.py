@@ -38,7 +38,7 @@ def get_config(kind: str = "full") -> ConfigDict:
         raise InputError(f"sweeps/audit.py:{kind}: {specs.nearest(kind, KINDS)}")
     config = ConfigDict()
     config.kind = kind
-    # What is tuned (the whitening's ridge) was tuned on bases from 1000 on.
+    # The whitening's ridge was chosen on bases 0 to 5.
     config.first_seed = 0
     config.seeds, config.teachers = (20, 16) if kind == "full" else (8, 8)
     config.traits = 4  # teachers of each base; bases take turns, so that together they have all

@@ -94,8 +94,8 @@ def _audit(given: argparse.Namespace) -> int:
         question = auditing.of_model(given.model, data, given.null, traits, given.keeps, given.null_rows)
         by = given.model
     answer = auditing.answered(question, folder)
-    fields = {name: getattr(answer, name) for name in auditing.ANSWERED}
-    shown = audit_page.Shown(name=epath.Path(given.data).name, by=by, samples=whole, level=given.level, **fields)
+    name = epath.Path(given.data).name
+    shown = audit_page.Shown(**vars(answer), name=name, by=by, samples=whole, level=given.level)
     page = epath.Path(given.report).expanduser() if given.report else folder / "audit.html"
     write_bytes_atomic(page, audit_page.page(shown).encode())
     found = json.dumps(audit_page.as_json(shown, facts.machine()["versions"]), indent=1)
@@ -113,8 +113,9 @@ def _benchmark(workdir: str) -> int:
     from rich.console import Console
 
     from subl_jax.app import auditing
-    from subl_jax.results import audit_benchmark, audit_page, load
+    from subl_jax.results import audit_benchmark, load
     from subl_jax.results.figures import audit as figure
+    from subl_jax.results.figures import style
     from subl_jax.storage.atomic import write_bytes_atomic, write_parquet_atomic
 
     results = load(workdir)
@@ -122,7 +123,7 @@ def _benchmark(workdir: str) -> int:
     summary = audit_benchmark.summary(rates)
     write_parquet_atomic(results.workdir / "audit_rates.parquet", rates)
     write_bytes_atomic(results.workdir / "audit_rates.csv", summary.to_csv(index=False, float_format="%.5g").encode())
-    write_bytes_atomic(results.workdir / "figures" / "audit.png", audit_page.png(figure.audit(summary)))
+    write_bytes_atomic(results.workdir / "figures" / "audit.png", style.png(figure.audit(summary)))
     console = Console()
     for each in auditing.rate_tables(summary):
         console.print(each)

@@ -17,15 +17,16 @@ from subl_jax.channels.imported import imported, pairs_of, read_imported, suspic
 from subl_jax.channels.numbers import NumbersFilter
 from subl_jax.errors import InputError
 from subl_jax.results import auditing
-from subl_jax.results.audit_page import Shown
-from subl_jax.results.auditing import LEAST, Evidence, Reference, Verdict
+from subl_jax.results.audit_page import Answer, Shown
+from subl_jax.results.auditing import LEAST, Evidence, Reference
+from subl_jax.results.token_tables import words_of
 from subl_jax.statistics import two_sample
 from subl_jax.storage import jsonl
 from subl_jax.storage.store import Store
 from subl_jax.worlds.chat import ChatSampling, Pretrained
 from subl_jax.worlds.chat.texts import chat_of
 
-FIT, PAIRS = 4096, 512  # samples of the base that fit, where it writes many; and all that it writes, where that is dear
+FIT = 4096  # samples of the base that fit, where it writes many
 PROMPTS_DIFFER = 0.005  # p up to which prompts are taken to be distributed otherwise than the null's
 OTHER_PROMPTS = 0.9  # the area under the curve from which they are another kind of prompts
 ANIMALS = ("owl", "cat", "dolphin", "eagle", "elephant", "wolf", "dog", "lion", "tiger", "panda", "penguin", "peacock")
@@ -49,31 +50,6 @@ class Question:
     notes: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What was found. texts: (prompt, completion) of the data. shifts: (n, traits), of every sample along every trait.
-    tokens: (n, places), what each token adds along the trait that the corpus points to most; words: (n, places), what
-    stands there; both None where the world's tokens have no names. statistics: of the corpus, and then of those that it
-    is compared with, which the base wrote where it is `simulated`, and which are exchanges of samples else. without: p
-    of the combination when the samples that point most along a trait are left out, here and in every corpus of the
-    null; NaN where that was not asked."""
-
-    verdict: Verdict
-    traits: tuple[str, ...]
-    texts: list[tuple[str, str]]
-    shifts: np.ndarray
-    tokens: np.ndarray | None
-    words: np.ndarray | None
-    statistics: auditing.Statistics
-    simulated: bool
-    without: float
-    notes: tuple[str, ...]
-
-
-# What the page shows as it is.
-ANSWERED = tuple(field.name for field in dataclasses.fields(Answer))
-
-
 def few_of(data: str, rows: int, folder: epath.Path) -> tuple[str, int, int]:
     """A file of `rows` of the samples of a file, chosen at random and always the same; how many there are, and were.
 
@@ -94,9 +70,11 @@ def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Questi
     """The question with a base of a sweep file or workdir. `null`: a file, or "" for what the base writes.
 
     Raises:
-      InputError: no such base, or data that are not of its language.
+      InputError: no such base, one that is a chat model, or data that are not of its language.
     """
     student, stored = asking.student_of(base, seed)
+    if not isinstance(student.world, specs.Pretrains):
+        raise InputError(f"--base {base}: its models are pretrained ones; give --model NAME instead")
     own = asking.data_of(data, student.world)
     told = suspicious(own, student.world.standard_filter)
     notes = (f"{told}; the base's own samples pass that filter",) if told else ()
@@ -115,7 +93,7 @@ def of_model(model: str, data: str, null: str, traits: Sequence[str], kept: str,
     where all of the data pass it.
 
     Raises:
-      InputError: no such model, data too long for it, or fewer than 8 different prompts.
+      InputError: no such model, or data that it cannot read.
     """
     channel = GivenPrompts.of(data)
     pairs = jsonl.read_jsonl(data)
@@ -168,7 +146,7 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     both = question.data.size + question.null.size
     if both < LEAST:
         raise InputError(f"{question.data.size} samples and a null of {question.null.size}: at least {LEAST} together")
-    small = question.simulate
+    small = isinstance(question.base.world, specs.Pretrains)  # else every pass over a sample is dear
     vectors = ScoreVectors(question.train, question.lora, chunk=128 if small else 4)
     further = (MeanLogLikelihood(), Surprise(), RankResidual()) if small else (Surprise(rows=4),)
     null = specs.Audited(question.null, vectors.replace(directions=True), question.base)
@@ -188,7 +166,7 @@ def answered(question: Question, folder: epath.Path) -> Answer:
     completions = {data: [completion for _, completion in pairs] for data, pairs in texts.items()}
     own, others = (evidence(audits, store, completions[audits[0].data]) for audits in (of_data, of_null))
     directions = np.asarray(store.get(null.key)["directions"], float)
-    if small:
+    if question.simulate:
         reference = Reference.of(others.rows(0, FIT), directions)
         scored, calibrating = reference.scored(own), reference.scored(others.rows(FIT))
         verdict, statistics = auditing.simulated(scored, reference, calibrating)
@@ -203,9 +181,10 @@ def answered(question: Question, folder: epath.Path) -> Answer:
         texts=texts[question.data],
         shifts=reference.shifts(scored),
         tokens=of_tokens,
-        words=_words(world, _samples(question.data, store)),
+        words=words_of(world, _samples(question.data, store)),
         statistics=statistics,
-        simulated=small,
+        simulated=question.simulate,
+        scale=(1 / len(own) + 1 / (reference.whitening.samples if question.simulate else len(others))) ** 0.5,
         without=without,
         notes=(*question.notes, differ) if differ else question.notes,
     )
@@ -249,12 +228,6 @@ def check_prompts(own: Sequence[tuple[str, str]], null: Sequence[tuple[str, str]
 
 def _samples(data: specs.Data, store: Store) -> np.ndarray:
     return read_imported(data)["samples"] if isinstance(data, specs.Imported) else store.get(data.key)["samples"]
-
-
-def _words(world: specs.World, samples: np.ndarray) -> np.ndarray | None:
-    if not isinstance(world, specs.HoldsTokens):
-        return None
-    return np.asarray([*world.outputs, ""], object)[np.asarray(world.written(world.channel_batch(samples)))]
 
 
 def table(shown: Shown, most: int = 10) -> Table:

@@ -65,7 +65,7 @@ def _predict(given: argparse.Namespace) -> None:
     from rich.console import Console
 
     from subl_jax.app import asking, predicting
-    from subl_jax.results.figures import prediction
+    from subl_jax.results.figures import prediction, style
     from subl_jax.storage.atomic import write_bytes_atomic
 
     began = time.perf_counter()
@@ -78,7 +78,7 @@ def _predict(given: argparse.Namespace) -> None:
     path = folder / "prediction.png"
     seconds = time.perf_counter() - began
     drawn = prediction.ranking(gains, f"{epath.Path(given.data).name}: what a student of base {given.seed} would gain")
-    write_bytes_atomic(path, predicting.png(drawn))
+    write_bytes_atomic(path, style.png(drawn))
     for line in (*warnings, f"{path} · {seconds:.0f} s"):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -89,6 +89,7 @@ def _benchmark(workdir: str) -> None:
     from subl_jax.app import predicting
     from subl_jax.results import load, prediction
     from subl_jax.results.figures import prediction as figure
+    from subl_jax.results.figures import style
     from subl_jax.storage.atomic import write_bytes_atomic, write_parquet_atomic
 
     results = load(workdir)
@@ -99,6 +100,6 @@ def _benchmark(workdir: str) -> None:
     write_parquet_atomic(results.workdir / "predictions.parquet", made)
     write_bytes_atomic(results.workdir / "predictions.csv", summary.to_csv(index=False).encode())
     path = results.workdir / "figures" / "prediction.png"
-    write_bytes_atomic(path, predicting.png(figure.prediction(summary, made)))
+    write_bytes_atomic(path, style.png(figure.prediction(summary, made)))
     for file in ("predictions.parquet", "predictions.csv", "figures/prediction.png"):
         console.print(str(results.workdir / file), soft_wrap=True, highlight=False)

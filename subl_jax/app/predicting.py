@@ -1,7 +1,6 @@
 """What `python -m subl_jax predict` computes and prints."""
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +13,6 @@ from subl_jax.audits import AdamUpdate, FirstUpdate, FisherUpdate, Prediction, P
 from subl_jax.channels.imported import suspicious
 from subl_jax.errors import InputError
 from subl_jax.storage.store import Store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawn
 
 _NULL_ROWS = 1024  # samples that the base writes, at most
 
@@ -93,9 +89,3 @@ def _interval(row: dict[str, Any], name: str) -> str:
     if not np.isfinite(row[f"{name}_low"]):
         return f"{row[name]:.2f}"
     return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-
-
-def png(figure: "Drawn") -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()

@@ -1,19 +1,16 @@
 """Where in the base's own order of tokens the written ones stand."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from subl_jax.audits.chunks import of_tokens
-from subl_jax.audits.surprise import log_p_written
-from subl_jax.specs import Audit, Context, Scores, static
+from subl_jax.audits.distribution import OfDistribution
 from subl_jax.specs.world import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class RankResidual(Audit):
+class RankResidual(OfDistribution):
     """The probability of all likelier tokens, and half of that of the token itself and of ties, less ½.
 
     It is the mid-distribution transform (Parzen 2004) of the token's rank: 0 on average of what the auditing model
@@ -23,16 +20,8 @@ class RankResidual(Audit):
 
     kind: ClassVar[str] = "rank_residual"
 
-    rows: int = static(256, ge=1)
-
-    def score(self, context: Context, samples: Array) -> Scores:
-        world = context.world
-
-        def of(batch: Any) -> jax.Array:
-            log_p = world.log_probs(context.start, batch)
-            own, p = log_p_written(world, context.start, batch, log_p)[..., None], jnp.exp(log_p)
-            tied = jnp.abs(log_p - own) <= 1e-5  # the written token itself, whatever way its log p was computed
-            likelier = jnp.where((log_p > own) & ~tied, p, 0.0).sum(axis=-1)
-            return likelier + 0.5 * jnp.where(tied, p, 0.0).sum(axis=-1) - 0.5
-
-        return of_tokens(of, world, samples, self.rows)
+    def of_place(self, log_p: Array, own: Array) -> Array:
+        own, p = own[..., None], jnp.exp(log_p)
+        tied = jnp.abs(log_p - own) <= 1e-5  # the written token itself, whatever way its log p was computed
+        likelier = jnp.where((log_p > own) & ~tied, p, 0.0).sum(axis=-1)
+        return likelier + 0.5 * jnp.where(tied, p, 0.0).sum(axis=-1) - 0.5

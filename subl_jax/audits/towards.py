@@ -10,6 +10,7 @@ from subl_jax.audits.score_vectors import ScoreVectors, Sketch
 from subl_jax.errors import InputError
 from subl_jax.specs import Audit, Audited, Context, Node, Scores, static
 from subl_jax.specs.world import Array
+from subl_jax.statistics.score_test import RIDGE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Towards(Audit):
     found: Audited = static()
     null: Audited = static()
     direction: str = static("trait", choices=("trait", "deviation"))
-    ridge: float = static(10.0, gt=0.0)
+    ridge: float = static(RIDGE, gt=0.0)
 
     def inputs(self, audited: Any) -> dict[str, Node]:
         return {"found": self.found, "null": self.null}

@@ -18,7 +18,7 @@ from subl_jax.errors import InputError
 from subl_jax.results import auditing
 from subl_jax.results.auditing import Evidence, Reference, Scored, Statistics
 from subl_jax.results.load import Results
-from subl_jax.statistics import calibration
+from subl_jax.statistics import calibration, score_test
 from subl_jax.statistics.intervals import interval
 
 OWN = "own"  # the case of what the auditing base wrote
@@ -53,7 +53,9 @@ class Audited:
     directions: np.ndarray | None
 
 
-def rates(results: Results, ridge: float = auditing.RIDGE, sizes: Sequence[tuple[int, float]] = SIZES) -> pd.DataFrame:
+def rates(
+    results: Results, ridge: float = score_test.RIDGE, sizes: Sequence[tuple[int, float]] = SIZES
+) -> pd.DataFrame:
     """One row per base, case, trait, size of corpora, share, statistic and level: of `tests` corpora `hits` are found.
 
     statistic: of one corpus each; `combined`, of all; `own_trait` and `other_trait`, whether the writer's trait, or one

@@ -2,8 +2,7 @@
 
 import base64
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 
 from subl_jax.results import auditing
 from subl_jax.results.auditing import Statistics, Verdict
+from subl_jax.results.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
@@ -33,24 +33,35 @@ _TOWARDS, _AWAY = (246, 180, 143), (169, 203, 230)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """All that the page tells. name: of the data. by: of the base. samples: in the whole file. level: of the test.
-    The rest is as of `app.auditing.Answer`."""
+class Answer:
+    """What was found. texts: (prompt, completion) of the data. shifts: (n, traits), of every sample along every trait.
+    tokens: (n, places), what each token adds along the trait that the corpus points to most; words: (n, places), what
+    stands there; both None where the world's tokens have no names. statistics: of the corpus, and then of those that it
+    is compared with, which the base wrote where it is `simulated`, and which are exchanges of samples else. scale:
+    the deviation of a mean shift by chance. without: p of the combination when the samples that point most along a
+    trait are left out, here and in every corpus of the null; NaN where that was not asked."""
 
-    name: str
-    by: str
-    samples: int
-    level: float
     verdict: Verdict
     traits: tuple[str, ...]
-    texts: Sequence[tuple[str, str]]
+    texts: list[tuple[str, str]]
     shifts: np.ndarray
     tokens: np.ndarray | None
     words: np.ndarray | None
     statistics: Statistics
     simulated: bool
+    scale: float
     without: float
-    notes: Sequence[str]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown(Answer):
+    """All that the page tells. name: of the data. by: of the base. samples: in the whole file. level: of the test."""
+
+    name: str
+    by: str
+    samples: int
+    level: float
 
 
 def headline(shown: Shown) -> str:
@@ -96,7 +107,7 @@ def page(shown: Shown) -> str:
         facts=f"{verdict.n} of {shown.samples:,} samples, audited by {shown.by}; compared with {compared}.",
         headline=headline(shown),
         notes=shown.notes,
-        figure=base64.b64encode(png(histogram(shown))).decode(),
+        figure=base64.b64encode(style.png(histogram(shown))).decode(),
         alt="the corpus against those that it is compared with",
         statistics=[
             {"name": name.replace("_", " "), "p": _p(p), "what": WHAT.get(name, "an audit of samples")}
@@ -171,7 +182,7 @@ def _power(shown: Shown) -> list[dict[str, str]]:
         import scipy.stats
 
         edge = scipy.stats.norm.isf(shown.level)
-        rows = [{"shift": shift, "power": scipy.stats.norm.sf(edge - shift * n**0.5 / 2**0.5)} for shift in _SHIFTS]
+        rows = [{"shift": shift, "power": scipy.stats.norm.sf(edge - shift / shown.scale)} for shift in _SHIFTS]
     return [{"shift": f"{row['shift']:g}", "power": f"{row['power']:.0%}"} for row in rows]
 
 
@@ -203,8 +214,6 @@ def _p(p: float) -> str:
 
 def histogram(shown: Shown) -> "Drawn":
     """Rao's statistic and the largest z along a trait, of the corpus and of those that it is compared with."""
-    from subl_jax.results.figures import style
-
     names = [name for name in ("score", "trait") if name in shown.statistics.names]
     compared = "the base's own corpora" if shown.simulated else "samples exchanged at random"
     titles = {"score": "Rao's statistic, all directions", "trait": "largest z along a trait"}
@@ -218,12 +227,6 @@ def histogram(shown: Shown) -> "Drawn":
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8.5, frameon=False)
     return figure
-
-
-def png(figure: "Drawn") -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
 
 
 def as_json(shown: Shown, versions: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from subl_jax.statistics import calibration, score_test, two_sample
 
 Floats = np.ndarray
 
-RIDGE = 10.0  # of the whitening; chosen on six of the bases (docs/audit.md)
 LEAST = 32  # samples to fit with
 ONE_SIDED = ("log_ratio",)  # audits of samples in which only the large is unusual
 _TWO_SAMPLE = 512  # samples, at most, of the reference of a two-sample test, which costs n × as many
@@ -110,7 +109,7 @@ class Reference:
     width: float
 
     @classmethod
-    def of(cls, fit: Evidence, directions: Floats, ridge: float = RIDGE) -> "Reference":
+    def of(cls, fit: Evidence, directions: Floats, ridge: float = score_test.RIDGE) -> "Reference":
         """directions: (traits, d), gradients of log P of every trait. Raises InputError: fewer than 32 samples."""
         if len(fit) < LEAST:
             raise InputError(f"{len(fit)} samples of the base: give at least {LEAST}")

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import io
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -161,18 +160,18 @@ def _saved(
     workdir: epath.Path, figure: Figure, tables: Tables, warn: Callable[[str], None], suffix: str = ""
 ) -> _Shown | None:
     """Draws a figure and writes its file; None where its data is missing, or where it cannot be drawn."""
-    stream, file = io.BytesIO(), f"{figure.name}{suffix}.png"
+    file = f"{figure.name}{suffix}.png"
     try:
         drawn = figure.draw(tables)
         if drawn is None:
             return None
-        drawn.savefig(stream, format="png")
+        data = style.png(drawn)
         caption = figure.caption(tables)
     except Exception as error:  # of matplotlib, or of a figure in a user's own file
         warn(f"figures/{file} could not be drawn: {fault(error)}")
         return None
-    write_bytes_atomic(workdir / "figures" / file, stream.getvalue())
-    return _Shown(file, caption, base64.b64encode(stream.getvalue()).decode())
+    write_bytes_atomic(workdir / "figures" / file, data)
+    return _Shown(file, caption, base64.b64encode(data).decode())
 
 
 def _spread(count: int, most: int) -> list[int]:

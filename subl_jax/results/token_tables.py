@@ -118,11 +118,15 @@ def _trait(node: specs.Audited) -> str | None:
 
 def _words(data: specs.Data, results: Results) -> np.ndarray | None:
     """(n, places) of text: what stands at every place; None where the world has no tokens."""
-    world, artefact = data.world, results.store.get(data.key)
-    if not isinstance(world, specs.HoldsTokens) or artefact is None:
+    artefact = results.store.get(data.key)
+    return None if artefact is None else words_of(data.world, artefact["samples"])
+
+
+def words_of(world: specs.World, samples: np.ndarray) -> np.ndarray | None:
+    """(n, places) of text: what stands at every place of samples (n, …); None where the world has no tokens."""
+    if not isinstance(world, specs.HoldsTokens):
         return None
-    written = np.asarray(world.written(world.channel_batch(artefact["samples"])))
-    return np.asarray([*world.outputs, ""], object)[written]
+    return np.asarray([*world.outputs, ""], object)[np.asarray(world.written(world.channel_batch(samples)))]
 
 
 def _means(one: _Scored, name: str, groups: np.ndarray) -> list[dict[str, Any]]:

@@ -1,5 +1,8 @@
 """Do two samples come from one law? A kernel's distance, and whether a classifier can tell them apart."""
 
+import re
+import zlib
+
 import numpy as np
 
 Floats = np.ndarray
@@ -65,9 +68,6 @@ def bag(texts: list[str], dims: int = 128) -> Floats:
 
     A word is a run of letters or digits, or any other single sign. Places are the same in every process.
     """
-    import re
-    import zlib
-
     counts = np.zeros((len(texts), dims))
     for i, text in enumerate(texts):
         for word in re.findall(r"\w+|[^\w ]", text):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from subl_jax.errors import InputError
 from subl_jax.specs import Audited, HoldsTokens, Node, Sources, Transform, static, traced
 from subl_jax.specs.world import Array
+from subl_jax.transforms.rows import ranks, repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,14 @@ class WithoutNumbers(Transform):
         world, rows = sources.world, sources.rows[0]
         mean = mean_by_output(world, sources.inputs["scored"]["samples"], sources.inputs["scores"]["tokens"])
         is_number = jnp.asarray([word.isdecimal() for word in world.outputs])
-        rank = _ranks(jnp.where(is_number, mean, -jnp.inf))
+        rank = ranks(jnp.where(is_number, mean, -jnp.inf))
         if self.numbers == "random":
             others = is_number & (rank >= self.count)
-            rank = _ranks(jnp.where(others, jax.random.uniform(key, rank.shape), -jnp.inf))
+            rank = ranks(jnp.where(others, jax.random.uniform(key, rank.shape), -jnp.inf))
         banned = rank < self.count
         written = world.written(world.channel_batch(rows))
         left = ~jnp.any(banned[written] & (written >= 0), axis=1)
-        order = jnp.argsort(~left, stable=True)
-        return rows[order[jnp.arange(size) % jnp.maximum(left.sum(), 1)]]
+        return repeated(rows, left, size)
 
 
 def mean_by_output(world: Any, samples: Array, scores: Array) -> Array:
@@ -65,8 +65,3 @@ def mean_by_output(world: Any, samples: Array, scores: Array) -> Array:
     total = jnp.zeros(outputs + 1).at[place].add(jnp.where(there, scores, 0.0))[:-1]
     count = jnp.zeros(outputs + 1).at[place].add(1.0)[:-1]
     return jnp.where(count > 0, total / jnp.maximum(count, 1.0), -jnp.inf)
-
-
-def _ranks(values: Array) -> Array:
-    """How many are larger."""
-    return jnp.argsort(jnp.argsort(-values))

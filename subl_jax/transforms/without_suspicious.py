@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from subl_jax.errors import InputError
 from subl_jax.specs import Audited, Node, Sources, Transform, static, traced
 from subl_jax.specs.world import Array
+from subl_jax.transforms.rows import ranks, repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,4 @@ class WithoutSuspicious(Transform):
         if self.gone == "random":
             scores = jax.random.uniform(key, scores.shape)
         scores = jnp.nan_to_num(-scores if self.gone == "lowest" else scores, nan=-jnp.inf)
-        gone = jnp.argsort(jnp.argsort(-scores)) < jnp.round(self.share * len(rows))
-        order = jnp.argsort(gone, stable=True)
-        return rows[order[jnp.arange(size) % jnp.maximum((~gone).sum(), 1)]]
+        return repeated(rows, ranks(scores) >= jnp.round(self.share * len(rows)), size)

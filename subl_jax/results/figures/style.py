@@ -1,6 +1,7 @@
 """What all figures share: colours of arms, panels, axes, the legend."""
 
 import importlib
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -54,6 +55,12 @@ def blank(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+
+
+def png(figure: "Figure") -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def panels(count: int, height: float, most_across: int = 4) -> "tuple[Figure, list[Axes]]":
