@@ -87,7 +87,7 @@ def _audit(given: argparse.Namespace) -> int:
     folder = epath.Path(given.to).expanduser()
     data, rows, whole = auditing.few_of(given.data, given.rows, folder)
     if given.base:
-        question = auditing.of_sweep(given.base, given.seed, data, given.null, given.corpora)
+        question = auditing.of_sweep(given.base, given.seed, given.data, data, given.null, given.corpora)
         by = f"base {given.seed} of {given.base}"
     else:
         traits = tuple(name.strip() for name in given.traits.split(",") if name.strip())

@@ -66,8 +66,9 @@ def few_of(data: str, rows: int, folder: epath.Path) -> tuple[str, int, int]:
     return str(path), len(chosen), len(pairs)
 
 
-def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Question:
-    """The question with a base of a sweep file or workdir. `null`: a file, or "" for what the base writes.
+def of_sweep(base: str, seed: int, whole: str, data: str, null: str, corpora: int) -> Question:
+    """The question with a base of a sweep file or workdir. data: the samples of the file `whole` that are read. null: a
+    file, or "" for what the base writes.
 
     Raises:
       InputError: no such base, one that is a chat model, or data that are not of its language.
@@ -75,8 +76,9 @@ def of_sweep(base: str, seed: int, data: str, null: str, corpora: int) -> Questi
     student, stored = asking.student_of(base, seed)
     if not isinstance(student.world, specs.Pretrains):
         raise InputError(f"--base {base}: its models are pretrained ones; give --model NAME instead")
-    own = asking.data_of(data, student.world)
-    told = suspicious(own, student.world.standard_filter)
+    # A mistake is named where the user has made it, not in the file of the few.
+    told = suspicious(imported(whole, student.world), student.world.standard_filter)
+    own = imported(data, student.world)
     notes = (f"{told}; the base's own samples pass that filter",) if told else ()
     if null:
         trusted = asking.data_of(null, student.world)

@@ -152,6 +152,10 @@ def test_cases_are_named_by_what_they_are_to_the_auditor():
         (["--base", "{out}", "--model", "x", "--data", "x"], "one of --base SWEEP and --model NAME"),
         (["--benchmark", "{out}", "--data", "x"], "--benchmark: compares what is stored"),
         (["--base", "{out}", "--data", "nowhere.jsonl"], "nowhere.jsonl: "),
+        (
+            ["--base", "{out}", "--data", "bad.jsonl", "--rows", "8"],
+            "error: bad.jsonl: not of the tiny language: 'four'",
+        ),
         (["--base", "{out}", "--data", "few.jsonl"], "few.jsonl: 3 samples; an audit needs at least 8"),
         (["--base", "{out}", "--data", "x", "--corpora", "50"], "nothing could be found; a level of 0.01 needs"),
         (["--base", "{out}", "--data", "x", "--level", "2"], "--level 2: between 0 and 1"),
@@ -164,6 +168,8 @@ def test_cases_are_named_by_what_they_are_to_the_auditor():
 def test_a_mistake_is_one_line(arguments, line, results, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "few.jsonl").write_text('{"prompt": "3", "completion": "4 5"}\n' * 3)
+    sample = '{"prompt": "3", "completion": "4 5"}\n'
+    (tmp_path / "bad.jsonl").write_text(sample * 8 + sample.replace("4", "four"))
     given = [argument.format(out=results.workdir) for argument in arguments]
     assert main(["audit", *given]) == 2
     said = capsys.readouterr()
