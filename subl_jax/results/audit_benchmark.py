@@ -42,7 +42,7 @@ _FIT = 0.2  # the part of the pool that fits
 
 
 @dataclasses.dataclass(frozen=True)
-class Audited:
+class AuditedData:
     """One dataset as a base sees it. case: what it is; trait: of its writer, "" for none."""
 
     base_seed: int
@@ -91,7 +91,7 @@ def rates(
 class _Null:
     """What all datasets of a base are compared with."""
 
-    def __init__(self, pool: Audited, ridge: float) -> None:
+    def __init__(self, pool: AuditedData, ridge: float) -> None:
         fit = int(_FIT * len(pool.evidence))
         self.reference = Reference.of(pool.evidence.rows(0, fit), pool.directions, ridge)
         self.scored = self.reference.scored(pool.evidence.rows(fit))
@@ -104,7 +104,7 @@ class _Null:
 
 
 def _of_dataset(
-    one: Audited,
+    one: AuditedData,
     scored: Scored,
     null: _Null,
     rest: Scored | None,
@@ -176,7 +176,7 @@ def _oracle(direction: np.ndarray, null: _Null, white: np.ndarray, n: int, at: i
 # --- what a sweep has audited ---
 
 
-def _by_base(results: Results) -> Iterator[list[Audited]]:
+def _by_base(results: Results) -> Iterator[list[AuditedData]]:
     ok = results.audits[results.audits["status"] == "ok"] if results.audits is not None else pd.DataFrame({"key": []})
     nodes = [specs.from_json(results.store.spec(key)) for key in ok["key"]]
     vectors = [node for node in nodes if isinstance(node.audit, ScoreVectors)]
@@ -195,14 +195,14 @@ def _by_base(results: Results) -> Iterator[list[Audited]]:
         yield [_audited(node, others.get((node.by.key, node.data.key), []), results) for node in of_base]
 
 
-def _audited(node: specs.Audited, others: list[specs.Audited], results: Results) -> Audited:
+def _audited(node: specs.Audited, others: list[specs.Audited], results: Results) -> AuditedData:
     artefact = results.store.get(node.key)
     if artefact is None:
         raise InputError(f"{results.workdir}: scores of audit {node.key[:12]}… were not kept; run the sweep again")
     samples = {each.audit.kind: np.asarray(results.store.get(each.key)["samples"], float) for each in others}
     evidence = Evidence(np.asarray(artefact["vectors"], np.float32), samples)
     directions = np.asarray(artefact["directions"], float) if node.audit.directions else None
-    return Audited(
+    return AuditedData(
         node.by.origin.seed, case_of(node.data, node.by), node.data.given_trait or "", node.data, evidence, directions
     )
 
